@@ -1,0 +1,206 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`open_pictures`: a folder, tar or MNIST file as one indexable set of square 8-bit pictures."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy
+import torch
+
+from gangealing_fast.data.decoding import Crop, decode, to_square
+from gangealing_fast.data.mnist import is_idx_name, read_images
+from gangealing_fast.data.sources import Entry, list_entries
+from gangealing_fast.errors import UserError
+
+MEMORY_BUDGET = 2 << 30
+"""Decoded pictures are kept in memory up to this many bytes (43 000 of 128x128, 170 000 of 64x64)."""
+
+_THREADS = 2
+
+
+def to_float(pictures: torch.Tensor) -> torch.Tensor:
+    """uint8 0 … 255 to float32 [-1, 1], any shape."""
+    return pictures.to(torch.float32).div_(127.5).sub_(1)
+
+
+def to_uint8(pictures: torch.Tensor) -> torch.Tensor:
+    """Floating [-1, 1] to uint8 0 … 255, rounded and clipped, any shape; the inverse of `to_float`."""
+    return pictures.detach().float().add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8)
+
+
+def decode_entries(entries: Iterable[Entry], size: int, crop: Crop) -> Iterator[tuple[Entry, numpy.ndarray | str]]:
+    """Decode pictures in order on two threads, a few hundred ahead at most.
+
+    Yields:
+        `(entry, [size, size, 3] uint8)`, or `(entry, reason)` for one that cannot be used.
+    """
+
+    def one(entry: Entry) -> tuple[Entry, numpy.ndarray | str]:
+        try:
+            return entry, decode(entry.read(), size, crop)
+        except ValueError as error:
+            return entry, str(error)
+        except OSError as error:
+            return entry, f"cannot be read ({error.strerror or error})"
+
+    remaining = iter(entries)
+    with ThreadPoolExecutor(_THREADS) as pool:
+        while chunk := list(itertools.islice(remaining, 256)):
+            yield from pool.map(one, chunk)
+
+
+class Pictures:
+    """Square pictures by index; made by `open_pictures`.
+
+    Attributes:
+        names: one per usable picture, in a fixed order.
+        skipped: `(name, reason)` of the pictures left out. A set too large for memory is decoded when used, so that
+            unreadable pictures are found, replaced by the next one, and entered here, only then.
+        size: side length in pixels.
+        source: the path, as given.
+    """
+
+    def __init__(self, source: str, size: int, crop: Crop, names: list[str], skipped: list[tuple[str, str]],
+                 store: torch.Tensor | None, entries: list[Entry] | None, rows: torch.Tensor | None = None) -> None:
+        self.source, self.size, self.names, self.skipped = source, size, names, skipped
+        self._crop, self._store, self._entries = crop, store, entries
+        self._rows = torch.arange(len(names)) if rows is None else rows
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def batch(self, indices: Sequence[int] | torch.Tensor) -> torch.Tensor:
+        """The pictures of these indices, uint8 `[N, 3, size, size]`.
+
+        Raises:
+            IndexError: an index is not in 0 … len-1.
+            UserError: no picture of a set decoded on use can be read any more.
+        """
+        index = torch.as_tensor(indices, dtype=torch.int64).reshape(-1)
+        if len(index) and (int(index.min()) < 0 or int(index.max()) >= len(self)):
+            raise IndexError(f"picture indices must be in 0 … {len(self) - 1}, got {int(index.min())} … {int(index.max())}")
+        rows = self._rows[index]
+        if self._store is not None:
+            return self._store[rows]
+        decoded = torch.empty(len(rows), 3, self.size, self.size, dtype=torch.uint8)
+        assert self._entries is not None
+        results = decode_entries((self._entries[row] for row in rows.tolist()), self.size, self._crop)
+        for place, (entry, value) in enumerate(results):
+            if isinstance(value, str):
+                value = self._substitute(int(index[place]), entry, value)
+            decoded[place] = torch.from_numpy(value).permute(2, 0, 1)
+        return decoded
+
+    def _substitute(self, index: int, entry: Entry, reason: str) -> numpy.ndarray:
+        """The next readable picture: the same one in every run, so that a resumed run sees the same data."""
+        if (entry.name, reason) not in self.skipped:
+            self.skipped.append((entry.name, reason))
+        assert self._entries is not None
+        for step in range(1, min(len(self), 1000)):
+            following = self._entries[int(self._rows[(index + step) % len(self)])]
+            try:
+                return decode(following.read(), self.size, self._crop)
+            except (OSError, ValueError):
+                continue
+        raise UserError(f"the pictures of {self.source} can no longer be read (first: {entry.name}, {reason}); "
+                        "check that the disk is still there")
+
+    def subset(self, indices: Sequence[int] | torch.Tensor) -> Pictures:
+        """The set of these pictures only, in this order; shares memory with this one."""
+        index = torch.as_tensor(indices, dtype=torch.int64).reshape(-1)
+        return Pictures(self.source, self.size, self._crop, [self.names[i] for i in index.tolist()], self.skipped,
+                        self._store, self._entries, self._rows[index])
+
+    def summary(self) -> str:
+        """One sentence: how many pictures of which size, and which were skipped."""
+        text = f"{len(self)} picture{'s' * (len(self) != 1)} of {self.size}x{self.size} from {self.source}"
+        if self._store is None:
+            text += ", decoded when used"
+        return text + (f"; {skipped_summary(self.skipped)}" if self.skipped else "")
+
+
+def skipped_summary(skipped: Sequence[tuple[str, str]], most: int = 5) -> str:
+    """The skipped pictures, counted and the first `most` named with their reasons."""
+    named = ", ".join(f"{name} ({reason})" for name, reason in skipped[:most])
+    rest = f", and {len(skipped) - most} more" if len(skipped) > most else ""
+    return f"{len(skipped)} skipped: {named}{rest}"
+
+
+def open_pictures(path: str | os.PathLike[str], *, size: int, crop: Crop = "center", limit: int | None = None,
+                  label: int | None = None, minimum: int = 1, memory_budget: int = MEMORY_BUDGET) -> Pictures:
+    """Open a set of pictures.
+
+    Args:
+        path: a folder (searched with its subfolders, sorted by name), a .tar (plain or WebDataset), a folder of .tar
+            shards, or an MNIST images file (IDX, gzipped or not).
+        size: side length in pixels of the squares to make.
+        crop: "center" cuts the centred square, "pad" keeps all and repeats the border pixels.
+        limit: use the first so many files only.
+        label: keep only this class (MNIST files only).
+        minimum: refuse a set with fewer usable pictures than this.
+        memory_budget: bytes; a larger set is decoded when used instead of once.
+
+    Returns:
+        The usable pictures. Unreadable and truncated files are skipped, counted and named in `skipped`. Transparency is
+        laid on white, EXIF orientation applied; 28x28 MNIST digits are padded with black to 32x32, not enlarged.
+
+    Raises:
+        UserError: missing or empty path, no picture, none readable, or too few.
+        ValueError: an argument out of range.
+    """
+    if size < 1 or crop not in ("center", "pad") or (limit is not None and limit < 1):
+        raise ValueError(f"size and limit must be positive and crop 'center' or 'pad', got {size}, {limit} and '{crop}'")
+    if Path(path).is_file() and is_idx_name(path):
+        pictures = _open_idx(Path(path), size, crop, limit, label)
+    elif label is not None:
+        raise UserError(f"{path} has no labels, only MNIST images files have; leave the class {label} out")
+    else:
+        pictures = _open_files(path, size, crop, limit, memory_budget)
+    if len(pictures) < minimum:
+        because = f" ({skipped_summary(pictures.skipped)})" if pictures.skipped else ""
+        raise UserError(f"{path} has only {len(pictures)} usable picture{'s' * (len(pictures) != 1)}{because}, "
+                        f"but at least {minimum} are needed; add more")
+    return pictures
+
+
+def _open_files(path: str | os.PathLike[str], size: int, crop: Crop, limit: int | None, memory_budget: int) -> Pictures:
+    entries = list_entries(path)[:limit]
+    if len(entries) * 3 * size * size > memory_budget:
+        return Pictures(str(path), size, crop, [entry.name for entry in entries], [], None, entries)
+    store = torch.empty(len(entries), 3, size, size, dtype=torch.uint8)
+    names: list[str] = []
+    skipped: list[tuple[str, str]] = []
+    for entry, value in decode_entries(entries, size, crop):
+        if isinstance(value, str):
+            skipped.append((entry.name, value))
+            continue
+        store[len(names)] = torch.from_numpy(value).permute(2, 0, 1)
+        names.append(entry.name)
+    if not names:
+        raise UserError(f"none of the {len(entries)} pictures in {path} can be read: {skipped_summary(skipped)}")
+    return Pictures(str(path), size, crop, names, skipped, store[:len(names)], None)
+
+
+def _open_idx(path: Path, size: int, crop: Crop, limit: int | None, label: int | None) -> Pictures:
+    from PIL import Image
+
+    images, positions = read_images(path, label=label)
+    images, positions = images[:limit], positions[:limit]
+    if not len(images):
+        raise UserError(f"{path} holds no images; give another file")
+    height, width = images.shape[1:]
+    if max(height, width) <= size <= 8 * max(height, width) // 7:
+        # A small margin is black background: padding keeps the strokes as they are, enlarging would blur them.
+        top, left = (size - height) // 2, (size - width) // 2
+        margins = ((0, 0), (top, size - height - top), (left, size - width - left))
+        store = torch.from_numpy(numpy.pad(images, margins))[:, None].expand(-1, 3, -1, -1)
+    else:
+        squares = [to_square(Image.fromarray(image).convert("RGB"), size, crop) for image in images]
+        store = torch.from_numpy(numpy.stack(squares)).permute(0, 3, 1, 2).contiguous()
+    names = [f"{path.name}#{position}" for position in positions.tolist()]
+    return Pictures(str(path), size, crop, names, [], store, None)
