@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The loss of GAN-supervised alignment (arXiv 2112.05143, equation 3):
+
+    perceptual(T(G(w)), G(mix(c, w))) + tv_weight * TV(flow) + identity_weight * mean(flow**2)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from gangealing_fast import ops
+
+
+class AlignmentLoss(NamedTuple):
+    """`total` is what is minimised; the parts are unweighted means over the batch. All are scalars."""
+
+    total: Tensor
+    perceptual: Tensor
+    tv: Tensor
+    identity: Tensor
+
+
+def alignment_loss(
+    perceptual: Callable[[Tensor, Tensor], Tensor],
+    aligned: Tensor,
+    target: Tensor,
+    residual_flow: Tensor | None,
+    *,
+    tv_weight: float,
+    identity_weight: float,
+) -> AlignmentLoss:
+    """Loss of aligned pictures `[N, 3, H, W]` against their targets, with the regularisers of `residual_flow` `[N, h, w, 2]`.
+
+    `perceptual(a, b)` returns `[N]`. Without a residual flow (a similarity alone) both regularisers are 0.
+    """
+    if aligned.shape != target.shape:
+        raise ValueError(
+            f"aligned and target pictures must have one shape, got {list(aligned.shape)} and {list(target.shape)}."
+        )
+    distance = perceptual(aligned, target).mean()
+    if residual_flow is None:
+        zero = torch.zeros_like(distance)
+        return AlignmentLoss(distance, distance, zero, zero)
+    tv, identity = (term.mean() for term in ops.flow_regularizer(residual_flow))
+    return AlignmentLoss(distance + tv_weight * tv + identity_weight * identity, distance, tv, identity)

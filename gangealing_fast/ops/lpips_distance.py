@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+r"""Distance of two feature maps in the manner of LPIPS ("The Unreasonable Effectiveness of Deep Features", arXiv 1801.03924).
+
+For one tap, features a, b `[N, C, H, W]`, head h `[C]`, with â = a / (|a| + 1e-10) over channels at every pixel:
+
+    d[n] = 1 / (H W) * sum_{c,y,x} h[c] (â - b̂)²
+
+A pixel whose channels are all 0 is taken as â = 0, with gradient 0 (the limit of the derivative there is 1e10, which no training
+survives). Sums are accumulated in float32, or float64 for float64 features; the result has that type.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+_EPS = 1e-10
+
+
+def _accumulate_type(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def _unit(x: Tensor) -> Tensor:
+    squared = x.square().sum(1, keepdim=True)
+    nonzero = squared > 0
+    return x * torch.where(nonzero, 1 / (torch.where(nonzero, squared, 1).sqrt() + _EPS), 0)
+
+
+def lpips_distance_reference(a: Tensor, b: Tensor, head: Tensor) -> Tensor:
+    """One tap: `a`, `b` `[N, C, H, W]`, `head` `[C]`; returns `[N]`."""
+    accumulate = _accumulate_type(a.dtype)
+    difference = _unit(a.to(accumulate)) - _unit(b.to(accumulate))
+    return (difference.square() * head.to(accumulate)[:, None, None]).sum((1, 2, 3)) / (a.shape[2] * a.shape[3])
+
+
+def _unit_backward(x: Tensor, grad: Tensor) -> Tensor:
+    squared = x.square().sum(1, keepdim=True)
+    nonzero = squared > 0
+    norm = torch.where(nonzero, squared, 1).sqrt()
+    inverse = torch.where(nonzero, 1 / (norm + _EPS), 0)
+    return grad * inverse - x * ((x * grad).sum(1, keepdim=True) * inverse.square() / norm)
+
+
+def lpips_distance_backward_reference(grad: Tensor, a: Tensor, b: Tensor, head: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of `a`, `b`, `head` for `grad` `[N]`; itself differentiable."""
+    accumulate = _accumulate_type(a.dtype)
+    wide_a, wide_b = a.to(accumulate), b.to(accumulate)
+    difference = _unit(wide_a) - _unit(wide_b)
+    scale = (grad.to(accumulate) / (a.shape[2] * a.shape[3]))[:, None, None, None]
+    grad_unit = difference * (2 * scale * head.to(accumulate)[:, None, None])
+    return (
+        _unit_backward(wide_a, grad_unit).to(a.dtype),
+        _unit_backward(wide_b, -grad_unit).to(b.dtype),
+        (difference.square() * scale).sum((0, 2, 3)).to(head.dtype),
+    )
+
+
+@torch.library.custom_op("gangealing_fast::lpips_distance", mutates_args=())
+def _lpips_distance(a: Tensor, b: Tensor, head: Tensor) -> Tensor:
+    return lpips_distance_reference(a, b, head)
+
+
+@_lpips_distance.register_fake
+def _(a: Tensor, b: Tensor, head: Tensor) -> Tensor:
+    return a.new_empty(a.shape[0], dtype=_accumulate_type(a.dtype))
+
+
+@torch.library.custom_op("gangealing_fast::lpips_distance_backward", mutates_args=())
+def _lpips_distance_backward(grad: Tensor, a: Tensor, b: Tensor, head: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return lpips_distance_backward_reference(grad, a, b, head)
+
+
+@_lpips_distance_backward.register_fake
+def _(grad: Tensor, a: Tensor, b: Tensor, head: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return torch.empty_like(a), torch.empty_like(b), torch.empty_like(head)
+
+
+def _setup_forward(ctx, inputs, output) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _forward_autograd(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+    grads = _lpips_distance_backward(grad, *ctx.saved_tensors)
+    return tuple(g if needed else None for g, needed in zip(grads, ctx.needs_input_grad, strict=True))
+
+
+def _backward_autograd(ctx, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+    with torch.enable_grad():
+        inputs = [x.detach().requires_grad_(needed) for x, needed in zip(ctx.saved_tensors, ctx.needs_input_grad, strict=True)]
+        outputs = lpips_distance_backward_reference(*inputs)
+        pairs = [(y, g) for y, g in zip(outputs, grads, strict=True) if g is not None and y.requires_grad]
+        wanted = [x for x in inputs if x.requires_grad]
+        found = iter(torch.autograd.grad([y for y, _ in pairs], wanted, [g for _, g in pairs], allow_unused=True))
+    return tuple(next(found) if x.requires_grad else None for x in inputs)
+
+
+_lpips_distance.register_autograd(_forward_autograd, setup_context=_setup_forward)
+_lpips_distance_backward.register_autograd(_backward_autograd, setup_context=_setup_forward)
+
+
+def lpips_distance(
+    features_a: Sequence[Tensor], features_b: Sequence[Tensor], heads: Sequence[Tensor] | None = None
+) -> Tensor:
+    """Sum over taps of the distance of two lists of feature maps `[N, C_i, H_i, W_i]`; returns `[N]`.
+
+    heads: non-negative weights `[C_i]` (any shape with C_i numbers) of each tap; all ones where None.
+    Twice differentiable in features and heads. Raises ValueError or TypeError where lists or shapes do not match.
+    """
+    if not features_a or len(features_a) != len(features_b):
+        raise ValueError(
+            f"features_a and features_b must be equally many feature maps, one or more, got {len(features_a)} and {len(features_b)}."
+        )
+    if heads is not None and len(heads) != len(features_a):
+        raise ValueError(f"heads must be one for each of the {len(features_a)} feature maps, got {len(heads)}.")
+    total: Tensor | None = None
+    for index, (a, b) in enumerate(zip(features_a, features_b, strict=True)):
+        if a.ndim != 4 or a.shape != b.shape or a.shape[2] * a.shape[3] == 0:
+            raise ValueError(
+                f"feature maps {index} must both be [N, C, H, W], H and W 1 or more, got {list(a.shape)} and {list(b.shape)}."
+            )
+        if not a.is_floating_point() or a.dtype != b.dtype or a.device != b.device:
+            raise TypeError(
+                f"feature maps {index} must have one floating-point type and device, got {a.dtype} on {a.device} and {b.dtype} on {b.device}."
+            )
+        if heads is None:
+            head = torch.ones(a.shape[1], dtype=_accumulate_type(a.dtype), device=a.device)
+        else:
+            head = heads[index].reshape(-1)
+            if head.numel() != a.shape[1]:
+                raise ValueError(f"head {index} must hold one weight for each of {a.shape[1]} channels, got {head.numel()}.")
+        distance = _lpips_distance(a, b, head)
+        total = distance if total is None else total + distance
+    return total
