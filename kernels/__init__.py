@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Triton kernels, imported as `gangealing_fast.kernels`; the folder holds none yet."""
