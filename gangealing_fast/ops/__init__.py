@@ -2,17 +2,17 @@
 """Operators: one module each, with the maths, a readable reference, the registered operator and the public function.
 
 The public functions are attributes of this package (`ops.upfirdn2d(x, f)`); a module of the same name stays importable
-through `importlib.import_module("gangealing_fast.ops.upfirdn2d")` and `from gangealing_fast.ops.convex_upsample import convex_upsample, convex_upsample_reference
-from gangealing_fast.ops.flow_regularizer import flow_regularizer, flow_regularizer_reference
-from gangealing_fast.ops.grid_sample import grid_sample, grid_sample_reference
-from gangealing_fast.ops.mipmap_warp import mipmap_warp, mipmap_warp_reference
-from gangealing_fast.ops.upfirdn2d import ...`.
+through `importlib.import_module("gangealing_fast.ops.upfirdn2d")` and `from gangealing_fast.ops.upfirdn2d import ...`.
 """
 
 from __future__ import annotations
 
 from gangealing_fast.ops.bias_act import bias_act, bias_act_reference
 from gangealing_fast.ops.bilinear_downsample import bilinear_downsample, bilinear_downsample_reference
+from gangealing_fast.ops.convex_upsample import convex_upsample, convex_upsample_reference
+from gangealing_fast.ops.flow_regularizer import flow_regularizer, flow_regularizer_reference
+from gangealing_fast.ops.grid_sample import grid_sample, grid_sample_reference
+from gangealing_fast.ops.mipmap_warp import mipmap_warp, mipmap_warp_reference
 from gangealing_fast.ops.upfirdn2d import blur_filter, upfirdn2d, upfirdn2d_reference
 
 __all__ = [
