@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Checkpoints: one format, written atomically, read without running code.
 
-A checkpoint is a torch zip file holding `{"format": "gangealing_fast", "version": 1, "kind": ..., "state": {...}}`. The state
-is built of tensors, numbers, strings, booleans, None, lists, tuples and dictionaries only, so that it loads with
+A checkpoint is a torch zip file holding `{"format": "gangealing_fast", "version": 1, "kind": ..., "state": {...}}`. The
+state is built of tensors, numbers, strings, booleans, None, lists, tuples and dictionaries only, so that it loads with
 `weights_only=True`. A results folder keeps the newest (`checkpoint.pt`) and the one before (`checkpoint.previous.pt`).
 Weights that are shipped go into safetensors files instead (`export_safetensors`).
 """
@@ -34,8 +34,10 @@ _PLAIN = (type(None), bool, int, float, str, bytes, torch.Tensor, torch.dtype, t
 def _check_plain(value: Any, place: str) -> None:
     """Refuse what `weights_only=True` could not read back, by its place in the state."""
     if type(value).__module__ == "numpy" or not isinstance(value, (*_PLAIN, list, tuple, Mapping)):
-        raise TypeError(f"a checkpoint cannot hold {place} of type {type(value).__name__}: "
-                        "make it a tensor, number, string, list or dict")
+        raise TypeError(
+            f"a checkpoint cannot hold {place} of type {type(value).__name__}: "
+            "make it a tensor, number, string, list or dict"
+        )
     if isinstance(value, Mapping):
         for key, item in value.items():
             _check_plain(key, f"a key of {place}")
@@ -99,12 +101,14 @@ def load(path: str | os.PathLike[str], *, kind: str | None = None, map_location:
         map_location: as in `torch.load`.
 
     Raises:
-        UserError: missing, truncated, corrupt, not a checkpoint of this package, of a newer version, or of another kind.
+        UserError: missing, truncated, corrupt, not a checkpoint of this package, of another version or another kind.
     """
     header = _read(Path(path), map_location)
     if kind is not None and header["kind"] != kind:
-        raise UserError(f"{path} is a checkpoint of kind '{header['kind']}', but one of kind '{kind}' is needed here; "
-                        f"give the checkpoint that '{kind}' wrote")
+        raise UserError(
+            f"{path} is a checkpoint of kind '{header['kind']}', but one of kind '{kind}' is needed here; "
+            f"give the checkpoint that '{kind}' wrote"
+        )
     return header["state"]
 
 
@@ -138,8 +142,10 @@ def _read(path: Path, map_location: Any) -> dict[str, Any]:
     if not isinstance(header, dict) or header.get("format") != FORMAT or not isinstance(header.get("state"), dict):
         raise UserError(foreign)
     if header.get("version") != VERSION:
-        raise UserError(f"{path} has checkpoint version {header.get('version')}, this package reads version {VERSION}; "
-                        "install the release that wrote it")
+        raise UserError(
+            f"{path} has checkpoint version {header.get('version')}, this package reads version {VERSION}; "
+            "install the release that wrote it"
+        )
     return header
 
 
@@ -175,8 +181,13 @@ def _keep_as(newest: Path, previous: Path) -> None:
     os.replace(second, previous)
 
 
-def load_latest(folder: str | os.PathLike[str], *, kind: str | None = None, map_location: Any = "cpu",
-                say: Callable[[str], None] = print) -> dict[str, Any]:
+def load_latest(
+    folder: str | os.PathLike[str],
+    *,
+    kind: str | None = None,
+    map_location: Any = "cpu",
+    say: Callable[[str], None] = print,
+) -> dict[str, Any]:
     """The state of `folder/checkpoint.pt`, or of `checkpoint.previous.pt` where the newest is missing or damaged.
 
     Args:
@@ -190,7 +201,9 @@ def load_latest(folder: str | os.PathLike[str], *, kind: str | None = None, map_
     """
     newest, previous = Path(folder) / NEWEST, Path(folder) / PREVIOUS
     if not newest.exists() and not previous.exists():
-        raise UserError(f"there is no {NEWEST} in {folder}; give the results folder of an earlier run, or start a new run")
+        raise UserError(
+            f"there is no {NEWEST} in {folder}; give the results folder of an earlier run, or start a new run"
+        )
     try:
         return load(newest, kind=kind, map_location=map_location)
     except UserError as error:
@@ -200,8 +213,10 @@ def load_latest(folder: str | os.PathLike[str], *, kind: str | None = None, map_
             state = load(previous, kind=kind, map_location=map_location)
         except UserError:
             raise error from None
-        say(f"{newest} cannot be used ({'missing' if not newest.exists() else 'truncated or corrupt'}): "
-            f"going on from {previous.name}")
+        say(
+            f"{newest} cannot be used ({'missing' if not newest.exists() else 'truncated or corrupt'}): "
+            f"going on from {previous.name}"
+        )
         return state
 
 
@@ -210,12 +225,13 @@ def has_checkpoint(folder: str | os.PathLike[str]) -> bool:
     return (Path(folder) / NEWEST).exists() or (Path(folder) / PREVIOUS).exists()
 
 
-def export_safetensors(path: str | os.PathLike[str], tensors: Mapping[str, torch.Tensor], config: Mapping[str, Any],
-                       *, half: bool = False) -> None:
+def export_safetensors(
+    path: str | os.PathLike[str], tensors: Mapping[str, torch.Tensor], config: Mapping[str, Any], *, half: bool = False
+) -> None:
     """Write weights to ship: tensors and a JSON configuration, in one safetensors file.
 
     Args:
-        path: the file, by custom `*.safetensors`.
+        path: the file, named `*.safetensors`.
         tensors: a state dict; stored on the CPU, contiguous.
         config: JSON values only (what is needed to build the model, data, steps, score).
         half: store floating tensors in float16 (values beyond its range raise ValueError).
@@ -231,7 +247,9 @@ def export_safetensors(path: str | os.PathLike[str], tensors: Mapping[str, torch
         if half and tensor.is_floating_point():
             narrow = tensor.half()
             if not torch.equal(torch.isfinite(narrow), torch.isfinite(tensor)):
-                raise ValueError(f"tensor {name} does not fit into half precision (largest value {tensor.abs().max():.3g})")
+                raise ValueError(
+                    f"tensor {name} does not fit into half precision (largest value {tensor.abs().max():.3g})"
+                )
             tensor = narrow
         stored[name] = tensor.contiguous().clone()  # safetensors refuses tensors that share memory
     metadata = {"format": "pt", "producer": FORMAT, "config": json.dumps(dict(config), sort_keys=True, allow_nan=False)}
@@ -240,8 +258,9 @@ def export_safetensors(path: str | os.PathLike[str], tensors: Mapping[str, torch
         file.write(content)
 
 
-def load_safetensors(path: str | os.PathLike[str], *, dtype: torch.dtype | None = torch.float32
-                     ) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+def load_safetensors(
+    path: str | os.PathLike[str], *, dtype: torch.dtype | None = torch.float32
+) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """The tensors and configuration that `export_safetensors` wrote.
 
     Args:
@@ -261,10 +280,12 @@ def load_safetensors(path: str | os.PathLike[str], *, dtype: torch.dtype | None 
     try:
         tensors = deserialise(content)
         length = int.from_bytes(content[:8], "little")
-        metadata = json.loads(content[8:8 + length]).get("__metadata__", {})
+        metadata = json.loads(content[8 : 8 + length]).get("__metadata__", {})
         config = json.loads(metadata.get("config", "{}"))
     except (SafetensorError, ValueError) as error:
-        raise UserError(f"{path} is truncated or not a safetensors file; restore it or install the package again") from error
+        raise UserError(
+            f"{path} is truncated or not a safetensors file; restore it or install the package again"
+        ) from error
     if dtype is not None:
         tensors = {name: t.to(dtype) if t.is_floating_point() else t for name, t in tensors.items()}
     return tensors, config

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Files that are either complete or not there: atomic writes, JSON lines that survive a resume, pictures.
 
-Nothing here imports torch. Every failure of the file system (disk full, permission, missing folder) becomes a `UserError`
-that names the file and says what to do.
+Nothing here imports torch. Every failure of the file system (disk full, permission, missing folder) becomes a
+`UserError` that names the file and says what to do.
 """
 
 from __future__ import annotations
@@ -30,8 +30,10 @@ def write_error(path: str | os.PathLike[str], error: OSError) -> UserError:
     """The sentence for an operating system error met while writing `path`."""
     path = Path(path)
     if error.errno in _FULL:
-        return UserError(f"cannot write {path}: the disk is full; free some space or choose another folder, then resume "
-                         "(an earlier version of the file is unchanged)")
+        return UserError(
+            f"cannot write {path}: the disk is full; free some space or choose another folder, then resume "
+            "(an earlier version of the file is unchanged)"
+        )
     if error.errno in _FORBIDDEN:
         return UserError(f"cannot write {path}: no permission; choose a folder you may write to")
     if error.errno == errno.ENOENT:
@@ -155,8 +157,8 @@ class JsonLines:
     Args:
         path: the file.
         resume_step: None starts a new file. A number N keeps the lines up to and including step N and drops what an
-            interrupted run wrote after its last checkpoint, an unfinished last line included, so that a resumed run's file
-            equals that of an uninterrupted one.
+            interrupted run wrote after its last checkpoint, an unfinished last line included, so that a resumed run's
+            file equals that of an uninterrupted one.
     """
 
     def __init__(self, path: str | os.PathLike[str], resume_step: int | None = None) -> None:
@@ -222,8 +224,8 @@ def read_json_lines(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
 
 
 def to_picture(values: Any) -> Image:
-    """A PIL picture of a PIL picture, a uint8 array `[H, W]` or `[H, W, 3]`, or a tensor `[3, H, W]` or `[1, H, W]` that is
-    uint8 or floating in [-1, 1] (values outside are clipped)."""
+    """A PIL picture of another, of a uint8 array `[H, W]` or `[H, W, 3]`, or of a tensor `[3, H, W]` or `[1, H, W]`
+    that is uint8 or floating in [-1, 1] (values outside are clipped)."""
     import numpy
     from PIL import Image
 
@@ -236,8 +238,10 @@ def to_picture(values: Any) -> Image:
         values = tensor.numpy().astype(numpy.uint8).transpose(1, 2, 0)
     array = numpy.asarray(values)
     if array.dtype != numpy.uint8 or array.ndim not in (2, 3):
-        raise TypeError(f"a picture must be a uint8 array [H, W] or [H, W, 3] or a tensor [3, H, W], got {array.dtype} "
-                        f"of shape {list(array.shape)}")
+        raise TypeError(
+            f"a picture must be a uint8 array [H, W] or [H, W, 3] or a tensor [3, H, W], got {array.dtype} "
+            f"of shape {list(array.shape)}"
+        )
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[:, :, 0]
     return Image.fromarray(numpy.ascontiguousarray(array))

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Make gangealing_fast/assets/digits/heldout.npz from MNIST's original test files.
 
-    python tools/make_digits_assets.py FOLDER_WITH_MNIST
+python tools/make_digits_assets.py FOLDER_WITH_MNIST
 """
 
 from __future__ import annotations
@@ -13,14 +13,16 @@ from pathlib import Path
 
 import numpy
 
+from gangealing_fast.commands import run_command
 from gangealing_fast.data.mnist import find_images, read_images
-from gangealing_fast.errors import run_command
 from gangealing_fast.files import write_bytes
 
 CLASSES = (3, 4, 7)
 EACH = 300
-ATTRIBUTION = ("MNIST test set (t10k), Yann LeCun, Corinna Cortes and Christopher J.C. Burges, derived from NIST's Special "
-               "Databases 1 and 3; distributed under CC BY-SA 3.0")
+ATTRIBUTION = (
+    "MNIST test set (t10k), Yann LeCun, Corinna Cortes and Christopher J.C. Burges, derived from NIST's Special "
+    "Databases 1 and 3; distributed under CC BY-SA 3.0"
+)
 TARGET = Path(__file__).resolve().parent.parent / "gangealing_fast" / "assets" / "digits" / "heldout.npz"
 
 
@@ -38,9 +40,13 @@ def main() -> None:
         ids.append(positions[chosen])
         labels.append(numpy.full(EACH, digit))
     buffer = io.BytesIO()
-    numpy.savez_compressed(buffer, images=numpy.concatenate(images), labels=numpy.concatenate(labels).astype(numpy.uint8),
-                           ids=numpy.concatenate(ids).astype(numpy.int32),
-                           about=numpy.array(json.dumps({"attribution": ATTRIBUTION, "source": source.name})))
+    numpy.savez_compressed(
+        buffer,
+        images=numpy.concatenate(images),
+        labels=numpy.concatenate(labels).astype(numpy.uint8),
+        ids=numpy.concatenate(ids).astype(numpy.int32),
+        about=numpy.array(json.dumps({"attribution": ATTRIBUTION, "source": source.name})),
+    )
     write_bytes(TARGET, buffer.getvalue())
     print(f"{TARGET}: {len(CLASSES) * EACH} digits, {len(buffer.getvalue())} bytes")
 

@@ -14,7 +14,7 @@ ENDINGS = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", 
 
 
 def to_rgb(picture: Image.Image) -> Image.Image:
-    """8-bit RGB of a picture of any mode: transparency is laid on white, 16-bit and floating grey are scaled to 8 bits."""
+    """8-bit RGB of a picture of any mode: transparency is laid on white, 16-bit and floating grey are scaled."""
     if picture.mode == "RGB" and "transparency" not in picture.info:
         return picture
     if picture.mode.startswith("I") or picture.mode == "F":
@@ -26,7 +26,7 @@ def to_rgb(picture: Image.Image) -> Image.Image:
 
 
 def _to_eight_bits(values: numpy.ndarray, mode: str) -> numpy.ndarray:
-    """Grey levels of a 16-bit, 32-bit or floating picture as 8 bits: full scale is 65535, or 1 for floating in [0, 1]."""
+    """16-bit, 32-bit or floating grey levels as 8 bits: full scale is 65535, or 1 for floating in [0, 1]."""
     values = values.astype(numpy.float64)
     if mode == "F":
         scale = 255.0 if values.max(initial=0.0) <= 1 else 1.0

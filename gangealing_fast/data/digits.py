@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The data of the `digits` preset: real MNIST digits of one class under known random similarity warps.
 
-Conventions. Points are (x, y), normalised to [-1, 1] with pixel edges at ±1 (`align_corners=False`). A warp is a matrix A
-`[2, 3]` that maps a point p of the *upright* digit's frame to the point A p (`A[:, :2] @ p + A[:, 2]`) of the *warped* picture,
-where that piece of ink is then found. The warped picture is therefore sampled at `grid = A⁻¹(output grid)`:
-`warped(q) = upright(A⁻¹ q)`. With an aligner that reads the warped picture at `W(u)` for the template's point u, the map
-u → A⁻¹ W(u) leads from the template to the upright digit, whichever A was drawn.
+Conventions. Points are (x, y), normalised to [-1, 1] with pixel edges at ±1 (`align_corners=False`). A warp is a matrix
+A `[2, 3]` that maps a point p of the *upright* digit's frame to the point A p (`A[:, :2] @ p + A[:, 2]`) of the
+*warped* picture, where that piece of ink is then found. The warped picture is therefore sampled at
+`grid = A⁻¹(output grid)`: `warped(q) = upright(A⁻¹ q)`. With an aligner that reads the warped picture at `W(u)` for the
+template's point u, the map u → A⁻¹ W(u) leads from the template to the upright digit, whichever A was drawn.
 
 Upright frames are 32x32: MNIST's 28x28 images with a margin of 2 black pixels on every side.
 """
@@ -33,8 +33,14 @@ SIZE = 32
 ASSET = Path(__file__).resolve().parent.parent / "assets" / "digits" / "heldout.npz"
 
 
-def random_similarity(n: int, *, rotation: float = 45.0, scale: tuple[float, float] = (0.6, 1.1), shift: float = 0.15,
-                      generator: torch.Generator | None = None) -> Tensor:
+def random_similarity(
+    n: int,
+    *,
+    rotation: float = 45.0,
+    scale: tuple[float, float] = (0.6, 1.1),
+    shift: float = 0.15,
+    generator: torch.Generator | None = None,
+) -> Tensor:
     """Draw warps A (see the module's text), float32 `[n, 2, 3]`.
 
     Args:
@@ -90,7 +96,9 @@ def warp_digits(images: Tensor | numpy.ndarray, matrices: Tensor | None = None, 
     if matrices is not None:
         side = oversampling * SIZE
         grid = affine_grid(invert(matrices.to(ink)), [len(ink), 1, side, side], align_corners=False)
-        ink = avg_pool2d(grid_sample(ink, grid, mode="bilinear", padding_mode="zeros", align_corners=False), oversampling)
+        ink = avg_pool2d(
+            grid_sample(ink, grid, mode="bilinear", padding_mode="zeros", align_corners=False), oversampling
+        )
     return ink.mul(2).sub(1).expand(-1, 3, -1, -1).contiguous()
 
 
@@ -108,8 +116,15 @@ def object_box(images: Tensor | numpy.ndarray, *, threshold: int = 64) -> Tensor
         last = SIZE - used.flip(1).int().argmax(1)
         spans.append(torch.stack((first, last), 1) * (2.0 / SIZE) - 1)
     x, y = spans
-    return torch.stack((torch.stack((x[:, 0], y[:, 0]), 1), torch.stack((x[:, 1], y[:, 0]), 1),
-                        torch.stack((x[:, 1], y[:, 1]), 1), torch.stack((x[:, 0], y[:, 1]), 1)), 1)
+    return torch.stack(
+        (
+            torch.stack((x[:, 0], y[:, 0]), 1),
+            torch.stack((x[:, 1], y[:, 0]), 1),
+            torch.stack((x[:, 1], y[:, 1]), 1),
+            torch.stack((x[:, 0], y[:, 1]), 1),
+        ),
+        1,
+    )
 
 
 @dataclass(frozen=True)
@@ -185,13 +200,22 @@ class WarpedDigits:
         rotation, scale, shift: as in `random_similarity`.
     """
 
-    def __init__(self, images: Tensor | numpy.ndarray, *, seed: int = 0, copies: int = 10, rotation: float = 45.0,
-                 scale: tuple[float, float] = (0.6, 1.1), shift: float = 0.15) -> None:
+    def __init__(
+        self,
+        images: Tensor | numpy.ndarray,
+        *,
+        seed: int = 0,
+        copies: int = 10,
+        rotation: float = 45.0,
+        scale: tuple[float, float] = (0.6, 1.1),
+        shift: float = 0.15,
+    ) -> None:
         self.images = torch.as_tensor(images)
         self.size = SIZE
         count = len(self.images) * copies
-        self.matrices = random_similarity(count, rotation=rotation, scale=scale, shift=shift,
-                                          generator=torch.Generator().manual_seed(seed))
+        self.matrices = random_similarity(
+            count, rotation=rotation, scale=scale, shift=shift, generator=torch.Generator().manual_seed(seed)
+        )
         self.names = [f"digit {i % len(self.images)} warp {i // len(self.images)}" for i in range(count)]
         self.skipped: list[tuple[str, str]] = []
 

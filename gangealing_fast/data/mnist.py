@@ -45,15 +45,19 @@ def read_idx(path: str | os.PathLike[str], *, dimensions: int | None = None) -> 
     rank = content[3]
     if dimensions is not None and rank != dimensions:
         wanted = {1: "labels (idx1)", 3: "images (idx3)"}.get(dimensions, f"{dimensions} dimensions")
-        raise UserError(f"{path} holds an array of {rank} dimensions, but {wanted} are needed; give the other file of the pair")
+        raise UserError(
+            f"{path} holds an array of {rank} dimensions, but {wanted} are needed; give the other file of the pair"
+        )
     header = 4 + 4 * rank
     if len(content) < header:
         raise UserError(f"the IDX file {path} is truncated in its header; download it again")
     shape = tuple(int(n) for n in numpy.frombuffer(content, ">u4", rank, 4))
     expected = int(numpy.prod(shape, dtype=numpy.uint64))
     if len(content) - header != expected:
-        raise UserError(f"the IDX file {path} should hold {expected} bytes of data but holds {len(content) - header}; "
-                        "download it again")
+        raise UserError(
+            f"the IDX file {path} should hold {expected} bytes of data but holds {len(content) - header}; "
+            "download it again"
+        )
     return numpy.frombuffer(content, numpy.uint8, expected, header).reshape(shape).copy()
 
 
@@ -103,7 +107,9 @@ def read_images(path: str | os.PathLike[str], *, label: int | None = None) -> tu
     beside = labels_path(path)
     labels = read_idx(beside, dimensions=1)
     if len(labels) != len(images):
-        raise UserError(f"{path} holds {len(images)} images but {beside} {len(labels)} labels; they do not belong together")
+        raise UserError(
+            f"{path} holds {len(images)} images but {beside} {len(labels)} labels; they do not belong together"
+        )
     positions = numpy.flatnonzero(labels == label)
     if not len(positions):
         raise UserError(f"{beside} has no image of class {label}; its classes are {sorted(set(labels.tolist()))}")

@@ -65,8 +65,17 @@ class Pictures:
         source: the path, as given.
     """
 
-    def __init__(self, source: str, size: int, crop: Crop, names: list[str], skipped: list[tuple[str, str]],
-                 store: torch.Tensor | None, entries: list[Entry] | None, rows: torch.Tensor | None = None) -> None:
+    def __init__(
+        self,
+        source: str,
+        size: int,
+        crop: Crop,
+        names: list[str],
+        skipped: list[tuple[str, str]],
+        store: torch.Tensor | None,
+        entries: list[Entry] | None,
+        rows: torch.Tensor | None = None,
+    ) -> None:
         self.source, self.size, self.names, self.skipped = source, size, names, skipped
         self._crop, self._store, self._entries = crop, store, entries
         self._rows = torch.arange(len(names)) if rows is None else rows
@@ -83,7 +92,9 @@ class Pictures:
         """
         index = torch.as_tensor(indices, dtype=torch.int64).reshape(-1)
         if len(index) and (int(index.min()) < 0 or int(index.max()) >= len(self)):
-            raise IndexError(f"picture indices must be in 0 … {len(self) - 1}, got {int(index.min())} … {int(index.max())}")
+            raise IndexError(
+                f"picture indices must be in 0 … {len(self) - 1}, got {int(index.min())} … {int(index.max())}"
+            )
         rows = self._rows[index]
         if self._store is not None:
             return self._store[rows]
@@ -107,14 +118,24 @@ class Pictures:
                 return decode(following.read(), self.size, self._crop)
             except (OSError, ValueError):
                 continue
-        raise UserError(f"the pictures of {self.source} can no longer be read (first: {entry.name}, {reason}); "
-                        "check that the disk is still there")
+        raise UserError(
+            f"the pictures of {self.source} can no longer be read (first: {entry.name}, {reason}); "
+            "check that the disk is still there"
+        )
 
     def subset(self, indices: Sequence[int] | torch.Tensor) -> Pictures:
         """The set of these pictures only, in this order; shares memory with this one."""
         index = torch.as_tensor(indices, dtype=torch.int64).reshape(-1)
-        return Pictures(self.source, self.size, self._crop, [self.names[i] for i in index.tolist()], self.skipped,
-                        self._store, self._entries, self._rows[index])
+        return Pictures(
+            self.source,
+            self.size,
+            self._crop,
+            [self.names[i] for i in index.tolist()],
+            self.skipped,
+            self._store,
+            self._entries,
+            self._rows[index],
+        )
 
     def summary(self) -> str:
         """One sentence: how many pictures of which size, and which were skipped."""
@@ -131,8 +152,16 @@ def skipped_summary(skipped: Sequence[tuple[str, str]], most: int = 5) -> str:
     return f"{len(skipped)} skipped: {named}{rest}"
 
 
-def open_pictures(path: str | os.PathLike[str], *, size: int, crop: Crop = "center", limit: int | None = None,
-                  label: int | None = None, minimum: int = 1, memory_budget: int = MEMORY_BUDGET) -> Pictures:
+def open_pictures(
+    path: str | os.PathLike[str],
+    *,
+    size: int,
+    crop: Crop = "center",
+    limit: int | None = None,
+    label: int | None = None,
+    minimum: int = 1,
+    memory_budget: int = MEMORY_BUDGET,
+) -> Pictures:
     """Open a set of pictures.
 
     Args:
@@ -154,7 +183,9 @@ def open_pictures(path: str | os.PathLike[str], *, size: int, crop: Crop = "cent
         ValueError: an argument out of range.
     """
     if size < 1 or crop not in ("center", "pad") or (limit is not None and limit < 1):
-        raise ValueError(f"size and limit must be positive and crop 'center' or 'pad', got {size}, {limit} and '{crop}'")
+        raise ValueError(
+            f"size and limit must be positive and crop 'center' or 'pad', got {size}, {limit} and '{crop}'"
+        )
     if Path(path).is_file() and is_idx_name(path):
         pictures = _open_idx(Path(path), size, crop, limit, label)
     elif label is not None:
@@ -163,8 +194,10 @@ def open_pictures(path: str | os.PathLike[str], *, size: int, crop: Crop = "cent
         pictures = _open_files(path, size, crop, limit, memory_budget)
     if len(pictures) < minimum:
         because = f" ({skipped_summary(pictures.skipped)})" if pictures.skipped else ""
-        raise UserError(f"{path} has only {len(pictures)} usable picture{'s' * (len(pictures) != 1)}{because}, "
-                        f"but at least {minimum} are needed; add more")
+        raise UserError(
+            f"{path} has only {len(pictures)} usable picture{'s' * (len(pictures) != 1)}{because}, "
+            f"but at least {minimum} are needed; add more"
+        )
     return pictures
 
 
@@ -183,7 +216,7 @@ def _open_files(path: str | os.PathLike[str], size: int, crop: Crop, limit: int 
         names.append(entry.name)
     if not names:
         raise UserError(f"none of the {len(entries)} pictures in {path} can be read: {skipped_summary(skipped)}")
-    return Pictures(str(path), size, crop, names, skipped, store[:len(names)], None)
+    return Pictures(str(path), size, crop, names, skipped, store[: len(names)], None)
 
 
 def _open_idx(path: Path, size: int, crop: Crop, limit: int | None, label: int | None) -> Pictures:

@@ -40,7 +40,7 @@ class InfiniteSampler:
         """The next `count` indices, int64 `[count]`; a batch may span the end of an epoch."""
         parts: list[torch.Tensor] = [self._order[:0]]
         while count > 0:
-            part = self._order[self.position:self.position + count]
+            part = self._order[self.position : self.position + count]
             parts.append(part)
             count -= len(part)
             self.position += len(part)
@@ -60,15 +60,21 @@ class InfiniteSampler:
             UserError: the state belongs to another number of pictures or another seed.
         """
         if state["n"] != self.n:
-            raise UserError(f"the run was started with {state['n']} pictures but there are {self.n} now; "
-                            "resume with the same pictures, or start a new run")
+            raise UserError(
+                f"the run was started with {state['n']} pictures but there are {self.n} now; "
+                "resume with the same pictures, or start a new run"
+            )
         if state["seed"] != self.seed:
-            raise UserError(f"the run was started with seed {state['seed']}, not {self.seed}; resume with the same seed")
+            raise UserError(
+                f"the run was started with seed {state['seed']}, not {self.seed}; resume with the same seed"
+            )
         self.epoch, self.position = state["epoch"], state["position"]
         self._order = self._shuffle()
 
 
-def split_held_out(names: Sequence[str], count: int, *, by: Literal["last", "hash"] = "last") -> tuple[list[int], list[int]]:
+def split_held_out(
+    names: Sequence[str], count: int, *, by: Literal["last", "hash"] = "last"
+) -> tuple[list[int], list[int]]:
     """Split pictures into training and held-out ones.
 
     Args:
@@ -90,5 +96,5 @@ def split_held_out(names: Sequence[str], count: int, *, by: Literal["last", "has
         ranked = sorted(order, key=lambda i: (hashlib.sha256(names[i].encode()).digest(), i))
         held = set(ranked[:count])
     else:
-        held = set(order[len(names) - count:])
+        held = set(order[len(names) - count :])
     return [i for i in order if i not in held], sorted(held)

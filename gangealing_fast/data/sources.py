@@ -15,7 +15,7 @@ from gangealing_fast.files import read_error
 
 @dataclass(frozen=True)
 class Entry:
-    """One encoded picture: `size` bytes at `offset` of the file `path` (a tar member), or the whole file (`size` None)."""
+    """One encoded picture: `size` bytes at `offset` of the file `path` (a tar member), or all of it (`size` None)."""
 
     name: str
     path: Path
@@ -59,8 +59,10 @@ def list_entries(path: str | os.PathLike[str]) -> list[Entry]:
             entries = [entry for shard in shards for entry in _list_tar(shard)]
         if not entries:
             kinds = ", ".join(sorted(ending.lstrip(".") for ending in ENDINGS))
-            raise UserError(f"the folder {path} {'is empty' if not any(path.iterdir()) else 'has no pictures in it'}; "
-                            f"give a folder with pictures ({kinds}) or .tar files")
+            raise UserError(
+                f"the folder {path} {'is empty' if not any(path.iterdir()) else 'has no pictures in it'}; "
+                f"give a folder with pictures ({kinds}) or .tar files"
+            )
         return entries
     if not path.exists():
         raise UserError(f"there is no file or folder {path}; give a folder of pictures, a .tar or an MNIST images file")
@@ -93,9 +95,13 @@ def _list_tar(path: Path) -> list[Entry]:
                     entries.append(Entry(member.name, path, member.offset_data, member.size))
     except tarfile.ReadError as error:
         if entries:
-            raise UserError(f"the tar {path} is truncated or damaged after {len(entries)} pictures; make it again") from error
-        raise UserError(f"{path} is neither a folder, nor an uncompressed .tar, nor an MNIST images file; "
-                        "unpack it first if it is compressed") from error
+            raise UserError(
+                f"the tar {path} is truncated or damaged after {len(entries)} pictures; make it again"
+            ) from error
+        raise UserError(
+            f"{path} is neither a folder, nor an uncompressed .tar, nor an MNIST images file; "
+            "unpack it first if it is compressed"
+        ) from error
     except tarfile.TarError as error:
         raise UserError(f"the tar {path} is damaged ({error}); make it again") from error
     except OSError as error:
