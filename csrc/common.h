@@ -1,0 +1,139 @@
+// SPDX-License-Identifier: Apache-2.0
+// What every CPU kernel shares: types, conversion, layout, dispatch, function multiversioning. LibTorch stable ABI only.
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/MemoryFormat.h>
+#include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/BFloat16.h>
+#include <torch/headeronly/util/Half.h>
+
+#include <bit>
+#include <cstdint>
+#include <optional>
+#include <type_traits>
+#include <vector>
+
+// One portable binary, the widest vectors of the machine it runs on: the compiler builds a function marked so once per
+// level, and the loader picks. What such a function calls must be GGF_INLINE, or it is built for the lowest level alone;
+// a lambda given to parallel_for is not inlined, so let it call a marked function for its range.
+#if defined(__x86_64__) && defined(__linux__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(__clang__) && \
+    __GNUC__ >= 12 && !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
+#define GGF_MULTIVERSION __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#else
+#define GGF_MULTIVERSION
+#endif
+#define GGF_INLINE __attribute__((always_inline)) inline
+#define GGF_RESTRICT __restrict__
+
+namespace ggf {
+
+using torch::headeronly::BFloat16;
+using torch::headeronly::Half;
+using torch::headeronly::MemoryFormat;
+using torch::headeronly::ScalarType;
+using torch::stable::parallel_for;
+using torch::stable::Tensor;
+
+// The type computed in: double for double, float for everything narrower.
+template <typename T>
+using Compute = std::conditional_t<std::is_same_v<T, double>, double, float>;
+
+template <typename T>
+inline constexpr ScalarType compute_scalar_type = std::is_same_v<T, double> ? ScalarType::Double : ScalarType::Float;
+
+// load and store convert by integer arithmetic and selects alone, so that loops over them vectorise at every level.
+GGF_INLINE float load(float value) { return value; }
+GGF_INLINE double load(double value) { return value; }
+GGF_INLINE float load(BFloat16 value) { return std::bit_cast<float>(static_cast<uint32_t>(value.x) << 16); }
+GGF_INLINE float load(Half value) {
+  const uint32_t magnitude = value.x & 0x7fffu;
+  const uint32_t sign = static_cast<uint32_t>(value.x & 0x8000u) << 16;
+  // The product rebiases the exponent, and is exact for subnormal numbers too.
+  const uint32_t finite = std::bit_cast<uint32_t>(std::bit_cast<float>(magnitude << 13) * 0x1p112f);
+  const uint32_t special = (magnitude << 13) | 0x7f800000u;
+  return std::bit_cast<float>((magnitude >= 0x7c00u ? special : finite) | sign);
+}
+
+template <typename T>
+GGF_INLINE T store(Compute<T> value) {
+  return value;
+}
+template <>
+GGF_INLINE BFloat16 store<BFloat16>(float value) {
+  const uint32_t bits = std::bit_cast<uint32_t>(value);
+  const uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;  // to nearest, ties to even
+  const bool is_nan = (bits & 0x7fffffffu) > 0x7f800000u;
+  return BFloat16(static_cast<uint16_t>(is_nan ? 0x7fc0u : rounded), BFloat16::from_bits());
+}
+template <>
+GGF_INLINE Half store<Half>(float value) {
+  const uint32_t bits = std::bit_cast<uint32_t>(value);
+  const uint32_t sign = (bits >> 16) & 0x8000u;
+  const uint32_t magnitude = bits & 0x7fffffffu;
+  const uint32_t normal = (magnitude - 0x38000000u + 0xfffu + ((magnitude >> 13) & 1u)) >> 13;
+  // Adding 0.5 leaves the bits of a subnormal half, rounded, at the low end of the mantissa.
+  const uint32_t subnormal = std::bit_cast<uint32_t>(std::bit_cast<float>(magnitude) + 0.5f) - 0x3f000000u;
+  uint32_t result = magnitude < 0x38800000u ? subnormal : normal;
+  result = magnitude >= 0x477ff000u ? 0x7c00u : result;
+  result = magnitude > 0x7f800000u ? 0x7e00u : result;
+  return Half(static_cast<uint16_t>(result | sign), Half::from_bits());
+}
+
+// Calls body.operator()<T>() for the element type of a floating tensor.
+template <typename Body>
+decltype(auto) dispatch_floating(ScalarType type, const char* operation, const Body& body) {
+  switch (type) {
+    case ScalarType::Float:
+      return body.template operator()<float>();
+    case ScalarType::Double:
+      return body.template operator()<double>();
+    case ScalarType::BFloat16:
+      return body.template operator()<BFloat16>();
+    case ScalarType::Half:
+      return body.template operator()<Half>();
+    default:
+      STD_TORCH_CHECK(false, operation, ": unsupported dtype ", torch::headeronly::toString(type));
+  }
+}
+
+// Whether the output of an operator on `x` is channels-last: the rule of ops/_common.py.
+inline bool is_channels_last(const Tensor& x) {
+  if (x.dim() != 4 || x.is_contiguous()) return false;
+  int64_t expected = 1;
+  for (const int64_t axis : {1, 3, 2, 0}) {
+    if (x.size(axis) == 1) continue;
+    if (x.stride(axis) != expected) return false;
+    expected *= x.size(axis);
+  }
+  return true;
+}
+
+// `x` itself where it has the layout already, else a copy in it.
+inline Tensor in_layout(const Tensor& x, bool channels_last) {
+  return torch::stable::contiguous(x, channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
+}
+
+inline Tensor empty(const std::vector<int64_t>& size, ScalarType type, bool channels_last = false) {
+  return torch::stable::empty(
+      size, type, std::nullopt, torch::stable::Device(torch::headeronly::DeviceType::CPU), std::nullopt,
+      channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
+}
+
+inline std::vector<int64_t> sizes_of(const Tensor& x) {
+  std::vector<int64_t> sizes;
+  for (int64_t axis = 0; axis < x.dim(); ++axis) sizes.push_back(x.size(axis));
+  return sizes;
+}
+
+inline int64_t floor_divide(int64_t a, int64_t b) { return a / b - (a % b != 0 && (a < 0) != (b < 0)); }
+inline int64_t ceil_divide(int64_t a, int64_t b) { return -floor_divide(-a, b); }
+
+// Items for one task of parallel_for, so that a task handles at least some ten thousand elements.
+inline int64_t grain(int64_t elements_per_item) {
+  return elements_per_item >= 16384 ? 1 : 16384 / (elements_per_item > 0 ? elements_per_item : 1);
+}
+
+}  // namespace ggf
