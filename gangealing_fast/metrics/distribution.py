@@ -71,7 +71,7 @@ def frechet_distance(a: Tensor | FeatureStatistics, b: Tensor | FeatureStatistic
 
     a, b: features [N, D] (N >= 2) or gathered `FeatureStatistics`.
     d² = ‖μa - μb‖² + tr Ca + tr Cb - 2 tr (Ca^½ Cb Ca^½)^½ (Dowson and Landau 1982; used on Inception features by
-    Heusel et al. 2017). The roots come from symmetric eigen-decompositions; negative eigenvalues from rounding count as 0.
+    Heusel et al. 2017). The roots come from symmetric eigen-decompositions, negative eigenvalues counting as 0.
     """
     first, second = (x if isinstance(x, FeatureStatistics) else FeatureStatistics().update(x) for x in (a, b))
     covariance_a, covariance_b = first.covariance, second.covariance

@@ -52,7 +52,7 @@ class WarpHealth:
         found = []
         if self.area < MIN_AREA:
             found.append(
-                f"The warps shrink to a point (they read {self.area:.1%} of the picture), where any patch matches any other; "
+                f"The warps shrink to a point (they read {self.area:.1%} of the picture), where all pictures match; "
                 "raise the overall --batch (40 or more), lower --lr or use --padding zeros."
             )
         elif self.area > MAX_AREA:

@@ -3,6 +3,36 @@
 
 from __future__ import annotations
 
-from gangealing_fast.report.pictures import flow_pictures, picture_grid, png_bytes, save_grid, to_picture
+from gangealing_fast.report.page import render_report, write_report
+from gangealing_fast.report.pictures import flow_pictures, picture_grid, save_grid, to_pixels
+from gangealing_fast.report.plots import line_plot
+from gangealing_fast.report.run import write_run_report
+from gangealing_fast.report.sections import (
+    Commands,
+    Configuration,
+    Curves,
+    Metrics,
+    Pictures,
+    Rows,
+    Section,
+    Text,
+)
 
-__all__ = ["flow_pictures", "picture_grid", "png_bytes", "save_grid", "to_picture"]
+__all__ = [
+    "Commands",
+    "Configuration",
+    "Curves",
+    "Metrics",
+    "Pictures",
+    "Rows",
+    "Section",
+    "Text",
+    "flow_pictures",
+    "line_plot",
+    "picture_grid",
+    "render_report",
+    "save_grid",
+    "to_pixels",
+    "write_report",
+    "write_run_report",
+]

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tensors to pictures: grids, flows, PNG bytes."""
+"""Batches of pictures and flows to sheets."""
 
 from __future__ import annotations
 
-import io
 import math
 import os
 from pathlib import Path
@@ -11,13 +10,15 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
+from gangealing_fast.files import save_picture
+
 if TYPE_CHECKING:
     from torch import Tensor
 
 Background = tuple[int, int, int]
 
 
-def to_bytes(images: Tensor) -> Tensor:
+def to_pixels(images: Tensor) -> Tensor:
     """[N, 1 or 3, H, W] in [-1, 1] (values beyond are clipped, NaN becomes -1) → [N, H, W, 3] uint8 on the CPU."""
     import torch
 
@@ -29,28 +30,21 @@ def to_bytes(images: Tensor) -> Tensor:
     return ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
 
 
-def to_picture(image: Tensor) -> Image.Image:
-    """One picture [C, H, W] or [1, C, H, W] in [-1, 1] → RGB image."""
-    pixels = to_bytes(image)
-    if pixels.shape[0] != 1:
-        raise ValueError(f"expected one picture, got {pixels.shape[0]}")
-    return Image.fromarray(pixels[0].numpy())
-
-
 def picture_grid(
     images: Tensor,
     columns: int | None = None,
     *,
     scale: int = 1,
     gap: int = 2,
-    background: Background = (255, 255, 255),
+    background: Background | None = (255, 255, 255),
 ) -> Image.Image:
     """A sheet of pictures, filled row by row.
 
     images: [N, 1 or 3, H, W] in [-1, 1], N >= 1. columns: pictures per row, by default about as many as rows. scale:
     whole factor by which pixels are repeated, so that small pictures can be seen. gap: pixels between pictures.
+    background: colour of the gaps; None makes them transparent and the sheet RGBA.
     """
-    pixels = to_bytes(images)
+    pixels = to_pixels(images)
     count, height, width, _ = pixels.shape
     if count == 0:
         raise ValueError("images is empty, there is nothing to draw")
@@ -59,7 +53,8 @@ def picture_grid(
     columns = min(columns or math.ceil(math.sqrt(count)), count)
     rows = math.ceil(count / columns)
     width, height = width * scale, height * scale
-    sheet = Image.new("RGB", (columns * (width + gap) - gap, rows * (height + gap) - gap), background)
+    size = (columns * (width + gap) - gap, rows * (height + gap) - gap)
+    sheet = Image.new("RGBA", size, (0, 0, 0, 0)) if background is None else Image.new("RGB", size, background)
     for index, pixel in enumerate(pixels.numpy()):
         picture = Image.fromarray(pixel)
         if scale > 1:
@@ -71,16 +66,9 @@ def picture_grid(
 def save_grid(
     images: Tensor, path: str | os.PathLike[str], columns: int | None = None, *, scale: int = 1, gap: int = 2
 ) -> Path:
-    """`picture_grid` written to `path` (format by its ending) by way of a temporary name. Returns the path."""
-    path = Path(path)
-    sheet = picture_grid(images, columns, scale=scale, gap=gap)
-    temporary = path.with_name(f".{path.name}.partial{path.suffix}")
-    try:
-        sheet.save(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return path
+    """`picture_grid` written atomically to `path` (.png, .jpg or .webp); returns the path."""
+    save_picture(path, picture_grid(images, columns, scale=scale, gap=gap))
+    return Path(path)
 
 
 def flow_pictures(flow: Tensor, largest: float | None = None) -> Tensor:
@@ -100,13 +88,6 @@ def flow_pictures(flow: Tensor, largest: float | None = None) -> Tensor:
     length = torch.linalg.vector_norm(flow, dim=-1)
     limit = max(float(length.max()) if largest is None else largest, 1e-6)
     flow = flow / length.clamp(min=limit)[..., None]
-    # flow_to_image normalises by the largest length among all samples: one pixel of full length fixes the scale.
+    # flow_to_image normalises by the largest length among all samples: one added sample of full length fixes the scale.
     marked = torch.cat([flow, torch.tensor([1.0, 0.0]).expand(1, *flow.shape[1:])]).permute(0, 3, 1, 2)
     return flow_to_image(marked)[:-1].to(torch.float32) / 127.5 - 1
-
-
-def png_bytes(picture: Image.Image) -> bytes:
-    """The picture as a compressed PNG file in memory."""
-    buffer = io.BytesIO()
-    picture.save(buffer, format="PNG", optimize=True)
-    return buffer.getvalue()
