@@ -1,0 +1,206 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Builds the extension `gangealing_fast/_C.so`: C++ always, CUDA where there are sources for it and nvcc is found.
+
+The library is compiled against the LibTorch stable ABI and holds no Python symbols: one file serves every Python >= 3.10 and
+every torch >= 2.10. `gangealing_fast/_C.json` beside it says what was compiled, and what was left out and why.
+
+Environment:
+    GGF_REQUIRE_EXTENSION=1  a failed compile is an error (else the references serve, with a warning)
+    FORCE_CUDA=1 | 0         insist on the CUDA part, or leave it out
+    TORCH_CUDA_ARCH_LIST     "8.0 9.0+PTX", as for torch's own builds
+    CXX, MAX_JOBS, GGF_DEBUG compiler, parallel compilations, -O1 -g
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.bdist_wheel import bdist_wheel
+from setuptools.command.build_ext import build_ext
+from setuptools.errors import CompileError
+
+ROOT = Path(__file__).resolve().parent
+sys.path.insert(0, str(ROOT / "_build"))
+
+import toolchain  # noqa: E402
+
+# The stable ABI of torch 2.10: the library loads there and in every later torch, whether built for CPU or CUDA.
+TARGET_VERSION = "0x020a000000000000"
+CUDA_ARCHITECTURES = "8.0 8.6 8.9 9.0 10.0 12.0+PTX"
+
+
+def enabled(name: str) -> bool:
+    return os.environ.get(name, "0") not in ("", "0")
+
+
+def run(command: list[str]) -> None:
+    """Run a compiler; its failure becomes a CompileError that carries what it said."""
+    try:
+        result = subprocess.run(command, capture_output=True, text=True)
+    except OSError as error:
+        raise CompileError(f"cannot run {command[0]}: {error}") from error
+    if result.stdout or result.stderr:
+        print(result.stdout + result.stderr, file=sys.stderr, flush=True)
+    if result.returncode:
+        raise CompileError(f"{' '.join(command)}\nfailed:\n{result.stderr[-4000:]}")
+
+
+class Wheel(bdist_wheel):
+    """The library has no Python ABI, so neither has the wheel."""
+
+    def get_tag(self) -> tuple[str, str, str]:
+        return ("py3", "none", super().get_tag()[2])
+
+
+class Build(build_ext):
+    """Compiles every file of csrc/cpu and csrc/cuda, in parallel and only where something changed."""
+
+    def get_ext_filename(self, fullname: str) -> str:
+        return os.path.join(*fullname.split(".")) + ".so"
+
+    def copy_extensions_to_source(self) -> None:
+        """For editable installs: the library (or nothing, where it did not compile) and its report into the source tree."""
+        for extension in self.extensions:
+            built = Path(self.build_lib) / self.get_ext_filename(extension.name)
+            for file in (built, built.with_suffix(".json")):
+                target = ROOT / file.relative_to(self.build_lib)
+                if file.exists():
+                    # Replaced, not overwritten: a running process keeps the file it has mapped.
+                    partial = target.with_name(f"{target.name}.{os.getpid()}")
+                    shutil.copyfile(file, partial)
+                    partial.replace(target)
+                else:
+                    target.unlink(missing_ok=True)
+
+    def get_outputs(self) -> list[str]:
+        return [file for file in super().get_outputs() if os.path.exists(file)]
+
+    def get_output_mapping(self) -> dict[str, str]:
+        return {a: b for a, b in super().get_output_mapping().items() if os.path.exists(a)}
+
+    def build_extension(self, ext: Extension) -> None:
+        output = Path(self.get_ext_fullpath(ext.name))
+        # In the source tree rather than pip's temporary folder, so that a second install recompiles only what changed.
+        objects = ROOT / "build" / f"objects-{self.plat_name}"
+        objects.mkdir(parents=True, exist_ok=True)
+        output.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            report = self.compile(objects, output)
+        except (CompileError, RuntimeError) as error:
+            output.unlink(missing_ok=True)
+            self.write_report(output, {"library": False, "reason": str(error)})
+            if enabled("GGF_REQUIRE_EXTENSION") or enabled("FORCE_CUDA"):
+                raise CompileError(str(error)) from error
+            print(
+                f"WARNING: the extension was not built, the slow reference implementations will serve: {error}",
+                file=sys.stderr,
+                flush=True,
+            )
+        else:
+            self.write_report(output, report)
+
+    def write_report(self, output: Path, report: dict[str, object]) -> None:
+        output.with_suffix(".json").write_text(json.dumps(report, indent=2) + "\n")
+
+    def compile(self, objects: Path, output: Path) -> dict[str, object]:
+        started = time.monotonic()
+        torch_root = toolchain.python_torch_root()
+        compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("c++") or "g++"
+        includes = [f"-isystem{torch_root / 'include'}", f"-I{ROOT / 'csrc'}", f"-DTORCH_TARGET_VERSION={TARGET_VERSION}"]
+        optimise = ["-O1", "-g"] if enabled("GGF_DEBUG") else ["-O3"]
+        flags = ["-std=c++20", *optimise, "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"]
+        # None of these changes the value of a result; contraction only skips a rounding.
+        flags += ["-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast"]
+        sources = [ROOT / "csrc" / "register.cpp", *sorted((ROOT / "csrc" / "cpu").glob("*.cpp"))]
+        jobs = [([compiler, *flags, *includes, "-c"], source) for source in sources]
+        cuda_jobs, link, cuda = self.cuda_jobs(includes)
+
+        version_tag = f"{toolchain.torch_version(torch_root)} {torch_root}"
+        with ThreadPoolExecutor(int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)) as pool:
+            made = list(pool.map(lambda job: self.compile_one(*job, objects, version_tag), jobs + cuda_jobs))
+        partial = output.with_suffix(f".so.{os.getpid()}")
+        libraries = [f"-L{torch_root / 'lib'}", "-Wl,--no-as-needed", "-ltorch_cpu", "-lc10", "-Wl,--as-needed", *link]
+        run([compiler, "-shared", *map(str, made), "-o", str(partial), *libraries])
+        partial.replace(output)
+        compiler_version = subprocess.run([compiler, "--version"], capture_output=True, text=True).stdout.splitlines()[0]
+        return {
+            "library": True,
+            "torch": toolchain.torch_version(torch_root),
+            "target_torch": "2.10",
+            "compiler": compiler_version,
+            "flags": flags,
+            "cpu": [source.stem for source in sources[1:]],
+            "cuda": cuda,
+            "seconds": round(time.monotonic() - started, 1),
+        }
+
+    def compile_one(self, command: list[str], source: Path, objects: Path, version_tag: str) -> Path:
+        """The object file of `source`; kept from the last build where source, headers and command are older."""
+        target = objects / f"{source.parent.name}_{source.stem}.o"
+        record = target.with_suffix(".cmd")
+        line = [*command, str(source), "-o", str(target)]
+        text = version_tag + "\n" + " ".join(line)
+        inputs = [source, *(ROOT / "csrc").rglob("*.h"), *(ROOT / "csrc").rglob("*.cuh")]
+        newest = max(path.stat().st_mtime for path in inputs)
+        if self.force or not (
+            target.exists() and target.stat().st_mtime > newest and record.exists() and record.read_text() == text
+        ):
+            record.unlink(missing_ok=True)
+            print(f"compiling {source.relative_to(ROOT)}", flush=True)
+            run(line)
+            record.write_text(text)
+        return target
+
+    def cuda_jobs(self, includes: list[str]) -> tuple[list[tuple[list[str], Path]], list[str], dict[str, object]]:
+        """Commands for csrc/cuda, what to link for them, and what the report says about them."""
+        wish = os.environ.get("FORCE_CUDA", "")
+        sources = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
+
+        def without(reason: str) -> tuple[list, list, dict[str, object]]:
+            if enabled("FORCE_CUDA"):
+                raise CompileError(f"FORCE_CUDA is set, but {reason}")
+            return [], [], {"built": False, "reason": reason}
+
+        if not sources:
+            return without("this version has no CUDA sources")
+        if wish == "0":
+            return without("FORCE_CUDA=0 left it out")
+        home = toolchain.find_cuda()
+        if home is None:
+            return without("no nvcc was found (on the PATH, in CUDA_HOME or in /usr/local/cuda)")
+        runtime = toolchain.cuda_runtime(home)
+        if runtime is None:
+            return without(f"{home} has no libcudart_static.a")
+        nvcc = str(home / "bin" / "nvcc")
+        known = subprocess.run([nvcc, "--list-gpu-arch"], capture_output=True, text=True).stdout.split()
+        generate, built = [], []
+        for item in re.split(r"[;, ]+", os.environ.get("TORCH_CUDA_ARCH_LIST") or CUDA_ARCHITECTURES):
+            number = item.removesuffix("+PTX").replace(".", "")
+            if f"compute_{number.rstrip('af')}" not in known:
+                continue
+            generate.append(f"-gencode=arch=compute_{number},code=sm_{number}")
+            if item.endswith("+PTX"):
+                generate.append(f"-gencode=arch=compute_{number},code=compute_{number}")
+            built.append(item)
+        if not built:
+            return without(f"{nvcc} knows none of the architectures asked for")
+        command = [nvcc, "-std=c++20", "-O3", "--expt-relaxed-constexpr", "-Xcompiler", "-fPIC,-fvisibility=hidden"]
+        command += [*generate, *[flag.replace("-isystem", "-I") for flag in includes], "-c"]
+        link = [f"-L{runtime}", "-lcudart_static", "-ldl", "-lrt", "-lpthread"]
+        report = {"built": True, "toolkit": str(home), "architectures": built, "kernels": [s.stem for s in sources]}
+        return [(command, source) for source in sources], link, report
+
+
+setup(
+    ext_modules=[Extension("gangealing_fast._C", ["csrc/register.cpp"])],
+    cmdclass={"build_ext": Build, "bdist_wheel": Wheel},
+)
