@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Options of `python -m gangealing_fast.pretrain` and its presets. Imports nothing heavy, so that --help is quick."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """Train a StyleGAN2 generator on your pictures. Kill it whenever you like: the same command resumes to the same numbers."""
+
+    data: Path
+    """A folder of pictures, a .tar of pictures, or (with --digit) the folder of MNIST's IDX files."""
+    out: Path
+    """Results folder: checkpoint.pt, generator.safetensors, samples-*.png, log.jsonl."""
+    digit: int | None = None
+    """Train on this digit of MNIST under random similarity warps (rotation, scale and shift)."""
+    size: int = 64
+    """Side of the pictures, a power of two of at least 8; others are cropped to a square and resized."""
+    kimg: float = 1000.0
+    """Length: thousands of real pictures shown to the critic."""
+    batch: int = 32
+    """Pictures per step."""
+    latent_dim: int = 256
+    mapping_layers: int = 4
+    channel_base: int = 4096
+    """A resolution r has min(max_channels, channel_base / r) channels."""
+    max_channels: int = 256
+    discriminator: Literal["stylegan2", "projected"] = "stylegan2"
+    """stylegan2: a critic from scratch. projected: a critic on frozen EfficientNet features, far quicker on natural pictures."""
+    objective: Literal["nonsaturating", "hinge"] = "nonsaturating"
+    generator_learning_rate: float = 0.002
+    critic_learning_rate: float = 0.002
+    r1: float = 1.0
+    """Weight gamma of the R1 penalty; 0 for none (the projected critic is normalised spectrally instead)."""
+    r1_interval: int = 16
+    style_mixing: float = 0.9
+    augment: Literal["adaptive", "fixed", "none"] = "adaptive"
+    """adaptive: probability steered by the critic's overconfidence. fixed: always --augment-p."""
+    augment_p: float = 0.6
+    augment_target: float = 0.6
+    mirror: bool = True
+    """Also show mirrored pictures (never for digits)."""
+    ema_kimg: float = 10.0
+    """Half-life of the running average of the weights, in thousands of pictures."""
+    snapshot_kimg: float = 10.0
+    """Every so many thousand pictures: checkpoint, sample grid, score."""
+    score_pictures: int = 2000
+    """How many real and generated pictures the score compares; 0 for no score."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    seed: int = 0
+    threads: int = 0
+    """CPU threads; 0 leaves torch's choice."""
+    device: str = "auto"
+
+
+PRESETS: dict[str, PretrainConfig] = {
+    "cats": PretrainConfig(
+        data=Path("cats"),
+        out=Path("runs/pretrain-cats"),
+        size=64,
+        kimg=4000,
+        batch=32,
+        discriminator="projected",
+        objective="hinge",
+        r1=0.0,
+        augment="fixed",
+        augment_p=0.6,
+        generator_learning_rate=0.002,
+        critic_learning_rate=0.0005,
+    ),
+    "digits": PretrainConfig(
+        data=Path("mnist"),
+        out=Path("runs/pretrain-digits"),
+        digit=3,
+        size=32,
+        kimg=400,
+        batch=32,
+        latent_dim=128,
+        mapping_layers=4,
+        channel_base=2048,
+        max_channels=128,
+        augment="none",
+        mirror=False,
+        ema_kimg=5.0,
+        snapshot_kimg=20.0,
+    ),
+}

@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where real pictures come from: batches in [-1, 1], endless, resumable."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from gangealing_fast.adversarial.config import PretrainConfig
+from gangealing_fast.data.digits import random_similarity, training_digits, warp_digits
+from gangealing_fast.data.pictures import Pictures, open_pictures, to_float
+from gangealing_fast.data.sampler import InfiniteSampler
+from gangealing_fast.errors import UserError
+
+
+class Source(Protocol):
+    """`next(n)`: the next pictures `[n, 3, S, S]`; `fixed(n)`: batches of the same n pictures every time, for scores."""
+
+    def next(self, n: int) -> Tensor: ...
+    def fixed(self, n: int) -> Iterator[Tensor]: ...
+    def summary(self) -> str: ...
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+class PictureSource:
+    """Pictures of a folder or tar, shuffled anew each epoch, mirrored at random where asked."""
+
+    def __init__(self, pictures: Pictures, seed: int, mirror: bool) -> None:
+        self.pictures, self.mirror = pictures, mirror
+        self.sampler = InfiniteSampler(len(pictures), seed)
+
+    def next(self, n: int) -> Tensor:
+        images = to_float(self.pictures.batch(self.sampler.next(n)))
+        if self.mirror:
+            images = torch.where(torch.rand(n, 1, 1, 1) < 0.5, images.flip(3), images)
+        return images
+
+    def fixed(self, n: int) -> Iterator[Tensor]:
+        order = InfiniteSampler(len(self.pictures), 0).next(min(n, len(self.pictures)))
+        for indices in order.split(64):
+            yield to_float(self.pictures.batch(indices))
+
+    def summary(self) -> str:
+        return self.pictures.summary()
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.sampler.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.sampler.load_state_dict(state)
+
+
+class WarpedDigitSource:
+    """MNIST digits of one class, each time under a new random similarity warp."""
+
+    def __init__(self, images: Tensor, digit: int, seed: int) -> None:
+        self.images, self.digit = images, digit
+        self.sampler = InfiniteSampler(len(images), seed)
+
+    def next(self, n: int) -> Tensor:
+        return warp_digits(self.images[self.sampler.next(n)], random_similarity(n))
+
+    def fixed(self, n: int) -> Iterator[Tensor]:
+        order = InfiniteSampler(len(self.images), 0).next(n)
+        warps = random_similarity(n, generator=torch.Generator().manual_seed(0))
+        for indices, matrices in zip(order.split(64), warps.split(64), strict=True):
+            yield warp_digits(self.images[indices], matrices)
+
+    def summary(self) -> str:
+        return f"{len(self.images)} training digits of class {self.digit}, each time under a new random similarity warp"
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.sampler.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.sampler.load_state_dict(state)
+
+
+def open_source(config: PretrainConfig) -> Source:
+    """The source that the options name. Raises UserError for unusable data or options that do not fit together."""
+    if config.size < 8 or config.size & (config.size - 1):
+        raise UserError(f"--size must be a power of two of at least 8, got {config.size}")
+    if config.digit is None:
+        pictures = open_pictures(config.data, size=config.size, minimum=2)
+        return PictureSource(pictures, config.seed, config.mirror)
+    if config.size != 32:
+        raise UserError(f"--digit trains at 32x32, got --size {config.size}")
+    return WarpedDigitSource(training_digits(config.data, config.digit), config.digit, config.seed)

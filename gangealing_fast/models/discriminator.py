@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: Apache-2.0
+"""StyleGAN2 discriminator: residual blocks and the standard deviation over the minibatch (arXiv 1912.04958; 1710.10196, section 3)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from gangealing_fast.models.generator import Widths
+from gangealing_fast.models.layers import ConvLayer, EqualLinear, ResBlock
+
+
+def minibatch_deviation(x: Tensor, group: int = 4) -> Tensor:
+    """Append one map with the mean standard deviation over groups of `group` samples: `[N, C, H, W]` → `[N, C + 1, H, W]`."""
+    n, c, h, w = x.shape
+    group = math.gcd(n, group)
+    y = x.float().reshape(group, n // group, c, h, w)
+    deviation = (y.var(0, unbiased=False) + 1e-8).sqrt().mean((1, 2, 3), keepdim=True)
+    return torch.cat([x, deviation.repeat(group, 1, h, w).to(x.dtype)], 1)
+
+
+class Discriminator(nn.Module):
+    """Pictures `[N, 3, size, size]` in [-1, 1] → logits `[N]`; arguments as `Generator`."""
+
+    def __init__(
+        self, size: int, channel_multiplier: float = 2.0, *, max_channels: int = 512, channel_base: int | None = None
+    ) -> None:
+        super().__init__()
+        widths = Widths(channel_multiplier, max_channels, channel_base)
+        blocks: list[nn.Module] = [ConvLayer(3, widths.at(size), 1)]
+        resolution = size
+        while resolution > 4:
+            blocks.append(ResBlock(widths.at(resolution), widths.at(resolution // 2)))
+            resolution //= 2
+        top = widths.at(4)
+        self.size = size
+        self.convs = nn.Sequential(*blocks)
+        self.final_conv = ConvLayer(top + 1, top, 3)
+        self.final_linear = nn.Sequential(EqualLinear(top * 16, top, activation=True), EqualLinear(top, 1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        if images.dim() != 4 or images.shape[1:] != (3, self.size, self.size):
+            raise ValueError(f"Discriminator: images must be [N, 3, {self.size}, {self.size}], got {list(images.shape)}")
+        x = self.convs(images.contiguous(memory_format=torch.channels_last))
+        x = self.final_conv(minibatch_deviation(x))
+        return self.final_linear(x.flatten(1)).squeeze(1).float()

@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Building blocks that the generator, the discriminator, the transformer and the classifier share (StyleGAN2, arXiv 1912.04958).
+
+Weights are drawn from N(0, 1) and multiplied at run time by their He constant ("equalised learning rate").
+State-dict keys are those of the published checkpoints.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gangealing_fast.ops.bias_act import bias_act
+from gangealing_fast.ops.modulated_conv2d import blur_padding, modulated_conv2d, resample_filter
+from gangealing_fast.ops.upfirdn2d import upfirdn2d
+
+
+class PixelNorm(nn.Module):
+    """Normalise every vector `[N, C]` to unit root mean square."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.rsqrt(x.square().mean(1, keepdim=True) + 1e-8)
+
+
+class EqualLinear(nn.Module):
+    """Fully connected layer, `weight [out, in]` times `learning_rate_multiplier / sqrt(in)`; optional leaky ReLU."""
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        bias_init: float = 0.0,
+        learning_rate_multiplier: float = 1.0,
+        activation: bool = False,
+    ) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(out_features, in_features) / learning_rate_multiplier)
+        self.bias = nn.Parameter(torch.full((out_features,), float(bias_init)))
+        self.scale = learning_rate_multiplier / math.sqrt(in_features)
+        self.multiplier = learning_rate_multiplier
+        self.activation = activation
+
+    def forward(self, x: Tensor) -> Tensor:
+        bias = self.bias * self.multiplier
+        if self.activation:
+            return F.leaky_relu(F.linear(x, self.weight * self.scale, bias), 0.2) * math.sqrt(2)
+        return F.linear(x, self.weight * self.scale, bias)
+
+
+class EqualConv2d(nn.Module):
+    """Convolution, `weight [out, in, k, k]` times `1 / sqrt(in k^2)`."""
+
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel_size: int, *, stride: int = 1, padding: int = 0, bias: bool = True
+    ) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(out_channels, in_channels, kernel_size, kernel_size))
+        self.bias = nn.Parameter(torch.zeros(out_channels)) if bias else None
+        self.scale = 1 / math.sqrt(in_channels * kernel_size**2)
+        self.stride, self.padding = stride, padding
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, self.weight * self.scale, self.bias, stride=self.stride, padding=self.padding)
+
+
+class FusedLeakyReLU(nn.Module):
+    """`leaky_relu(x + bias, 0.2) * sqrt(2)` over channels, in one pass."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x: Tensor, noise: Tensor | None = None, noise_strength: Tensor | None = None) -> Tensor:
+        return bias_act(x, self.bias, noise=noise, noise_strength=noise_strength)
+
+
+class Blur(nn.Module):
+    """Low-pass filter [1, 3, 3, 1] with the given padding."""
+
+    kernel: Tensor
+
+    def __init__(self, padding: tuple[int, int]) -> None:
+        super().__init__()
+        self.register_buffer("kernel", resample_filter(), persistent=False)
+        self.padding = padding
+
+    def forward(self, x: Tensor) -> Tensor:
+        return upfirdn2d(x, self.kernel, padding=self.padding)
+
+
+class ConvLayer(nn.Sequential):
+    """[blur] → convolution → [leaky ReLU]; `downsample` halves the size."""
+
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel_size: int, *, downsample: bool = False, activate: bool = True
+    ) -> None:
+        layers: list[nn.Module] = []
+        if downsample:
+            layers.append(Blur(blur_padding(4, kernel_size, up=False)))
+            layers.append(EqualConv2d(in_channels, out_channels, kernel_size, stride=2, bias=False))
+        else:
+            layers.append(EqualConv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=False))
+        if activate:
+            layers.append(FusedLeakyReLU(out_channels))
+        super().__init__(*layers)
+
+
+class ResBlock(nn.Module):
+    """Two 3x3 convolutions beside a 1x1 skip, summed and divided by sqrt(2); `downsample` halves the size."""
+
+    def __init__(self, in_channels: int, out_channels: int, *, downsample: bool = True) -> None:
+        super().__init__()
+        self.conv1 = ConvLayer(in_channels, in_channels, 3)
+        self.conv2 = ConvLayer(in_channels, out_channels, 3, downsample=downsample)
+        self.skip = ConvLayer(in_channels, out_channels, 1, downsample=downsample, activate=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (self.conv2(self.conv1(x)) + self.skip(x)) * (1 / math.sqrt(2))
+
+
+class ModulatedConv2d(nn.Module):
+    """Modulated convolution with its affine map from the latent to the style (bias initialised at 1).
+
+    `normalize`: the half-precision-safe variant of SPEC: styles divided by the largest of the batch and weights by their largest
+    entry before demodulation, which leaves the result unchanged up to the epsilon. fp16 inputs use it always.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        latent_dim: int,
+        *,
+        demodulate: bool = True,
+        up: bool = False,
+        down: bool = False,
+        normalize: bool = False,
+    ) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(1, out_channels, in_channels, kernel_size, kernel_size))
+        self.modulation = EqualLinear(latent_dim, in_channels, bias_init=1.0)
+        self.scale = 1 / math.sqrt(in_channels * kernel_size**2)
+        self.demodulate, self.up, self.down, self.normalize = demodulate, up, down, normalize
+
+    def forward(self, x: Tensor, latent: Tensor) -> Tensor:
+        style = self.modulation(latent).float()
+        weight = self.weight[0]
+        if self.demodulate and (self.normalize or x.dtype == torch.float16):
+            style = style / style.abs().amax().clamp_min(1e-20)
+            weight = weight * (self.scale / weight.abs().amax((1, 2, 3), keepdim=True).clamp_min(1e-20))
+        else:
+            weight = weight * self.scale
+        return modulated_conv2d(x, weight, style, up=self.up, down=self.down, demodulate=self.demodulate)

@@ -1,0 +1,24 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`python -m gangealing_fast.pretrain`: train a StyleGAN2 generator on a folder, a tar or MNIST digits."""
+
+from __future__ import annotations
+
+from gangealing_fast.adversarial.config import PRESETS, PretrainConfig
+from gangealing_fast.commands import parse, run_command
+
+
+def main() -> None:
+    config = parse(PretrainConfig, PRESETS, __doc__)
+
+    def command() -> None:
+        from gangealing_fast.adversarial.pretraining import run
+
+        generator = run(config)
+        print(f"samples, log and checkpoint are in {config.out}; the best generator is {generator}")
+        print(f"next: python -m gangealing_fast.train --generator {generator} --data {config.data} --out runs/align")
+
+    run_command(command)
+
+
+if __name__ == "__main__":
+    main()
