@@ -7,7 +7,8 @@
 2. Pyramid. Level i + 1 is level i reflect-padded by 1, filtered with [1, 3, 3, 1] ⊗ [1, 3, 3, 1] / 64 and halved (an
    axis of length 1 stays). Where the width is no power of two, both axes are first reflect-padded to the next power of
    two of the width, half of the padding (rounded down) on the left and top; an axis that is already longer is left as
-it is. 3. Every level, brought to full size by bilinear interpolation (`align_corners=False`) and cropped, is sampled
+   it is.
+3. Every level, brought to full size by bilinear interpolation (`align_corners=False`) and cropped, is sampled
    bilinearly at the grid (`ops.grid_sample`, `align_corners=False`); the result interpolates linearly between
    floor(level) and ceil(level).
 
