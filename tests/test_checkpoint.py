@@ -41,7 +41,9 @@ def test_round_trip(tmp_path):
     assert checkpoint.kind_of(tmp_path / "a.pt") == "train"
 
 
-@pytest.mark.parametrize("value", [np.float64(1), np.zeros(3), {1, 2}, object(), torch.nn.Linear(1, 1), {"a": [{"b": print}]}])
+@pytest.mark.parametrize(
+    "value", [np.float64(1), np.zeros(3), {1, 2}, object(), torch.nn.Linear(1, 1), {"a": [{"b": print}]}]
+)
 def test_refuses_what_could_not_be_loaded(tmp_path, value):
     with pytest.raises(TypeError, match=r"cannot hold state\['x'\]"):
         checkpoint.save(tmp_path / "a.pt", {"x": value}, kind="train")
@@ -212,13 +214,11 @@ def test_write_error_at_any_moment(tmp_path, monkeypatch):
         checkpoint.save_latest(tmp_path, state(step), kind="train")
     for name in ("fsync", "replace", "link"):
         for at in range(3):
-            calls = 0
+            outcomes = iter([None] * at + [OSError(28, "No space left on device")])
 
-            def fail(*arguments, _real=getattr(os, name), _at=at):
-                nonlocal calls
-                calls += 1
-                if calls == _at + 1:
-                    raise OSError(28, "No space left on device")
+            def fail(*arguments, _real=os.__dict__[name], _outcomes=outcomes):
+                if error := next(_outcomes, None):
+                    raise error
                 return _real(*arguments)
 
             with monkeypatch.context() as patch:

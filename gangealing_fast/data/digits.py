@@ -16,6 +16,7 @@ import functools
 import json
 import math
 import os
+import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,7 @@ from pathlib import Path
 import numpy
 import torch
 from torch import Tensor
-from torch.nn.functional import affine_grid, avg_pool2d, grid_sample, pad
+from torch.nn.functional import avg_pool2d, grid_sample, pad
 
 from gangealing_fast.data.mnist import find_images, read_images
 from gangealing_fast.data.pictures import to_uint8
@@ -95,7 +96,9 @@ def warp_digits(images: Tensor | numpy.ndarray, matrices: Tensor | None = None, 
     ink = upright(images)
     if matrices is not None:
         side = oversampling * SIZE
-        grid = affine_grid(invert(matrices.to(ink)), [len(ink), 1, side, side], align_corners=False)
+        centres = (torch.arange(side) + 0.5) * (2 / side) - 1
+        output = torch.stack(torch.meshgrid(centres, centres, indexing="xy"), -1).reshape(1, -1, 2)
+        grid = transform_points(invert(matrices.to(ink)), output).view(-1, side, side, 2)
         ink = avg_pool2d(
             grid_sample(ink, grid, mode="bilinear", padding_mode="zeros", align_corners=False), oversampling
         )
@@ -150,7 +153,7 @@ def _read_heldout() -> HeldOutDigits:
         with numpy.load(ASSET, allow_pickle=False) as stored:
             images, labels, ids = (torch.from_numpy(stored[key]) for key in ("images", "labels", "ids"))
             about = json.loads(str(stored["about"]))
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(f"the held-out digits {ASSET} are missing or damaged; install the package again") from error
     return HeldOutDigits(images, labels.long(), ids.long(), about["attribution"])
 
