@@ -96,24 +96,33 @@ class Trunk(nn.Module):
         self.convs = nn.Sequential(*layers)
         self.final_conv = ConvLayer(widths.at(4), widths.at(4), 3)
 
-    def trunk(self, x: Tensor) -> Tensor:
+    def features(self, x: Tensor) -> Tensor:
         return self.final_conv(self.convs(x))
+
+
+def _pick_head(found: Tensor, assignment: Tensor | None) -> Tensor:
+    """Of `[N, K, ...]` the assigned head's row, `[N, ...]`; head 0 where there is no assignment."""
+    if assignment is None or found.shape[1] == 1:
+        return found[:, 0]
+    return found[torch.arange(found.shape[0], device=found.device), assignment]
 
 
 class _SimilarityHead(nn.Module):
     def __init__(self, features: int, heads: int) -> None:
         super().__init__()
-        self.linear = EqualLinear(features, 4 * heads)
+        self.heads = heads
+        self.linear = nn.Linear(features, 4 * heads)
         nn.init.zeros_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, assignment: Tensor | None) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):
-            rot, scale, shift_x, shift_y = self.linear(x.float()).unflatten(1, (-1, 4)).unbind(2)
-            return similarity_matrix(rot, scale, shift_x, shift_y)
+            parameters = _pick_head(self.linear(x.float()).unflatten(1, (4, self.heads)).mT, assignment)
+            return similarity_matrix(*parameters.unbind(1))
 
 
 class SimilarityTransformer(Trunk):
-    """Pictures `[N, 3, size, size]` to similarity matrices `[N, K, 2, 3]`; the identity at the start of training."""
+    """Pictures `[N, 3, size, size]` to similarity matrices `[N, 2, 3]`; the identity at the start of training."""
 
     def __init__(self, size: int, widths: Widths, heads: int = 1) -> None:
         super().__init__(size, widths)
@@ -121,8 +130,11 @@ class SimilarityTransformer(Trunk):
         self.final_linear = EqualLinear(channels * 16, channels, activation=True)
         self.warp_head = _SimilarityHead(channels, heads)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.warp_head(self.final_linear(self.trunk(x).flatten(1)))
+    def features(self, x: Tensor) -> Tensor:
+        return self.final_linear(super().features(x).flatten(1))
+
+    def forward(self, x: Tensor, assignment: Tensor | None = None) -> Tensor:
+        return self.warp_head(self.features(x), assignment)
 
 
 class _FlowHead(nn.Module):
@@ -132,33 +144,31 @@ class _FlowHead(nn.Module):
 
         def branch(outputs: int) -> nn.Sequential:
             return nn.Sequential(
-                nn.Conv2d(channels, channels, 3, padding=1), nn.ReLU(), nn.Conv2d(channels, outputs, 3, padding=1)
+                EqualConv2d(channels, channels, 3, padding=1), nn.ReLU(), EqualConv2d(channels, outputs, 3, padding=1)
             )
 
         self.flow_out = branch(2 * heads)
         self.mask_out = branch(9 * FLOW_FACTOR**2 * heads)
         nn.init.zeros_(self.flow_out[2].weight)
-        nn.init.zeros_(self.flow_out[2].bias)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, assignment: Tensor | None) -> Tensor:
         hidden = self.flow_out[1](self.flow_out[0](x))
-        with torch.autocast(x.device.type, enabled=False):  # a flow in bfloat16 moves in steps of a pixel
+        with torch.autocast(x.device.type, enabled=False):  # a flow in bfloat16 would move in coarse steps
             coarse = self.flow_out[2](hidden.float())
-        mask = self.mask_out(x).float()
-        coarse = coarse.unflatten(1, (self.heads, 2)).flatten(0, 1).permute(0, 2, 3, 1)
-        mask = mask.unflatten(1, (self.heads, -1)).flatten(0, 1)
-        return convex_upsample(coarse, mask, FLOW_FACTOR).unflatten(0, (-1, self.heads))
+        coarse = _pick_head(coarse.unflatten(1, (self.heads, 2)), assignment)
+        mask = _pick_head(self.mask_out(x).unflatten(1, (self.heads, -1)), assignment)
+        return convex_upsample(coarse.permute(0, 2, 3, 1), mask.float(), FLOW_FACTOR)
 
 
 class FlowTransformer(Trunk):
-    """Pictures `[N, 3, size, size]` to residual flows `[N, K, size, size, 2]`; zero at the start of training."""
+    """Pictures `[N, 3, size, size]` to residual flows `[N, size, size, 2]`; zero at the start of training."""
 
     def __init__(self, size: int, widths: Widths, heads: int = 1) -> None:
         super().__init__(size, widths, int(math.log2(FLOW_FACTOR)))
         self.warp_head = _FlowHead(widths.at(4), heads)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.warp_head(self.trunk(x))
+    def forward(self, x: Tensor, assignment: Tensor | None = None) -> Tensor:
+        return self.warp_head(self.features(x), assignment)
 
 
 class SpatialTransformer(nn.Module):
@@ -235,7 +245,7 @@ class SpatialTransformer(nn.Module):
         *,
         padding_mode: str = "border",
         iters: int = 1,
-        alpha: float | Sequence[float] = 1.0,
+        alpha: float | Tensor = 1.0,
         output_resolution: int | None = None,
         assignment: Tensor | None = None,
     ) -> Alignment:
@@ -243,7 +253,7 @@ class SpatialTransformer(nn.Module):
 
         source: the pictures whose pixels are sampled, `[N, C, H', W']`, `images` where None (a full-resolution original, say).
         padding_mode: "zeros", "border" or "reflection". iters: how often the similarity runs, each time on its own output.
-        alpha: 0 leaves the picture as it is, 1 aligns it; one number, or one for each transform.
+        alpha: 0 leaves the picture as it is, 1 aligns it, the grid being interpolated; one number, or `[N]`.
         output_resolution: side of the result, `flow_size` where None. assignment: `[N]`, the head of each picture; where None
         every head warps every picture and the result has N * K rows, head fastest.
         """
@@ -256,50 +266,59 @@ class SpatialTransformer(nn.Module):
             raise ValueError(f"iters must be 1 or more, got {iters}.")
         if assignment is not None and assignment.shape != (images.shape[0],):
             raise ValueError(f"assignment must be [N] with N = {images.shape[0]}, got {list(assignment.shape)}.")
-        alphas = [float(alpha)] * 2 if isinstance(alpha, (int, float)) else [float(a) for a in alpha]
-        if len(alphas) < len(self.transforms):
-            raise ValueError(f"alpha must be one number or one for each of {self.transforms}, got {alphas}.")
-        if assignment is None and self.heads == 1:
-            assignment = torch.zeros(images.shape[0], dtype=torch.long, device=images.device)
+        if isinstance(alpha, Tensor) and alpha.ndim != 0 and alpha.shape != (images.shape[0],):
+            raise ValueError(f"alpha must be one number or [N] with N = {images.shape[0]}, got {list(alpha.shape)}.")
+        spread = self.heads if assignment is None else 1
+        if spread > 1:
+            assignment = torch.arange(self.heads, device=images.device).repeat(images.shape[0])
+            source = source.repeat_interleave(spread, 0)
+
+        def run(stage: SimilarityTransformer | FlowTransformer, x: Tensor) -> Tensor:
+            features = stage.features(x)
+            if features.shape[0] != source.shape[0]:  # the first stage sees each picture once, whatever the number of heads
+                features = features.repeat_interleave(spread, 0)
+            return stage.warp_head(features, assignment)
 
         base = identity_grid(self.flow_size, self.flow_size, device=images.device)
-        x = self.network_input(images)
+        x, warped = self.network_input(images), None
         matrix = residual = None
         if self.similarity is not None:
             for _ in range(iters):
-                found, source, assignment = self._select(self.similarity(x), source, assignment)
-                found = _soften(found, alphas[0])
+                found = run(self.similarity, x)
                 matrix = found if matrix is None else compose(matrix, found)
-                x = mipmap_warp(source, transform_points(matrix, base), padding_mode=padding_mode)
+                grid = transform_points(matrix, base)
+                x = warped = mipmap_warp(source, grid, padding_mode=padding_mode)
         if self.flow is not None:
-            residual, source, assignment = self._select(self.flow(x), source, assignment)
-            residual = residual * alphas[-1] if alphas[-1] != 1 else residual
-            grid = base + residual
-            grid = grid if matrix is None else transform_points(matrix, grid)
-        else:
-            grid = transform_points(matrix, base)
+            residual = run(self.flow, x)
+            grid = base + residual if matrix is None else transform_points(matrix, base + residual)
+            warped = None
+        if isinstance(alpha, Tensor) or alpha != 1:
+            weight = torch.as_tensor(alpha, device=grid.device, dtype=grid.dtype).expand(images.shape[0])
+            grid = base + weight.repeat_interleave(spread)[:, None, None, None] * (grid - base)
+            warped = None
         if output_resolution is not None and output_resolution != self.flow_size:
-            grid = resize_grid(grid, output_resolution)
-        elif self.flow is None:
-            return Alignment(x, grid, None, matrix)
-        return Alignment(mipmap_warp(source, grid, padding_mode=padding_mode), grid, residual, matrix)
+            grid, warped = resize_grid(grid, output_resolution), None
+        if warped is None:
+            warped = mipmap_warp(source, grid, padding_mode=padding_mode)
+        return Alignment(warped, grid, residual, matrix)
 
-    def _select(self, found: Tensor, source: Tensor, assignment: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Of `[N, K, ...]` the assigned head's row; or all rows, with the source and an assignment to match from here on."""
-        if assignment is None:
-            count = found.shape[0]
-            assignment = torch.arange(self.heads, device=found.device).repeat(count)
-            return found.flatten(0, 1), source.repeat_interleave(self.heads, 0), assignment
-        if self.heads == 1:
-            return found[:, 0], source, assignment
-        return found[torch.arange(found.shape[0], device=found.device), assignment], source, assignment
+    def best_mirror(self, images: Tensor, source: Tensor | None = None, **options: Any) -> tuple[Alignment, Tensor]:
+        """Align pictures and their mirror images and keep, for each, the one whose residual flow has the lower TV.
 
-
-def _soften(matrix: Tensor, alpha: float) -> Tensor:
-    """Between the identity (0) and `matrix` `[N, 2, 3]` (1)."""
-    if alpha == 1:
-        return matrix
-    return torch.lerp(torch.eye(2, 3, device=matrix.device, dtype=matrix.dtype), matrix, alpha)
+        Takes the arguments of `forward`; needs a flow. Returns the alignment, whose grid reads the picture as given (a mirrored
+        warp's x is negated) and whose residual flow and matrix are those of the run that was kept, and which were mirrored `[N]`.
+        """
+        if self.flow is None:
+            raise ValueError("mirrored inference compares residual flows: the transformer needs a 'flow' transform.")
+        plain = self(images, source, **options)
+        mirrored = self(images.flip(3), None if source is None else source.flip(3), **options)
+        chosen = flow_regularizer(mirrored.residual_flow)[0] < flow_regularizer(plain.residual_flow)[0]
+        mirrored = mirrored._replace(grid=mirrored.grid * mirrored.grid.new_tensor([-1.0, 1.0]))
+        kept = [
+            None if a is None else torch.where(chosen.reshape(-1, *[1] * (a.ndim - 1)), b, a)
+            for a, b in zip(plain, mirrored, strict=True)
+        ]
+        return Alignment(*kept), chosen
 
 
 def _drop_constant_buffers(module: nn.Module, state: dict[str, Tensor], prefix: str, *_: object) -> None:
