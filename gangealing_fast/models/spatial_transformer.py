@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The spatial transformer of "GAN-Supervised Dense Visual Alignment" (arXiv 2112.05143): similarity, then residual flow.
+"""The spatial transformer of GAN-supervised alignment (arXiv 2112.05143): a similarity, then a residual flow.
 
     similarity   (rot, scale, tx, ty) = head(trunk(x));  R = pi tanh(rot), s = exp(scale)
                  M = [[s cos R, -s sin R, tx], [s sin R, s cos R, ty]]
@@ -44,13 +44,15 @@ class Alignment(NamedTuple):
 
 
 def similarity_matrix(rot: Tensor, scale: Tensor, shift_x: Tensor, shift_y: Tensor) -> Tensor:
-    """Matrices `[..., 2, 3]` of raw head outputs `[...]`: angle `pi tanh(rot)`, size `exp(scale)`, shifts as they are."""
+    """Matrices `[..., 2, 3]` of raw head outputs `[...]`: angle `pi tanh(rot)`, size `exp(scale)`, shifts as given."""
     angle, size = torch.tanh(rot) * math.pi, torch.exp(scale)
     cos, sin = size * torch.cos(angle), size * torch.sin(angle)
     return torch.stack([torch.stack([cos, -sin, shift_x], -1), torch.stack([sin, cos, shift_y], -1)], -2)
 
 
-def identity_grid(height: int, width: int, *, device: torch.device | None = None, dtype: torch.dtype = torch.float32) -> Tensor:
+def identity_grid(
+    height: int, width: int, *, device: torch.device | None = None, dtype: torch.dtype = torch.float32
+) -> Tensor:
     """`[height, width, 2]`: the pixel centres themselves, pixel edges at -1 and 1."""
     x = (torch.arange(width, device=device, dtype=dtype) * 2 + 1) / width - 1
     y = (torch.arange(height, device=device, dtype=dtype) * 2 + 1) / height - 1
@@ -73,16 +75,16 @@ def compose(first: Tensor, second: Tensor) -> Tensor:
 
 def resize_grid(grid: Tensor, resolution: int) -> Tensor:
     """A grid `[N, H, W, 2]` bilinearly resized to `[N, resolution, resolution, 2]`."""
-    return F.interpolate(grid.permute(0, 3, 1, 2), size=(resolution, resolution), mode="bilinear", align_corners=False).permute(
-        0, 2, 3, 1
-    )
+    return F.interpolate(
+        grid.permute(0, 3, 1, 2), size=(resolution, resolution), mode="bilinear", align_corners=False
+    ).permute(0, 2, 3, 1)
 
 
 class Trunk(nn.Module):
     """1x1 convolution, residual blocks that halve the size `downsamplings` times, 3x3 convolution.
 
-    `[N, 3, size, size]` to `[N, C, size / 2**downsamplings, ...]`. One block for each power of two from `size` down to 4,
-    the first of them downsampling.
+    `[N, 3, size, size]` to `[N, C, size / 2**downsamplings, ...]`. One block for each power of two from `size` down
+    to 4, the first of them downsampling.
     """
 
     def __init__(self, size: int, widths: Widths, downsamplings: int | None = None) -> None:
@@ -174,10 +176,12 @@ class FlowTransformer(Trunk):
 class SpatialTransformer(nn.Module):
     """Aligns pictures `[N, 3, H, W]` in [-1, 1] by a similarity, a flow, or a similarity and then a flow.
 
-    transforms: ("similarity",), ("flow",) or ("similarity", "flow"). flow_size: the side, a power of two (32 or more with a
-    flow, else 8 or more), at which the networks look at a picture and at which grids are produced; larger pictures are
-    downsampled for the networks. input_size: the side of the pictures it is made for, flow_size where None; kept for the record.
-    channel_multiplier, max_channels, channel_base: widths of the trunks as in `Generator`. heads: K, one for each cluster.
+    transforms: ("similarity",), ("flow",) or ("similarity", "flow"). flow_size: the side, a power of two (32 or more
+    with a flow, else 8 or more), at which the networks look at a picture and at which grids are produced; larger
+    pictures are downsampled for the networks. input_size: the side of the pictures it is made for, flow_size where
+    None; kept for the record.
+    channel_multiplier, max_channels, channel_base: widths of the trunks as in `Generator`. heads: K, one for each
+    cluster.
     """
 
     def __init__(
@@ -251,11 +255,13 @@ class SpatialTransformer(nn.Module):
     ) -> Alignment:
         """Align `images` `[N, 3, H, W]`.
 
-        source: the pictures whose pixels are sampled, `[N, C, H', W']`, `images` where None (a full-resolution original, say).
-        padding_mode: "zeros", "border" or "reflection". iters: how often the similarity runs, each time on its own output.
+        source: the pictures whose pixels are sampled, `[N, C, H', W']`, `images` where None (a full-resolution
+        original, say).
+        padding_mode: "zeros", "border" or "reflection". iters: how often the similarity runs, each time on its own
+        output.
         alpha: 0 leaves the picture as it is, 1 aligns it, the grid being interpolated; one number, or `[N]`.
-        output_resolution: side of the result, `flow_size` where None. assignment: `[N]`, the head of each picture; where None
-        every head warps every picture and the result has N * K rows, head fastest.
+        output_resolution: side of the result, `flow_size` where None. assignment: `[N]`, the head of each picture;
+        where None every head warps every picture and the result has N * K rows, head fastest.
         """
         if images.ndim != 4 or images.shape[1] != 3:
             raise ValueError(f"images must be [N, 3, H, W], got {list(images.shape)}.")
@@ -275,7 +281,9 @@ class SpatialTransformer(nn.Module):
 
         def run(stage: SimilarityTransformer | FlowTransformer, x: Tensor) -> Tensor:
             features = stage.features(x)
-            if features.shape[0] != source.shape[0]:  # the first stage sees each picture once, whatever the number of heads
+            if (
+                features.shape[0] != source.shape[0]
+            ):  # the first stage sees each picture once, whatever the number of heads
                 features = features.repeat_interleave(spread, 0)
             return stage.warp_head(features, assignment)
 
@@ -305,8 +313,8 @@ class SpatialTransformer(nn.Module):
     def best_mirror(self, images: Tensor, source: Tensor | None = None, **options: Any) -> tuple[Alignment, Tensor]:
         """Align pictures and their mirror images and keep, for each, the one whose residual flow has the lower TV.
 
-        Takes the arguments of `forward`; needs a flow. Returns the alignment, whose grid reads the picture as given (a mirrored
-        warp's x is negated) and whose residual flow and matrix are those of the run that was kept, and which were mirrored `[N]`.
+        Takes the arguments of `forward`; needs a flow. Returns the alignment and which were mirrored `[N]`. The grid reads
+        the picture as given (a mirrored warp's x is negated); residual flow and matrix are the kept run's own.
         """
         if self.flow is None:
             raise ValueError("mirrored inference compares residual flows: the transformer needs a 'flow' transform.")

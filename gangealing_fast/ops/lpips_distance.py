@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-r"""Distance of two feature maps in the manner of LPIPS ("The Unreasonable Effectiveness of Deep Features", arXiv 1801.03924).
+r"""Distance of two feature maps in the manner of LPIPS (arXiv 1801.03924).
 
 For one tap, features a, b `[N, C, H, W]`, head h `[C]`, with â = a / (|a| + 1e-10) over channels at every pixel:
 
     d[n] = 1 / (H W) * sum_{c,y,x} h[c] (â - b̂)²
 
-A pixel whose channels are all 0 is taken as â = 0, with gradient 0 (the limit of the derivative there is 1e10, which no training
-survives). Sums are accumulated in float32, or float64 for float64 features; the result has that type.
+A pixel whose channels are all 0 is taken as â = 0, with gradient 0 (the limit of the derivative there is 1e10, which
+no training survives). Sums are accumulated in float32, or float64 for float64 features; the result has that type.
 """
 
 from __future__ import annotations
@@ -44,7 +44,9 @@ def _unit_backward(x: Tensor, grad: Tensor) -> Tensor:
     return grad * inverse - x * ((x * grad).sum(1, keepdim=True) * inverse.square() / norm)
 
 
-def lpips_distance_backward_reference(grad: Tensor, a: Tensor, b: Tensor, head: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def lpips_distance_backward_reference(
+    grad: Tensor, a: Tensor, b: Tensor, head: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of `a`, `b`, `head` for `grad` `[N]`; itself differentiable."""
     accumulate = _accumulate_type(a.dtype)
     wide_a, wide_b = a.to(accumulate), b.to(accumulate)
@@ -89,7 +91,9 @@ def _forward_autograd(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
 
 def _backward_autograd(ctx, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
     with torch.enable_grad():
-        inputs = [x.detach().requires_grad_(needed) for x, needed in zip(ctx.saved_tensors, ctx.needs_input_grad, strict=True)]
+        inputs = [
+            x.detach().requires_grad_(needed) for x, needed in zip(ctx.saved_tensors, ctx.needs_input_grad, strict=True)
+        ]
         outputs = lpips_distance_backward_reference(*inputs)
         pairs = [(y, g) for y, g in zip(outputs, grads, strict=True) if g is not None and y.requires_grad]
         wanted = [x for x in inputs if x.requires_grad]
@@ -111,7 +115,8 @@ def lpips_distance(
     """
     if not features_a or len(features_a) != len(features_b):
         raise ValueError(
-            f"features_a and features_b must be equally many feature maps, one or more, got {len(features_a)} and {len(features_b)}."
+            "features_a and features_b must be equally many feature maps, one or more, "
+            f"got {len(features_a)} and {len(features_b)}."
         )
     if heads is not None and len(heads) != len(features_a):
         raise ValueError(f"heads must be one for each of the {len(features_a)} feature maps, got {len(heads)}.")
@@ -119,18 +124,22 @@ def lpips_distance(
     for index, (a, b) in enumerate(zip(features_a, features_b, strict=True)):
         if a.ndim != 4 or a.shape != b.shape or a.shape[2] * a.shape[3] == 0:
             raise ValueError(
-                f"feature maps {index} must both be [N, C, H, W], H and W 1 or more, got {list(a.shape)} and {list(b.shape)}."
+                f"feature maps {index} must both be [N, C, H, W], H and W 1 or more, "
+                f"got {list(a.shape)} and {list(b.shape)}."
             )
         if not a.is_floating_point() or a.dtype != b.dtype or a.device != b.device:
             raise TypeError(
-                f"feature maps {index} must have one floating-point type and device, got {a.dtype} on {a.device} and {b.dtype} on {b.device}."
+                f"feature maps {index} must have one floating-point type and device, "
+                f"got {a.dtype} on {a.device} and {b.dtype} on {b.device}."
             )
         if heads is None:
             head = torch.ones(a.shape[1], dtype=_accumulate_type(a.dtype), device=a.device)
         else:
             head = heads[index].reshape(-1)
             if head.numel() != a.shape[1]:
-                raise ValueError(f"head {index} must hold one weight for each of {a.shape[1]} channels, got {head.numel()}.")
+                raise ValueError(
+                    f"head {index} must hold one weight for each of {a.shape[1]} channels, got {head.numel()}."
+                )
         distance = _lpips_distance(a, b, head)
         total = distance if total is None else total + distance
     return total
