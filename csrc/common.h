@@ -26,6 +26,7 @@
 #define GGF_MULTIVERSION
 #endif
 #define GGF_INLINE __attribute__((always_inline)) inline
+#define GGF_INLINE_LAMBDA __attribute__((always_inline))
 #define GGF_RESTRICT __restrict__
 
 namespace ggf {

@@ -225,7 +225,7 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad_, const Tensor& y
   const Tensor result = empty(sizes_of(y), y.scalar_type(), channels_last && y.dim() == 4);
   const int64_t batch = y.size(0), channels = y.size(1);
   std::vector<int64_t> plane_size{0};
-  if (noise_batch) {
+  if (noise_batch >= 0) {
     plane_size = sizes_of(y);
     plane_size[0] = noise_batch;
     plane_size[1] = 1;
@@ -242,7 +242,7 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad_, const Tensor& y
     const int64_t positions = elements / (batch * channels), pixels = batch * positions;
     const bool share = noise_batch == 1 && batch > 1;
     std::vector<A> own_plane(share ? pixels : 0);
-    A* plane_data = !noise_batch ? nullptr : share ? own_plane.data() : plane.template mutable_data_ptr<A>();
+    A* plane_data = noise_batch < 0 ? nullptr : share ? own_plane.data() : plane.template mutable_data_ptr<A>();
     const int64_t rows = channels_last ? ceil_divide(pixels, piece) : batch;
     std::vector<A> partial(need_bias ? rows * channels : 0);
     const Backward<T> p{grad.template const_data_ptr<T>(), y.template const_data_ptr<T>(),

@@ -45,14 +45,14 @@ def bias_act_backward_reference(
 
     Returns:
         The gradient of the activation's argument in the layout of `y`; its sum over all but the channels `[C]` (`[0]` unless
-        `need_bias`); its sum over the channels `[noise_batch, 1, ...]` (`[0]` where `noise_batch` is 0). The sums are kept in
+        `need_bias`); its sum over the channels `[noise_batch, 1, ...]` (`[0]` where `noise_batch` is -1). The sums are kept in
         the dtype computed in.
     """
     compute = compute_dtype(y.dtype)
     full = grad.to(compute) * torch.where(y > 0, gain, gain * slope).to(compute)
     bias = full.sum([0, *range(2, y.dim())]) if need_bias else full.new_empty(0)
     plane = full.new_empty(0)
-    if noise_batch:
+    if noise_batch >= 0:
         plane = full.sum(1, keepdim=True)
         plane = plane.sum(0, keepdim=True) if noise_batch == 1 else plane
     return full.to(y.dtype).contiguous(memory_format=output_format(y)), bias, plane
@@ -80,7 +80,7 @@ def _bias_act_backward(
 @_bias_act_backward.register_fake
 def _(grad, y, slope, gain, need_bias, noise_batch):
     compute = compute_dtype(y.dtype)
-    plane = (noise_batch, 1, *y.shape[2:]) if noise_batch else (0,)
+    plane = (noise_batch, 1, *y.shape[2:]) if noise_batch >= 0 else (0,)
     return (
         torch.empty(y.shape, dtype=y.dtype, device=y.device, memory_format=output_format(y)),
         torch.empty(y.shape[1] if need_bias else 0, dtype=compute, device=y.device),
@@ -98,7 +98,7 @@ def _setup_context(ctx, inputs, output):
 def _backward(ctx, grad):
     y, *rest = ctx.saved_tensors
     need_x, need_b, need_noise, need_strength = ctx.needs_input_grad[:4]
-    noise_batch = rest[0].shape[0] if need_noise or need_strength else 0
+    noise_batch = rest[0].shape[0] if need_noise or need_strength else -1
     grad_x, grad_b, plane = _ops.bias_act_backward(grad, y, ctx.slope, ctx.gain, need_b, noise_batch)
     grad_noise = plane * rest[1] if need_noise else None
     grad_strength = (plane * rest[0]).sum().reshape(rest[1].shape) if need_strength else None
@@ -115,9 +115,9 @@ def _double_backward(ctx, grad_x, grad_bias, grad_plane):
     total = grad_x
     if ctx.need_bias:
         total = total + grad_bias.to(y.dtype).reshape(1, -1, *[1] * (y.dim() - 2))
-    if ctx.noise_batch:
+    if ctx.noise_batch >= 0:
         total = total + grad_plane.to(y.dtype)
-    return _ops.bias_act_backward(total, y, ctx.slope, ctx.gain, False, 0)[0], *[None] * 5
+    return _ops.bias_act_backward(total, y, ctx.slope, ctx.gain, False, -1)[0], *[None] * 5
 
 
 _bias_act.register_autograd(_backward, setup_context=_setup_context)

@@ -1,0 +1,157 @@
+// SPDX-License-Identifier: Apache-2.0
+// Tent filter with reflected borders at a stride, and its adjoint. Maths: gangealing_fast/ops/bilinear_downsample.py.
+//
+// As in upfirdn2d.cpp, an output row is a vertical pass over whole rows and a horizontal pass in a buffer.
+#include "rows.h"
+
+#include <algorithm>
+
+namespace ggf::bilinear_downsample {
+
+template <typename A>
+struct Plan {
+  int64_t channels, height, width, out_height, out_width, stride, pad;  // height, width: of the large image
+  std::vector<A> taps;                                                  // [2 * stride]
+};
+
+GGF_INLINE int64_t reflect(int64_t i, int64_t size) { return i < 0 ? -i : i >= size ? 2 * (size - 1) - i : i; }
+
+// Rows [begin, end) of the small images.
+template <typename T>
+GGF_MULTIVERSION void downsample_rows(const Plan<Compute<T>>& p, const T* x, T* y, int64_t begin, int64_t end) {
+  using A = Compute<T>;
+  const int64_t C = p.channels, s = p.stride;
+  std::vector<A> buffer((p.width + 2 * p.pad) * C), sums(C);
+  std::vector<const T*> rows(2 * s);
+  for (int64_t row = begin; row < end; ++row) {
+    const T* image = x + row / p.out_height * p.height * p.width * C;
+    for (int64_t k = 0; k < 2 * s; ++k)
+      rows[k] = image + reflect(row % p.out_height * s + k - p.pad, p.height) * p.width * C;
+    A* inner = buffer.data() + p.pad * C;
+    add_rows<T>(rows.data(), p.taps.data(), 2 * s, 0, p.width * C, inner);
+    for (int64_t j = 1; j <= p.pad; ++j) {
+      std::copy_n(inner + j * C, C, inner - j * C);
+      std::copy_n(inner + (p.width - 1 - j) * C, C, inner + (p.width - 1 + j) * C);
+    }
+    T* GGF_RESTRICT out = y + row * p.out_width * C;
+    const A* GGF_RESTRICT taps = p.taps.data();
+    const A* GGF_RESTRICT v = buffer.data();
+    if (C == 1 && s == 2) {
+      const A outer = taps[0], centre = taps[1];
+      for (int64_t i = 0; i < p.out_width; ++i)
+        out[i] = store<T>(outer * (v[2 * i] + v[2 * i + 3]) + centre * (v[2 * i + 1] + v[2 * i + 2]));
+    } else {
+      A* GGF_RESTRICT sum = sums.data();
+      for (int64_t i = 0; i < p.out_width; ++i) {
+        const A* GGF_RESTRICT w = v + i * s * C;
+        for (int64_t c = 0; c < C; ++c) sum[c] = 0;
+        for (int64_t k = 0; k < 2 * s; ++k)
+          for (int64_t c = 0; c < C; ++c) sum[c] += taps[k] * w[k * C + c];
+        for (int64_t c = 0; c < C; ++c) out[i * C + c] = store<T>(sum[c]);
+      }
+    }
+  }
+}
+
+// Rows [begin, end) of the large images: each gathers the small rows that it went into, directly or by reflection.
+template <typename T>
+GGF_MULTIVERSION void adjoint_rows(const Plan<Compute<T>>& p, const T* grad, T* result, int64_t begin, int64_t end) {
+  using A = Compute<T>;
+  const int64_t C = p.channels, s = p.stride;
+  std::vector<A> narrow(p.out_width * C), wide((p.width + 2 * p.pad) * C);
+  std::vector<const T*> rows(8);  // at most two small rows for each of three places
+  std::vector<A> weights(8);
+  for (int64_t row = begin; row < end; ++row) {
+    const int64_t position = row % p.height;
+    const T* image = grad + row / p.height * p.out_height * p.out_width * C;
+    const int64_t places[3] = {position, -position, 2 * (p.height - 1) - position};
+    const bool distinct[3] = {true, position > 0, position < p.height - 1};
+    int64_t count = 0;
+    std::fill(rows.begin(), rows.end(), image);
+    for (int64_t place = 0; place < 3; ++place) {
+      const int64_t t = places[place] + p.pad;
+      if (!distinct[place] || t < 0 || t >= p.height + 2 * p.pad) continue;
+      for (int64_t i = std::max<int64_t>(0, t / s - 1); i <= std::min(p.out_height - 1, t / s); ++i) {
+        rows[count] = image + i * p.out_width * C;
+        weights[count++] = p.taps[t - i * s];
+      }
+    }
+    add_rows<T>(rows.data(), weights.data(), count, 0, p.out_width * C, narrow.data());
+    A* GGF_RESTRICT v = wide.data();
+    const A* GGF_RESTRICT small = narrow.data();
+    std::fill(wide.begin(), wide.end(), A(0));
+    for (int64_t i = 0; i < p.out_width; ++i)
+      for (int64_t k = 0; k < 2 * s; ++k) {
+        const A tap = p.taps[k];
+        for (int64_t c = 0; c < C; ++c) v[(i * s + k) * C + c] += tap * small[i * C + c];
+      }
+    A* inner = v + p.pad * C;
+    for (int64_t j = p.pad; j >= 1; --j)
+      for (int64_t c = 0; c < C; ++c) {
+        inner[j * C + c] += inner[-j * C + c];
+        inner[(p.width - 1 - j) * C + c] += inner[(p.width - 1 + j) * C + c];
+      }
+    T* GGF_RESTRICT out = result + row * p.width * C;
+    for (int64_t i = 0; i < p.width * C; ++i) out[i] = store<T>(inner[i]);
+  }
+}
+
+template <typename T>
+Plan<Compute<T>> plan(int64_t channels, int64_t height, int64_t width, int64_t stride) {
+  using A = Compute<T>;
+  const int64_t pad = stride / 2;
+  Plan<A> p{channels, height, width, height / stride, width / stride, stride, pad, std::vector<A>(2 * stride)};
+  for (int64_t k = 0; k < stride; ++k)
+    p.taps[k] = p.taps[2 * stride - 1 - k] = static_cast<A>(double(2 * k + 1) / double(2 * stride * stride));
+  return p;
+}
+
+void check(int64_t height, int64_t width, int64_t stride) {
+  STD_TORCH_CHECK(stride >= 2 && stride % 2 == 0 && height >= stride && width >= stride,
+                  "bilinear_downsample: stride must be even and at most the size of the image");
+}
+
+Tensor forward(const Tensor& x_, int64_t stride) {
+  STD_TORCH_CHECK(x_.dim() == 4, "bilinear_downsample: x must be [N, C, H, W]");
+  check(x_.size(2), x_.size(3), stride);
+  const bool channels_last = is_channels_last(x_);
+  const Tensor x = in_layout(x_, channels_last);
+  const int64_t n = x.size(0), c = x.size(1), height = x.size(2), width = x.size(3);
+  const Tensor y = empty({n, c, height / stride, width / stride}, x.scalar_type(), channels_last);
+  if (y.numel() == 0) return y;
+  dispatch_floating(x.scalar_type(), "bilinear_downsample", [&]<typename T>() {
+    const auto p = plan<T>(channels_last ? c : 1, height, width, stride);
+    const T* source = x.const_data_ptr<T>();
+    T* target = y.mutable_data_ptr<T>();
+    parallel_for(0, (channels_last ? n : n * c) * p.out_height, grain(p.width * p.channels * stride),
+                 [&](int64_t begin, int64_t end) { downsample_rows<T>(p, source, target, begin, end); });
+  });
+  return y;
+}
+
+Tensor backward(const Tensor& grad_, int64_t height, int64_t width, int64_t stride) {
+  STD_TORCH_CHECK(grad_.dim() == 4, "bilinear_downsample_backward: grad must be [N, C, h, w]");
+  check(height, width, stride);
+  STD_TORCH_CHECK(grad_.size(2) == height / stride && grad_.size(3) == width / stride,
+                  "bilinear_downsample_backward: grad does not fit the size of the image");
+  const bool channels_last = is_channels_last(grad_);
+  const Tensor grad = in_layout(grad_, channels_last);
+  const int64_t n = grad.size(0), c = grad.size(1);
+  const Tensor result = empty({n, c, height, width}, grad.scalar_type(), channels_last);
+  if (result.numel() == 0) return result;
+  dispatch_floating(grad.scalar_type(), "bilinear_downsample_backward", [&]<typename T>() {
+    const auto p = plan<T>(channels_last ? c : 1, height, width, stride);
+    const T* source = grad.const_data_ptr<T>();
+    T* target = result.mutable_data_ptr<T>();
+    parallel_for(0, (channels_last ? n : n * c) * height, grain(p.width * p.channels * 2),
+                 [&](int64_t begin, int64_t end) { adjoint_rows<T>(p, source, target, begin, end); });
+  });
+  return result;
+}
+
+}  // namespace ggf::bilinear_downsample
+
+STABLE_TORCH_LIBRARY_IMPL(gangealing_fast, CPU, m) {
+  m.impl("bilinear_downsample", TORCH_BOX(&ggf::bilinear_downsample::forward));
+  m.impl("bilinear_downsample_backward", TORCH_BOX(&ggf::bilinear_downsample::backward));
+}

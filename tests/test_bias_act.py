@@ -1,0 +1,171 @@
+# SPDX-License-Identifier: Apache-2.0
+"""bias_act: values, both derivatives with bias and noise, layouts, errors."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support import assert_close, assert_cpu_kernels, check_operator
+
+from gangealing_fast.ops import bias_act, bias_act_reference
+
+
+def away_from_zero(*shape: int) -> torch.Tensor:
+    """Values whose sign no rounding changes: the kink has no gradient to check."""
+    x = torch.randn(*shape, dtype=torch.float64)
+    return x + 0.3 * x.sign()
+
+
+CASES = {
+    "bias": ([away_from_zero(2, 5, 7, 3), torch.zeros(5, dtype=torch.float64)], {}, (0, 1), (0,)),
+    "channels of 16": ([away_from_zero(2, 32, 5, 3), torch.zeros(32, dtype=torch.float64)], {}, (0, 1), (0,)),
+    "matrix": ([away_from_zero(6, 9), torch.zeros(9, dtype=torch.float64)], {"gain": 1.0}, (0, 1), (0,)),
+    "volume": ([away_from_zero(2, 3, 2, 3, 2), torch.zeros(3, dtype=torch.float64)], {}, (0, 1), (0,)),
+    "linear": ([away_from_zero(2, 3, 4, 5), torch.ones(3, dtype=torch.float64)], {"slope": 1.0, "gain": 1.0}, (0, 1), (0,)),
+    "relu": ([away_from_zero(2, 3, 4, 5), torch.zeros(3, dtype=torch.float64)], {"slope": 0.0}, (0, 1), (0,)),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_operator(case):
+    tensors, kwargs, differentiable, batched = CASES[case]
+    small = [t[:2, :5] if t.dim() > 1 else t[:5] for t in tensors] if case == "channels of 16" else None
+    check_operator(
+        lambda x, b: bias_act(x, b, **kwargs),
+        lambda x, b: bias_act_reference(x, b, **kwargs),
+        tensors,
+        differentiable=differentiable,
+        batched=batched,
+        small=small,
+        compile=case == "bias",
+    )
+
+
+@pytest.mark.parametrize("noise_batch", [1, 3])
+def test_noise(noise_batch):
+    noise = 0.1 * torch.randn(noise_batch, 1, 5, 4, dtype=torch.float64)
+    tensors = [away_from_zero(3, 4, 5, 4), torch.zeros(4, dtype=torch.float64), noise, torch.full((1,), 0.3).double()]
+    check_operator(
+        lambda x, b, n, s: bias_act(x, b, noise=n, noise_strength=s),
+        lambda x, b, n, s: bias_act_reference(x, b, noise=n, noise_strength=s),
+        tensors,
+        differentiable=(0, 1, 2, 3),
+        batched=(0, 2) if noise_batch > 1 else (0,),
+    )
+
+
+def test_no_bias():
+    check_operator(lambda x: bias_act(x, None), lambda x: bias_act_reference(x, None), [away_from_zero(2, 3, 4, 5)])
+
+
+def test_float32_bias_beside_half_precision():
+    x = torch.randn(2, 3, 4, 4).bfloat16().requires_grad_()
+    b = torch.randn(3, requires_grad=True)
+    y = bias_act(x, b)
+    y.sum().backward()
+    assert y.dtype == x.grad.dtype == torch.bfloat16 and b.grad.dtype == torch.float32
+
+
+def test_no_reference_cycle_keeps_the_output_alive():
+    import gc
+    import weakref
+
+    gc.disable()
+    try:
+        y = bias_act(torch.randn(2, 3, 4, 4, requires_grad=True), torch.zeros(3))
+        alive = weakref.ref(y.untyped_storage())
+        y.sum().backward()
+        watcher = weakref.ref(y)
+        del y
+        assert watcher() is None
+        del alive
+    finally:
+        gc.enable()
+
+
+def test_kernels_are_compiled():
+    assert_cpu_kernels("bias_act", "bias_act_backward")
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(st.data())
+def test_fuzz(data):
+    draw = lambda low, high: data.draw(st.integers(low, high))  # noqa: E731
+    rank = draw(2, 5)
+    shape = [draw(0, 3), draw(0, 40), *[draw(0, 19) for _ in range(rank - 2)]]
+    generator = torch.Generator().manual_seed(draw(0, 99))
+    x = torch.randn(shape, generator=generator)
+    if rank == 4 and data.draw(st.booleans()):
+        x = x.contiguous(memory_format=torch.channels_last)
+    tensors = [x, torch.randn(shape[1], generator=generator)]
+    if data.draw(st.booleans()):
+        batch = data.draw(st.sampled_from([1, shape[0]]))
+        tensors += [torch.randn(batch, 1, *shape[2:], generator=generator), torch.tensor(0.5)]
+    tensors = [t.requires_grad_() for t in tensors]
+    noise = {"noise": tensors[2], "noise_strength": tensors[3]} if len(tensors) > 2 else {}
+    y, expected = bias_act(*tensors[:2], **noise), bias_act_reference(*tensors[:2], **noise)
+    assert y.stride() == expected.stride() or y.numel() == 0
+    assert_close(y, expected, 1e-6)
+    weight = torch.randn(y.shape, generator=generator)
+    for actual, other in zip(
+        torch.autograd.grad(y, tensors, weight), torch.autograd.grad(expected, tensors, weight), strict=True
+    ):
+        assert_close(actual, other, 1e-5)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_threads_do_not_change_the_sums(layout):
+    x = torch.randn(4, 24, 40, 31).contiguous(memory_format=layout).requires_grad_()
+    b, noise = torch.randn(24, requires_grad=True), torch.randn(1, 1, 40, 31, requires_grad=True)
+    strength = torch.tensor(0.1, requires_grad=True)
+    threads = torch.get_num_threads()
+    results = []
+    for count in (1, 2, 3):
+        torch.set_num_threads(count)
+        y = bias_act(x, b, noise=noise, noise_strength=strength)
+        results.append(torch.autograd.grad((y * y).sum(), [x, b, noise]))
+    torch.set_num_threads(threads)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_every_half_value_survives(dtype):
+    """slope 1 and gain 1 copy: loads and stores of the narrow types are exact for all 65536 patterns."""
+    x = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(dtype).reshape(1, 1, 256, 256)
+    y = bias_act(x, None, slope=1.0, gain=1.0)
+    assert torch.equal(y.isnan(), x.isnan())
+    assert torch.equal(y[~x.isnan()], x[~x.isnan()])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_stores_round_as_torch_does(dtype):
+    """A float32 noise plane enters at full precision, so that the store has something to round, overflow and underflow."""
+    noise = torch.randn(1, 1, 64, 64) * 10.0 ** torch.randint(-9, 6, (1, 1, 64, 64))
+    noise[0, 0, 0, :5] = torch.tensor([65519.9, 65520.0, 3.4e38, 2.0**-25, 1.5 * 2**-24])
+    x = torch.zeros(1, 1, 64, 64, dtype=dtype)
+    y = bias_act(x, None, slope=1.0, gain=1.0, noise=noise, noise_strength=torch.ones(1))
+    assert torch.equal(y, noise.to(dtype))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"x": torch.zeros(3)}, ValueError, r"x must have shape \[N, C, ...\]"),
+        ({"x": torch.zeros(1, 3, dtype=torch.int64)}, TypeError, "x has dtype torch.int64"),
+        ({"b": torch.zeros(4)}, ValueError, "b has 4 entries but x has 3 channels"),
+        ({"b": torch.zeros(1, 3)}, ValueError, r"b must have shape \[C\]"),
+        ({"b": torch.zeros(3).double()}, TypeError, "b is torch.float64 but x is torch.float32"),
+        ({"gain": 0.0}, ValueError, "gain must be positive"),
+        ({"slope": -0.1}, ValueError, "slope not negative"),
+        ({"noise": torch.zeros(2, 1, 4, 4)}, ValueError, "noise and noise_strength belong together"),
+        ({"noise": torch.zeros(2, 1, 4, 5), "noise_strength": torch.ones(1)}, ValueError, "noise has shape"),
+        ({"noise": torch.zeros(1, 1, 4, 4), "noise_strength": torch.ones(2)}, ValueError, "must be one number"),
+    ],
+)
+def test_errors(arguments, error, message):
+    arguments = {"x": torch.zeros(2, 3, 4, 4), "b": torch.zeros(3), **arguments}
+    with pytest.raises(error, match=message):
+        bias_act(arguments.pop("x"), arguments.pop("b"), **arguments)
