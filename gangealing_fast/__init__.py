@@ -10,13 +10,13 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from gangealing_fast.align import Aligner
+    from gangealing_fast.alignment.aligner import Aligner
     from gangealing_fast.errors import UserError
 
 __version__ = "0.1.0"
 __all__ = ["Aligner", "UserError", "__version__"]
 
-_ATTRIBUTES = {"Aligner": "gangealing_fast.align", "UserError": "gangealing_fast.errors"}
+_ATTRIBUTES = {"Aligner": "gangealing_fast.alignment.aligner", "UserError": "gangealing_fast.errors"}
 _PACKAGES = {"adversarial", "alignment", "checkpoint", "data", "errors", "kernels", "metrics", "models", "ops"}
 
 

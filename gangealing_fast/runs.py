@@ -17,7 +17,7 @@ from gangealing_fast.errors import UserError
 from gangealing_fast.files import write_text
 
 # What a resumed run may change without becoming another run.
-FREE = {"threads", "out", "report_pictures", "resume"}
+FREE = {"threads", "out", "tensorboard"}
 
 
 def plain(config: Any) -> dict[str, Any]:
@@ -33,7 +33,7 @@ def open_run(folder: Path, command: str, config: Any, *, free: set[str] = FREE) 
     path = folder / "config.json"
     options = plain(config)
     if not path.exists():
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        if folder.exists() and (not folder.is_dir() or any(not entry.name.startswith(".") for entry in folder.iterdir())):
             raise UserError(f"{folder} is not empty and holds no run; choose another --out or empty it")
         try:
             folder.mkdir(parents=True, exist_ok=True)

@@ -26,6 +26,7 @@ from gangealing_fast.files import JsonLines
 from gangealing_fast.metrics import FeatureStatistics, frechet_distance
 from gangealing_fast.models import Discriminator, EfficientNetPerceptual, Generator
 from gangealing_fast.precision import autocast, resolve
+from gangealing_fast.randomness import private_stream
 from gangealing_fast.report.pictures import save_grid
 from gangealing_fast.runs import choose_device, open_run
 
@@ -94,27 +95,21 @@ class Score:
 
     @torch.no_grad()
     def __call__(self, generator: Generator) -> float:
-        # Its own random stream: whether a run is scored must not change what it learns.
-        state = torch.get_rng_state()
-        torch.manual_seed(1234)
         statistics = FeatureStatistics()
-        for start in range(0, self.count, 64):
-            z = torch.randn(min(64, self.count - start), generator.latent_dim, device=self.device)
-            with autocast(self.device, self.dtype):
-                images = generator(z)
-            statistics.update(self._embed(images))
-        torch.set_rng_state(state)
+        with private_stream(1234):
+            for start in range(0, self.count, 64):
+                z = torch.randn(min(64, self.count - start), generator.latent_dim, device=self.device)
+                with autocast(self.device, self.dtype):
+                    images = generator(z)
+                statistics.update(self._embed(images))
         return float(frechet_distance(self.real, statistics))
 
 
 @torch.no_grad()
 def sample_grid(generator: Generator, path: Path, *, columns: int = 8, seed: int = 1) -> None:
     """Write `columns`² samples of fixed latents."""
-    generator_state = torch.get_rng_state()
-    torch.manual_seed(seed)
-    device = generator.input.input.device
-    images = generator(torch.randn(columns * columns, generator.latent_dim, device=device))
-    torch.set_rng_state(generator_state)
+    with private_stream(seed):
+        images = generator(torch.randn(columns * columns, generator.latent_dim, device=generator.input.input.device))
     save_grid(images.clamp(-1, 1).cpu(), path, columns=columns)
 
 

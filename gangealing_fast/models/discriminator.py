@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""StyleGAN2 discriminator: residual blocks and the standard deviation over the minibatch (arXiv 1912.04958; 1710.10196, section 3)."""
+"""StyleGAN2 discriminator: residual blocks, standard deviation over the minibatch (arXiv 1912.04958; 1710.10196, section 3)."""
 
 from __future__ import annotations
 

@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What `python -m gangealing_fast.align` does: read, align in batches of bounded memory, write."""
+
+from __future__ import annotations
+
+from pathlib import PurePath
+from typing import TYPE_CHECKING
+
+import torch
+from tqdm import tqdm
+
+from gangealing_fast.alignment.aligner import Aligner
+from gangealing_fast.data.pictures import open_pictures, to_float
+from gangealing_fast.errors import UserError
+from gangealing_fast.files import JsonLines, make_folder, save_picture
+from gangealing_fast.report.pictures import save_grid
+
+if TYPE_CHECKING:
+    from gangealing_fast.align import AlignConfig
+
+
+def run(config: AlignConfig) -> None:
+    """Align all pictures. Raises UserError for a user's mistakes; finished pictures stay."""
+    if config.threads > 0:
+        torch.set_num_threads(config.threads)
+    if config.batch < 1 or config.size < 0 or config.resolution < 0:
+        raise UserError("--batch must be at least 1, --size and --resolution at least 0")
+    aligner = Aligner.load(config.checkpoint)
+    size = config.size or aligner.transformer.input_size
+    resolution = config.resolution or aligner.transformer.flow_size
+    pictures = open_pictures(config.data, size=size, limit=config.limit)
+    print(pictures.summary())
+    folder = make_folder(config.out)
+    before = after = torch.zeros(())
+    with JsonLines(folder / "warps.jsonl") as warps:
+        for indices in tqdm(torch.arange(len(pictures)).split(config.batch), unit="batch", desc="align"):
+            images = to_float(pictures.batch(indices))
+            record = aligner.warp(images, output_resolution=resolution)
+            before, after = before + images.sum(0), after + record.image.sum(0)
+            for k, index in enumerate(indices.tolist()):
+                name = f"{index:06d}-{PurePath(pictures.names[index]).stem}.png"
+                save_picture(folder / name, record.image[k])
+                matrix = None if record.matrix is None else record.matrix[k].flatten().tolist()
+                warps.append({"picture": pictures.names[index], "file": name, "matrix": matrix})
+    averages = torch.nn.functional.interpolate((before / len(pictures))[None], size=(resolution, resolution), mode="bilinear")
+    save_grid(torch.cat([averages, (after / len(pictures))[None]]).clamp(-1, 1), folder / "average.png", columns=2)
+    print(f"{len(pictures)} aligned pictures, warps.jsonl and average.png (before, after) are in {folder}")

@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Options of `python -m gangealing_fast.train` and its presets. Imports nothing heavy, so that --help is quick."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+ASSETS = Path(__file__).resolve().parent.parent / "assets"
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Learn to align pictures from a generator's samples. Kill it when you like: the same command resumes to the same numbers."""
+
+    generator: Path
+    """The generator that the samples come from, as written by `pretrain` (generator.safetensors)."""
+    out: Path
+    """Results folder: checkpoint.pt, aligner.safetensors, pictures, log.jsonl, report.html."""
+    data: Path | None = None
+    """Real pictures (folder, .tar or MNIST file) to watch and to evaluate on; never trained on."""
+    digit: int | None = None
+    """Evaluate on the package's held-out digits of this class, whose true warps are known."""
+    held_out: int = 500
+    """How many of the last pictures of --data are used."""
+    transforms: Literal["similarity", "flow", "similarity,flow"] = "similarity,flow"
+    flow_size: int = 128
+    """Side at which the transformer looks at pictures, and of its output."""
+    channel_multiplier: float = 0.5
+    channel_base: int | None = None
+    """A resolution r of the transformer has min(max_channels, channel_base / r) channels; None for the published widths."""
+    max_channels: int = 512
+    steps: int = 1_500_000
+    batch: int = 40
+    """Samples per step over all passes; small batches are known to collapse."""
+    micro_batch: int = 0
+    """Samples per pass (gradients are accumulated up to --batch); 0 chooses by the size of the pictures."""
+    anneal_psi: int = 150_000
+    """Steps over which the targets move from the samples' own pose to the learned template."""
+    psi_shape: Literal["cosine", "linear"] = "cosine"
+    period: int = 37_500
+    """Steps of the first cosine cycle of the learning rates after the annealing; 0 keeps them constant."""
+    inject: int = 5
+    """How many of the generator's first latents the template sets; the others keep each sample's look."""
+    directions: int = 1
+    """How many principal directions of w the template may move along."""
+    principal_samples: int = 1_000_000
+    freeze_target: bool = False
+    """Keep the template at the generator's mean instead of learning it."""
+    learning_rate: float = 1e-3
+    target_learning_rate: float = 1e-2
+    tv_weight: float = 1000.0
+    identity_weight: float = 1.0
+    padding_mode: Literal["reflection", "border", "zeros"] = "reflection"
+    perceptual: Literal["efficientnet", "lpips"] = "efficientnet"
+    perceptual_size: int = 64
+    """Smaller pictures are enlarged to this side before the perceptual network looks at them (efficientnet)."""
+    perceptual_weights: Path | None = None
+    """Backbone file of lpips, where it is not in torchvision's cache."""
+    sample_from_full_resolution: bool = True
+    """Warp the generator's full-size samples; otherwise those already downsampled to --flow-size."""
+    average_half_life: float = 10_000.0
+    """Half-life of the running average of the transformer, in samples counted as 32 a step."""
+    snapshot: int = 2000
+    """Steps between checkpoints with pictures; log lines come ten times as often."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    seed: int = 0
+    threads: int = 0
+    """CPU threads; 0 leaves torch's choice."""
+    device: str = "auto"
+    tensorboard: bool = False
+
+
+PRESETS: dict[str, TrainConfig] = {
+    "digits": TrainConfig(
+        generator=ASSETS / "digits" / "generator.safetensors",
+        out=Path("runs/digits"),
+        digit=3,
+        transforms="similarity",
+        flow_size=32,
+        channel_base=2048,
+        max_channels=128,
+        steps=2000,
+        batch=32,
+        anneal_psi=1000,
+        period=1000,
+        inject=5,
+        directions=5,
+        principal_samples=100_000,
+        padding_mode="border",
+        average_half_life=2000.0,
+        snapshot=500,
+    ),
+    "cats": TrainConfig(
+        generator=ASSETS / "cats" / "generator.safetensors",
+        out=Path("runs/cats"),
+        transforms="similarity",
+        flow_size=64,
+        channel_base=4096,
+        max_channels=128,
+        steps=1500,
+        batch=24,
+        anneal_psi=800,
+        period=700,
+        inject=5,
+        directions=5,
+        principal_samples=100_000,
+        padding_mode="reflection",
+        average_half_life=2000.0,
+        snapshot=500,
+    ),
+}

@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One step of GAN-supervised alignment (arXiv 2112.05143, section 3): samples, targets, loss, both optimisers, running average."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from gangealing_fast.alignment.losses import AlignmentLoss, alignment_loss
+from gangealing_fast.alignment.schedules import learning_rate_factor, psi_at
+from gangealing_fast.models.generator import Generator
+from gangealing_fast.models.latent_target import LatentTarget
+from gangealing_fast.models.spatial_transformer import Alignment, SpatialTransformer
+from gangealing_fast.ops import bilinear_downsample
+from gangealing_fast.precision import autocast
+
+
+class Samples(NamedTuple):
+    """Generator samples `[N, 3, S, S]`, the targets they are aligned to `[N, 3, F, F]`, and the alignment itself."""
+
+    unaligned: Tensor
+    target: Tensor
+    aligned: Alignment
+
+
+class NotFinite(RuntimeError):
+    """The loss was NaN or infinite; the weights are still those before the step."""
+
+
+@dataclass
+class AlignmentStep:
+    """Networks and weights of one training step; `step(i)` changes the transformer, the target and the running average."""
+
+    generator: Generator
+    transformer: SpatialTransformer
+    average: SpatialTransformer
+    target: LatentTarget
+    perceptual: Callable[[Tensor, Tensor], Tensor]
+    transformer_optimizer: torch.optim.Optimizer
+    target_optimizer: torch.optim.Optimizer
+    batch: int
+    micro_batch: int
+    anneal_psi: int
+    psi_shape: str
+    period: int
+    inject: int
+    learning_rate: float
+    target_learning_rate: float
+    tv_weight: float
+    identity_weight: float
+    padding_mode: str
+    average_decay: float
+    freeze_target: bool = False
+    sample_from_full_resolution: bool = True
+    dtype: torch.dtype = torch.float32
+
+    def samples(self, n: int, psi: float, transformer: SpatialTransformer | None = None) -> Samples:
+        """Draw n samples, their targets at this psi, and align them."""
+        generator, device = self.generator, self.target.lat_mean.device
+        transformer = self.transformer if transformer is None else transformer
+        with autocast(device, self.dtype):
+            with torch.no_grad():
+                w = generator.map(torch.randn(n, generator.latent_dim, device=device)).float()
+                unaligned = generator.synthesize(w)
+            latents = self.target.mix_layers(w, psi, self.inject, generator.n_latent)
+            # The noise is drawn anew: sharing it between sample and target makes training worse (SPEC of the method).
+            with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze_target):
+                target = generator.synthesize(latents)
+            factor = generator.size // transformer.flow_size
+            if factor > 1:
+                target = bilinear_downsample(target, factor)
+                if not self.sample_from_full_resolution:
+                    unaligned = bilinear_downsample(unaligned, factor)
+            return Samples(unaligned, target, transformer(unaligned, padding_mode=self.padding_mode))
+
+    def loss(self, n: int, psi: float) -> AlignmentLoss:
+        """Loss of n fresh samples."""
+        samples = self.samples(n, psi)
+        with autocast(samples.target.device, self.dtype):
+            return alignment_loss(
+                self.perceptual,
+                samples.aligned.image,
+                samples.target,
+                samples.aligned.residual_flow,
+                tv_weight=self.tv_weight,
+                identity_weight=self.identity_weight,
+            )
+
+    def step(self, index: int) -> dict[str, float]:
+        """Step number `index`, from 0: accumulate over micro-batches, update, average. Raises NotFinite before any change."""
+        psi = psi_at(index, self.anneal_psi, self.psi_shape)
+        factor = learning_rate_factor(index, self.anneal_psi, self.period)
+        self.transformer_optimizer.zero_grad(set_to_none=True)
+        self.target_optimizer.zero_grad(set_to_none=True)
+        sums = dict.fromkeys(("loss", "perceptual", "tv", "identity"), 0.0)
+        done = 0
+        while done < self.batch:
+            n = min(self.micro_batch, self.batch - done)
+            parts = self.loss(n, psi)
+            share = n / self.batch
+            for key, part in zip(sums, parts, strict=True):
+                sums[key] += share * part.item()
+            if not math.isfinite(sums["loss"]):
+                raise NotFinite(f"the loss is {sums['loss']} at step {index}")
+            (parts.total * share).backward()
+            done += n
+        _set_learning_rate(self.transformer_optimizer, self.learning_rate * factor)
+        _set_learning_rate(self.target_optimizer, self.target_learning_rate * factor)
+        self.transformer_optimizer.step()
+        if not self.freeze_target:
+            self.target_optimizer.step()
+        update_average(self.average, self.transformer, self.average_decay)
+        return {**sums, "psi": psi, "lr": self.learning_rate * factor}
+
+
+def _set_learning_rate(optimizer: torch.optim.Optimizer, value: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = value
+
+
+@torch.no_grad()
+def update_average(average: torch.nn.Module, current: torch.nn.Module, decay: float) -> None:
+    """`average = decay average + (1 - decay) current` over all parameters in one pass."""
+    torch._foreach_lerp_(list(average.parameters()), [p.detach() for p in current.parameters()], 1 - decay)

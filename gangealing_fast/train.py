@@ -1,0 +1,24 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`python -m gangealing_fast.train`: learn to align pictures from a generator's samples."""
+
+from __future__ import annotations
+
+from gangealing_fast.alignment.config import PRESETS, TrainConfig
+from gangealing_fast.commands import parse, run_command
+
+
+def main() -> None:
+    config = parse(TrainConfig, PRESETS, __doc__)
+
+    def command() -> None:
+        from gangealing_fast.alignment.trainer import align_command, run
+
+        run(config)
+        print(f"everything is in {config.out}: open {config.out / 'report.html'} first")
+        print(f"next: {align_command(config)}")
+
+    run_command(command)
+
+
+if __name__ == "__main__":
+    main()
