@@ -38,10 +38,10 @@ struct Problem {
   int64_t width, cells, factor;
 };
 
-// weight[k] = softmax over k of the logits of `count` cells at fine position `fine`; the logits of k are `stride` apart.
+// For `count` cells weight[k] = exp(logit k - largest logit) and sum, the sum over k; the logits of k are `stride` apart.
 template <typename A>
-GGF_INLINE void softmax(const A* logits, int64_t stride, int64_t count, A (&weight)[9][block]) {
-  A largest[block], sum[block];
+GGF_INLINE void exponentials(const A* logits, int64_t stride, int64_t count, A (&weight)[9][block], A (&sum)[block]) {
+  A largest[block];
   for (int64_t p = 0; p < count; ++p) largest[p] = logits[p];
   for (int64_t k = 1; k < 9; ++k) {
     const A* GGF_RESTRICT row = logits + k * stride;
@@ -51,13 +51,24 @@ GGF_INLINE void softmax(const A* logits, int64_t stride, int64_t count, A (&weig
   for (int64_t k = 0; k < 9; ++k) {
     const A* GGF_RESTRICT row = logits + k * stride;
     for (int64_t p = 0; p < count; ++p) {
-      weight[k][p] = exponential(row[p] - largest[p]);
-      sum[p] += weight[k][p];
+      const A value = exponential(row[p] - largest[p]);
+      weight[k][p] = value;
+      sum[p] += value;
     }
   }
-  for (int64_t p = 0; p < count; ++p) sum[p] = 1 / sum[p];
-  for (int64_t k = 0; k < 9; ++k)
-    for (int64_t p = 0; p < count; ++p) weight[k][p] *= sum[p];
+}
+
+// Where the fine vectors of cells [begin, end) start in the output.
+template <typename A>
+GGF_INLINE void fine_offsets(const Problem<A>& problem, int64_t begin, int64_t end, int64_t (&offset)[block]) {
+  int64_t row = begin / problem.width, column = begin % problem.width;
+  for (int64_t p = 0; p < end - begin; ++p) {
+    offset[p] = 2 * problem.factor * (row * problem.width * problem.factor + column);
+    if (++column == problem.width) {
+      column = 0;
+      ++row;
+    }
+  }
 }
 
 // output: [h * factor, w * factor, 2] of the sample whose neighbours and mask are given
@@ -66,10 +77,12 @@ GGF_MULTIVERSION void forward_block(const Problem<A>& problem, const A* neighbou
                                     int64_t begin, int64_t end) {
   const int64_t factor = problem.factor, cells = problem.cells, width = problem.width, count = end - begin;
   const int64_t stride = factor * factor * cells;
-  A weight[9][block], x[block], y[block];
+  A weight[9][block], sum[block], x[block], y[block];
+  int64_t offset[block];
+  fine_offsets(problem, begin, end, offset);
   for (int64_t i = 0; i < factor; ++i)
     for (int64_t j = 0; j < factor; ++j) {
-      softmax(mask + (i * factor + j) * cells + begin, stride, count, weight);
+      exponentials(mask + (i * factor + j) * cells + begin, stride, count, weight, sum);
       for (int64_t p = 0; p < count; ++p) x[p] = y[p] = 0;
       for (int64_t k = 0; k < 9; ++k) {
         const A* GGF_RESTRICT neighbour = neighbours + 2 * k * cells + begin;
@@ -79,10 +92,13 @@ GGF_MULTIVERSION void forward_block(const Problem<A>& problem, const A* neighbou
         }
       }
       for (int64_t p = 0; p < count; ++p) {
-        const int64_t row = (begin + p) / width, column = (begin + p) % width;
-        A* fine = output + 2 * ((row * factor + i) * width * factor + column * factor + j);
-        fine[0] = x[p];
-        fine[1] = y[p];
+        x[p] /= sum[p];
+        y[p] /= sum[p];
+      }
+      A* fine = output + 2 * (i * width * factor + j);
+      for (int64_t p = 0; p < count; ++p) {
+        fine[offset[p]] = x[p];
+        fine[offset[p] + 1] = y[p];
       }
     }
 }
@@ -93,31 +109,37 @@ GGF_MULTIVERSION void backward_block(const Problem<A>& problem, const A* neighbo
                                      A* grad_mask, A* grad_neighbours, int64_t begin, int64_t end) {
   const int64_t factor = problem.factor, cells = problem.cells, width = problem.width, count = end - begin;
   const int64_t stride = factor * factor * cells;
-  A weight[9][block], x[block], y[block], product[9][block], mean[block], sums[9][2][block];
+  A weight[9][block], sum[block], x[block], y[block], product[9][block], mean[block], sums[9][2][block];
+  int64_t offset[block];
+  fine_offsets(problem, begin, end, offset);
   for (int64_t k = 0; k < 9; ++k)
     for (int64_t p = 0; p < count; ++p) sums[k][0][p] = sums[k][1][p] = 0;
   for (int64_t i = 0; i < factor; ++i)
     for (int64_t j = 0; j < factor; ++j) {
-      const int64_t offset = (i * factor + j) * cells + begin;
-      softmax(mask + offset, stride, count, weight);
+      const int64_t first = (i * factor + j) * cells + begin;
+      exponentials(mask + first, stride, count, weight, sum);
+      const A* fine = grad + 2 * (i * width * factor + j);
       for (int64_t p = 0; p < count; ++p) {
-        const int64_t row = (begin + p) / width, column = (begin + p) % width;
-        const A* fine = grad + 2 * ((row * factor + i) * width * factor + column * factor + j);
-        x[p] = fine[0];
-        y[p] = fine[1];
+        x[p] = fine[offset[p]];
+        y[p] = fine[offset[p] + 1];
+      }
+      for (int64_t p = 0; p < count; ++p) {
+        sum[p] = 1 / sum[p];
         mean[p] = 0;
       }
       for (int64_t k = 0; k < 9; ++k) {
         const A* GGF_RESTRICT neighbour = neighbours + 2 * k * cells + begin;
         for (int64_t p = 0; p < count; ++p) {
+          const A share = weight[k][p] * sum[p];
+          weight[k][p] = share;
           product[k][p] = x[p] * neighbour[p] + y[p] * neighbour[p + cells];
-          mean[p] += weight[k][p] * product[k][p];
-          sums[k][0][p] += weight[k][p] * x[p];
-          sums[k][1][p] += weight[k][p] * y[p];
+          mean[p] += share * product[k][p];
+          sums[k][0][p] += share * x[p];
+          sums[k][1][p] += share * y[p];
         }
       }
       for (int64_t k = 0; k < 9; ++k) {
-        A* GGF_RESTRICT result = grad_mask + k * stride + offset;
+        A* GGF_RESTRICT result = grad_mask + k * stride + first;
         for (int64_t p = 0; p < count; ++p) result[p] = weight[k][p] * (product[k][p] - mean[p]);
       }
     }
