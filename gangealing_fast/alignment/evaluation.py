@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from gangealing_fast import metrics
-from gangealing_fast.congealing import congeal
+from gangealing_fast.congealing.similarity import congeal
 from gangealing_fast.data.digits import SIZE as DIGIT_SIZE
 from gangealing_fast.data.digits import load_heldout_digits, object_box, random_similarity, warp_digits
 from gangealing_fast.data.pictures import Pictures, to_float

@@ -218,7 +218,7 @@ def pictures(config: TrainConfig, trainer: AlignmentStep, real: Tensor | None, s
         chosen = real[:200].to(trainer.target.lat_mean.device)
         aligned = align_batches(trainer.average, chosen, padding_mode=config.padding_mode)
         before = trainer.average.network_input(chosen)
-        both = torch.stack([average_image(before), average_image(aligned.image)])
+        both = torch.cat([average_image(before), average_image(aligned.image)])
         save_grid(both.clamp(-1, 1).cpu(), config.out / f"average-{step:07d}.png", columns=2, scale=max(1, 256 // side))
 
 
@@ -296,7 +296,7 @@ def write_report(
 
         content["flows"] = (evaluation.grid - identity_grid(height, width))[:12]
         save_grid(
-            torch.stack([average_image(evaluation.before), average_image(evaluation.after)]).clamp(-1, 1),
+            torch.cat([average_image(evaluation.before), average_image(evaluation.after)]).clamp(-1, 1),
             config.out / "average.png",
             columns=2,
             scale=max(1, 256 // side),

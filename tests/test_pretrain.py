@@ -1,0 +1,175 @@
+# SPDX-License-Identifier: Apache-2.0
+import dataclasses
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from gangealing_fast import checkpoint
+from gangealing_fast.adversarial import step as step_module
+from gangealing_fast.adversarial.augment import Augmentation
+from gangealing_fast.adversarial.objectives import OBJECTIVES
+from gangealing_fast.adversarial.penalties import r1_penalty
+from gangealing_fast.adversarial.pretraining import load_generator, run
+from gangealing_fast.adversarial.projected import ProjectedDiscriminator
+from gangealing_fast.errors import UserError
+from gangealing_fast.files import read_json_lines
+from gangealing_fast.models import Discriminator, EfficientNetPerceptual
+from runs import assert_identical, pretrain_config, write_pictures
+from support import shared
+
+
+@pytest.fixture
+def folder(tmp_path):
+    write_pictures(tmp_path / "pictures", size=20)
+    return tmp_path
+
+
+def test_a_run_leaves_everything_it_promises(folder):
+    config = pretrain_config(folder)
+    exported = run(config)
+    assert {"checkpoint.pt", "samples-000000.png", "log.jsonl", "config.json"} <= {p.name for p in config.out.iterdir()}
+    lines = read_json_lines(config.out / "log.jsonl")
+    assert [line["step"] for line in lines] == [2, 4, 6, 8, 10]
+    assert all(math.isfinite(line["score"]) for line in lines)
+    generator = load_generator(exported)
+    assert generator(torch.randn(2, 8)).shape == (2, 3, 16, 16)
+    assert not any(p.requires_grad for p in generator.parameters())
+
+
+@pytest.mark.parametrize("discriminator", ["stylegan2", "projected"])
+def test_stopped_and_resumed_equals_uninterrupted(folder, monkeypatch, discriminator):
+    config = pretrain_config(folder, discriminator=discriminator, augment_target=-1.0, score_pictures=0)
+    run(dataclasses.replace(config, out=folder / "whole"))
+    original = step_module.AdversarialStep.generator_step
+    calls = iter(range(100))
+
+    def interrupted(self, n):
+        if next(calls) == 5:
+            raise KeyboardInterrupt
+        return original(self, n)
+
+    monkeypatch.setattr(step_module.AdversarialStep, "generator_step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(config)
+    monkeypatch.undo()
+    run(config)
+    assert_identical(*(checkpoint.load(folder / name / "checkpoint.pt") for name in ("whole", "run")))
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments_equals_uninterrupted(folder):
+    changes = {"kimg": 0.32, "score_pictures": 0}
+    run(pretrain_config(folder, out=folder / "whole", **changes))
+    script = [sys.executable, str(Path(__file__).parent / "runs.py"), "pretrain", str(folder), "6", repr(changes)]
+    result = subprocess.run(script, capture_output=True, text=True, timeout=600)
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert_identical(*(checkpoint.load(folder / name / "checkpoint.pt") for name in ("whole", "run")))
+
+
+def test_digits_are_trained_from_their_idx_files(tmp_path):
+    config = pretrain_config(tmp_path, data=shared("data", "mnist"), digit=3, size=32, kimg=0.008, score_pictures=0)
+    assert load_generator(run(config)).size == 32
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(folder, monkeypatch):
+    original = step_module.AdversarialStep.generator_step
+    calls = iter(range(100))
+    monkeypatch.setattr(
+        step_module.AdversarialStep,
+        "generator_step",
+        lambda self, n: {"generator": math.nan} if next(calls) == 4 else original(self, n),
+    )
+    config = pretrain_config(folder, score_pictures=0)
+    with pytest.raises(UserError, match="not finite at step 5"):
+        run(config)
+    assert checkpoint.load(config.out / "checkpoint.pt")["step"] == 4
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"size": 24}, "power of two"),
+        ({"batch": 1}, "at least 2"),
+        ({"data": Path("nowhere")}, "nowhere"),
+        ({"digit": 3}, "32x32"),
+    ],
+)
+def test_mistakes_are_one_sentence(folder, changes, words):
+    with pytest.raises(UserError, match=words):
+        run(pretrain_config(folder, **changes))
+
+
+def test_r1_is_the_squared_gradient_norm():
+    """A linear critic w x has the penalty ||w||² at every picture; its derivative by w is 2 w."""
+    w = torch.randn(12, dtype=torch.float64, requires_grad=True)
+    images = torch.randn(5, 3, 2, 2, dtype=torch.float64, requires_grad=True)
+    penalty = r1_penalty(images.flatten(1) @ w, images)
+    torch.testing.assert_close(penalty, w.square().sum())
+    torch.testing.assert_close(torch.autograd.grad(penalty, w)[0], 2 * w)
+
+
+def test_r1_goes_through_the_whole_critic():
+    """Its gradient by the critic's weights against finite differences: the second derivatives of our operators."""
+    torch.manual_seed(0)
+    critic = Discriminator(8, channel_base=32, max_channels=8).double()
+    images = torch.randn(2, 3, 8, 8, dtype=torch.float64, requires_grad=True)
+
+    class Wide(torch.nn.Module):
+        def forward(self, x):
+            return critic.final_linear(critic.final_conv(torch.cat([critic.convs(x), x.new_ones(2, 1, 4, 4)], 1)).flatten(1))
+
+    weight = critic.convs[1].conv2[1].weight
+    penalty = r1_penalty(Wide()(images), images)
+    gradient = torch.autograd.grad(penalty, weight)[0]
+    direction, eps = torch.randn_like(weight), 1e-5
+    with torch.no_grad():
+        weight += eps * direction
+    up = r1_penalty(Wide()(images), images)
+    with torch.no_grad():
+        weight -= 2 * eps * direction
+    down = r1_penalty(Wide()(images), images)
+    torch.testing.assert_close((up - down) / (2 * eps), (gradient * direction).sum(), rtol=1e-4, atol=1e-8)
+
+
+def test_objectives_at_known_points():
+    zero = torch.zeros(4)
+    saturating = OBJECTIVES["nonsaturating"]
+    assert saturating.critic(zero, zero).item() == pytest.approx(2 * math.log(2))
+    assert saturating.generator(zero).item() == pytest.approx(math.log(2))
+    assert OBJECTIVES["hinge"].critic(zero + 2, zero - 2).item() == 0
+    assert OBJECTIVES["hinge"].generator(zero + 3).item() == -3
+
+
+def test_augmentation_keeps_shapes_and_does_nothing_at_zero():
+    images = torch.rand(6, 3, 16, 16) * 2 - 1
+    assert Augmentation(p=0.0)(images) is images
+    augmented = Augmentation(p=0.8)(images.requires_grad_())
+    assert augmented.shape == images.shape and torch.isfinite(augmented).all()
+    assert torch.autograd.grad(augmented.sum(), images)[0].abs().sum() > 0
+    half = Augmentation(p=0.3, target=None)(torch.ones(400, 3, 8, 8))
+    untouched = (half == 1).flatten(1).all(1).float().mean()
+    assert 0.1 < untouched < 0.5, "with p = 0.3 a fair share of pictures passes unchanged"
+
+
+def test_adaptive_augmentation_follows_overconfidence():
+    augmentation = Augmentation(p=0.5, target=0.6, speed=100)
+    augmentation.adapt(torch.ones(10))
+    assert augmentation.p == pytest.approx(0.6)
+    augmentation.adapt(-torch.ones(10))
+    assert augmentation.p == pytest.approx(0.5)
+
+
+def test_projected_critic_trains_nothing_frozen():
+    features = EfficientNetPerceptual((1, 2, 4, 6), min_size=64)
+    critic = ProjectedDiscriminator(features.features, 64, width=8)
+    images = torch.randn(2, 3, 64, 64, requires_grad=True)
+    logits = critic(images)
+    assert logits.shape == (8,)
+    logits.sum().backward()
+    assert images.grad.abs().sum() > 0
+    trained = {name for name, p in critic.named_parameters() if p.grad is not None}
+    assert trained and not any(name.startswith("mix") for name in trained)
+    assert not any("stem" in name for name in critic.state_dict())

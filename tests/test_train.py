@@ -1,0 +1,174 @@
+# SPDX-License-Identifier: Apache-2.0
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from gangealing_fast import checkpoint
+from gangealing_fast.alignment import step as step_module
+from gangealing_fast.alignment.aligner import Aligner
+from gangealing_fast.alignment.trainer import build, run
+from gangealing_fast.errors import UserError
+from gangealing_fast.files import read_json_lines
+from runs import assert_identical, train_config, write_generator, write_pictures
+
+
+@pytest.fixture
+def folder(tmp_path):
+    write_generator(tmp_path / "generator.safetensors")
+    return tmp_path
+
+
+def without_time(path: Path) -> list[dict]:
+    return [{k: v for k, v in line.items() if k != "seconds"} for line in read_json_lines(path)]
+
+
+@pytest.mark.parametrize("transforms", ["similarity", "flow", "similarity,flow"])
+def test_a_run_leaves_everything_it_promises(folder, transforms, capsys):
+    write_pictures(folder / "pictures")
+    config = train_config(folder, transforms=transforms, data=folder / "pictures", steps=4)
+    run(config)
+    names = {path.name for path in config.out.iterdir()}
+    assert {"checkpoint.pt", "aligner.safetensors", "report.html", "log.jsonl", "average.png", "aligned.png"} <= names
+    assert {"samples-0000004.png", "average-0000004.png"} <= names
+    lines = read_json_lines(config.out / "log.jsonl")
+    assert [line["step"] for line in lines] == [1, 2, 3, 4]
+    assert {"loss", "perceptual", "tv", "identity", "psi", "lr"} <= lines[0].keys()
+    page = (config.out / "report.html").read_text()
+    assert "http://" not in page.replace("http://www.w3.org", "") and "data:image/png;base64" in page
+    aligner = Aligner.load(config.out)
+    images = torch.rand(2, 3, 32, 32) * 2 - 1
+    assert aligner.align(images).shape == (2, 3, 32, 32)
+    assert "perceptual distance" in capsys.readouterr().out
+
+
+def test_stopped_and_resumed_equals_uninterrupted(folder, monkeypatch):
+    config = train_config(folder)
+    run(dataclasses.replace(config, out=folder / "whole"))
+    original = step_module.AlignmentStep.step
+
+    def interrupted(self, index):
+        if index == 7:
+            raise KeyboardInterrupt
+        return original(self, index)
+
+    monkeypatch.setattr(step_module.AlignmentStep, "step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(config)
+    monkeypatch.undo()
+    run(config)
+    whole, resumed = (checkpoint.load(folder / name / "checkpoint.pt") for name in ("whole", "run"))
+    assert_identical(whole, resumed)
+    assert without_time(folder / "whole" / "log.jsonl") == without_time(folder / "run" / "log.jsonl")
+
+
+@pytest.mark.slow
+def test_killed_at_twenty_random_moments_equals_uninterrupted(folder):
+    changes = {"steps": 150, "snapshot": 2, "transforms": "similarity"}
+    run(train_config(folder, out=folder / "whole", **changes))
+    script = [sys.executable, str(Path(__file__).parent / "runs.py"), "train", str(folder), "20", repr(changes)]
+    result = subprocess.run(script, capture_output=True, text=True, timeout=600)
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert int(result.stdout.rsplit("cut short:", 1)[1]) >= 15, "the run ended before it could be killed often enough"
+    whole, resumed = (checkpoint.load(folder / name / "checkpoint.pt") for name in ("whole", "run"))
+    assert_identical(whole, resumed)
+    assert without_time(folder / "whole" / "log.jsonl") == without_time(folder / "run" / "log.jsonl")
+
+
+def test_accumulated_gradients_equal_those_of_one_pass(folder, monkeypatch):
+    """With the samples given, the loss of 4 in two passes is the mean over all 4, gradients included."""
+    results = []
+    fixed = {}
+    for micro in (4, 2):
+        torch.manual_seed(0)
+        trainer = build(train_config(folder, micro_batch=micro, transforms="similarity", precision="float32"), torch.device("cpu"))
+        z = torch.randn(4, 8, generator=torch.Generator().manual_seed(3))
+        position = iter(range(0, 4, micro))
+        monkeypatch.setattr(step_module.torch, "randn", lambda *a, z=z, p=position, m=micro, **k: z[(s := next(p)) : s + m])
+        original = trainer.generator.synthesize
+        trainer.generator.synthesize = lambda latents, noise="fixed", f=original: f(latents, "fixed")
+        statistics = trainer.step(0)
+        monkeypatch.undo()
+        results.append((statistics["loss"], [p.grad.clone() for p in trainer.transformer.parameters() if p.grad is not None]))
+        fixed[micro] = len(results[-1][1])
+    assert fixed[4] == fixed[2] > 0
+    assert results[0][0] == pytest.approx(results[1][0], rel=1e-5)
+    for a, b in zip(results[0][1], results[1][1], strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-6)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_state(folder, monkeypatch):
+    config = train_config(folder)
+    original = step_module.AlignmentStep.loss
+
+    def poisoned(self, n, psi):
+        parts = original(self, n, psi)
+        return parts._replace(total=parts.total * float("nan")) if psi < 0.5 else parts
+
+    monkeypatch.setattr(step_module.AlignmentStep, "loss", poisoned)
+    with pytest.raises(UserError, match="not finite|is nan"):
+        run(config)
+    saved = checkpoint.load(config.out / "checkpoint.pt")
+    assert saved["step"] > 0
+    assert all(torch.isfinite(value).all() for value in saved["transformer"].values())
+
+
+def test_frozen_target_stays_at_the_mean(folder):
+    config = train_config(folder, freeze_target=True, steps=2)
+    run(config)
+    assert not checkpoint.load(config.out / "checkpoint.pt")["target"]["coefficients"].any()
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"flow_size": 64}, "32x32"),
+        ({"inject": 9}, "8 latents"),
+        ({"batch": 0}, "at least 1"),
+        ({"generator": Path("missing.safetensors")}, "missing.safetensors"),
+        ({"data": Path("missing")}, "missing"),
+        ({"digit": 9}, "class 9"),
+        ({"flow_size": 16, "transforms": "flow"}, "at least 32"),
+        ({"device": "cuda:7"}, "not available"),
+        ({"perceptual": "lpips", "perceptual_weights": Path("nowhere.pth")}, "nowhere.pth"),
+    ],
+)
+def test_mistakes_are_one_sentence_and_leave_no_run(folder, changes, words):
+    config = train_config(folder, **changes)
+    with pytest.raises(UserError, match=words):
+        run(config)
+    assert not (config.out / "checkpoint.pt").exists()
+
+
+def test_results_folder_of_another_run_is_refused(folder):
+    config = train_config(folder, steps=1)
+    run(config)
+    with pytest.raises(UserError, match="batch: 4 there, 5 now"):
+        run(dataclasses.replace(config, batch=5))
+    (folder / "other").mkdir()
+    (folder / "other" / "letter.txt").write_text("mine")
+    with pytest.raises(UserError, match="not empty"):
+        run(dataclasses.replace(config, out=folder / "other"))
+    described = json.loads((config.out / "config.json").read_text())
+    (config.out / "config.json").write_text(json.dumps(described | {"command": "pretrain"}))
+    with pytest.raises(UserError, match="run of pretrain"):
+        run(config)
+
+
+def test_corrupt_checkpoint_falls_back_to_the_one_before(folder, capsys):
+    config = train_config(folder, steps=6)
+    run(config)
+    newest = config.out / "checkpoint.pt"
+    newest.write_bytes(newest.read_bytes()[:1000])
+    run(config)
+    assert "going on from checkpoint.previous.pt" in capsys.readouterr().out
+    assert checkpoint.load(newest)["step"] == 6
+
+
+def test_a_file_that_is_no_generator_is_refused(folder):
+    (folder / "generator.safetensors").write_bytes(b"not a generator")
+    with pytest.raises(UserError, match="generator.safetensors"):
+        run(train_config(folder))
