@@ -50,9 +50,7 @@ def similarity_matrix(rot: Tensor, scale: Tensor, shift_x: Tensor, shift_y: Tens
     return torch.stack([torch.stack([cos, -sin, shift_x], -1), torch.stack([sin, cos, shift_y], -1)], -2)
 
 
-def identity_grid(
-    height: int, width: int, *, device: torch.device | None = None, dtype: torch.dtype = torch.float32
-) -> Tensor:
+def identity_grid(height: int, width: int, *, device: torch.device | None = None, dtype: torch.dtype = torch.float32) -> Tensor:
     """`[height, width, 2]`: the pixel centres themselves, pixel edges at -1 and 1."""
     x = (torch.arange(width, device=device, dtype=dtype) * 2 + 1) / width - 1
     y = (torch.arange(height, device=device, dtype=dtype) * 2 + 1) / height - 1
@@ -60,11 +58,10 @@ def identity_grid(
 
 
 def transform_points(matrix: Tensor, points: Tensor) -> Tensor:
-    """`M · (x, y, 1)` for matrices `[N, 2, 3]` and points `[N, ..., 2]` (or `[..., 2]`, the same for every matrix)."""
-    if points.shape[0] != matrix.shape[0] or points.ndim == 2:
-        points = points.expand(matrix.shape[0], *points.shape)
-    flat = points.reshape(matrix.shape[0], -1, 2)
-    return (flat @ matrix[:, :, :2].mT + matrix[:, None, :, 2]).reshape(points.shape)
+    """`M · (x, y, 1)` for matrices `[N, 2, 3]` and points `[N, ..., 2]`, or `[1, ..., 2]` for the same under every matrix."""
+    shape = (matrix.shape[0], *points.shape[1:])
+    flat = points.expand(shape).flatten(1, -2)
+    return (flat @ matrix[:, :, :2].mT + matrix[:, None, :, 2]).reshape(shape)
 
 
 def compose(first: Tensor, second: Tensor) -> Tensor:
@@ -75,9 +72,9 @@ def compose(first: Tensor, second: Tensor) -> Tensor:
 
 def resize_grid(grid: Tensor, resolution: int) -> Tensor:
     """A grid `[N, H, W, 2]` bilinearly resized to `[N, resolution, resolution, 2]`."""
-    return F.interpolate(
-        grid.permute(0, 3, 1, 2), size=(resolution, resolution), mode="bilinear", align_corners=False
-    ).permute(0, 2, 3, 1)
+    return F.interpolate(grid.permute(0, 3, 1, 2), size=(resolution, resolution), mode="bilinear", align_corners=False).permute(
+        0, 2, 3, 1
+    )
 
 
 class Trunk(nn.Module):
@@ -197,9 +194,7 @@ class SpatialTransformer(nn.Module):
     ) -> None:
         super().__init__()
         if tuple(transforms) not in (("similarity",), ("flow",), ("similarity", "flow")):
-            raise ValueError(
-                f"transforms must be ('similarity',), ('flow',) or ('similarity', 'flow'), got {tuple(transforms)}."
-            )
+            raise ValueError(f"transforms must be ('similarity',), ('flow',) or ('similarity', 'flow'), got {tuple(transforms)}.")
         smallest = 32 if "flow" in transforms else 8
         if flow_size < smallest or flow_size & (flow_size - 1):
             raise ValueError(f"flow_size must be a power of two of at least {smallest}, got {flow_size}.")
@@ -275,46 +270,43 @@ class SpatialTransformer(nn.Module):
         if isinstance(alpha, Tensor) and alpha.ndim != 0 and alpha.shape != (images.shape[0],):
             raise ValueError(f"alpha must be one number or [N] with N = {images.shape[0]}, got {list(alpha.shape)}.")
         spread = self.heads if assignment is None else 1
+        seen = images
         if spread > 1:
             assignment = torch.arange(self.heads, device=images.device).repeat(images.shape[0])
-            source = source.repeat_interleave(spread, 0)
+            seen = images.repeat_interleave(spread, 0)
+            source = seen if source is images else source.repeat_interleave(spread, 0)
 
         def run(stage: SimilarityTransformer | FlowTransformer, x: Tensor) -> Tensor:
             features = stage.features(x)
-            if (
-                features.shape[0] != source.shape[0]
-            ):  # the first stage sees each picture once, whatever the number of heads
+            if features.shape[0] != seen.shape[0]:  # the first stage sees a picture once, whatever the number of heads
                 features = features.repeat_interleave(spread, 0)
             return stage.warp_head(features, assignment)
 
-        base = identity_grid(self.flow_size, self.flow_size, device=images.device)
-        x, warped = self.network_input(images), None
+        base = identity_grid(self.flow_size, self.flow_size, device=images.device)[None]
+        x = self.network_input(images)
         matrix = residual = None
         if self.similarity is not None:
-            for _ in range(iters):
+            for iteration in range(iters):
                 found = run(self.similarity, x)
                 matrix = found if matrix is None else compose(matrix, found)
                 grid = transform_points(matrix, base)
-                x = warped = mipmap_warp(source, grid, padding_mode=padding_mode)
+                if self.flow is not None or iteration + 1 < iters:
+                    x = mipmap_warp(seen, grid, padding_mode=padding_mode)
         if self.flow is not None:
             residual = run(self.flow, x)
             grid = base + residual if matrix is None else transform_points(matrix, base + residual)
-            warped = None
         if isinstance(alpha, Tensor) or alpha != 1:
             weight = torch.as_tensor(alpha, device=grid.device, dtype=grid.dtype).expand(images.shape[0])
             grid = base + weight.repeat_interleave(spread)[:, None, None, None] * (grid - base)
-            warped = None
         if output_resolution is not None and output_resolution != self.flow_size:
-            grid, warped = resize_grid(grid, output_resolution), None
-        if warped is None:
-            warped = mipmap_warp(source, grid, padding_mode=padding_mode)
-        return Alignment(warped, grid, residual, matrix)
+            grid = resize_grid(grid, output_resolution)
+        return Alignment(mipmap_warp(source, grid, padding_mode=padding_mode), grid, residual, matrix)
 
     def best_mirror(self, images: Tensor, source: Tensor | None = None, **options: Any) -> tuple[Alignment, Tensor]:
         """Align pictures and their mirror images and keep, for each, the one whose residual flow has the lower TV.
 
-        Takes the arguments of `forward`; needs a flow. Returns the alignment and which were mirrored `[N]`. The grid reads
-        the picture as given (a mirrored warp's x is negated); residual flow and matrix are the kept run's own.
+        Takes the arguments of `forward`; needs a flow. Returns the alignment and which were mirrored `[N]`. The grid
+        reads the picture as given (a mirrored warp's x is negated); residual flow and matrix are the kept run's own.
         """
         if self.flow is None:
             raise ValueError("mirrored inference compares residual flows: the transformer needs a 'flow' transform.")

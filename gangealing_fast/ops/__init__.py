@@ -12,6 +12,7 @@ from gangealing_fast.ops.bilinear_downsample import bilinear_downsample, bilinea
 from gangealing_fast.ops.convex_upsample import convex_upsample, convex_upsample_reference
 from gangealing_fast.ops.flow_regularizer import flow_regularizer, flow_regularizer_reference
 from gangealing_fast.ops.grid_sample import grid_sample, grid_sample_reference
+from gangealing_fast.ops.lpips_distance import lpips_distance, lpips_distance_reference
 from gangealing_fast.ops.mipmap_warp import mipmap_warp, mipmap_warp_reference
 from gangealing_fast.ops.upfirdn2d import blur_filter, upfirdn2d, upfirdn2d_reference
 
@@ -27,6 +28,8 @@ __all__ = [
     "flow_regularizer_reference",
     "grid_sample",
     "grid_sample_reference",
+    "lpips_distance",
+    "lpips_distance_reference",
     "mipmap_warp",
     "mipmap_warp_reference",
     "upfirdn2d",

@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""lpips_distance: values, both derivatives, dead pixels, errors."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support import TOLERANCE, assert_close, check_operator
+
+from gangealing_fast.ops import lpips_distance, lpips_distance_reference
+
+# results are float32 whatever the features; gradients are rounded to the features' type once
+NARROW = {torch.bfloat16: (2e-6, 8e-3), torch.float16: (2e-6, 1e-3)}
+
+
+def test_operator():
+    check_operator(
+        lambda a, b, h: lpips_distance([a], [b], [h]),
+        lpips_distance_reference,
+        [torch.randn(3, 5, 4, 7).double(), torch.randn(3, 5, 4, 7).double(), torch.rand(5).double()],
+        differentiable=(0, 1, 2),
+        batched=(0, 1),
+        images=(0, 1),
+        tolerance={**TOLERANCE, **NARROW},
+        small=[torch.randn(2, 3, 2, 2).double(), torch.randn(2, 3, 2, 2).double(), torch.rand(3).double()],
+    )
+
+
+def test_formula_and_sum_over_taps():
+    a, b = torch.rand(2, 3, 4, 4).double(), torch.rand(2, 3, 4, 4).double()
+    head = torch.rand(1, 3, 1, 1).double()
+    difference = a / (a.norm(dim=1, keepdim=True) + 1e-10) - b / (b.norm(dim=1, keepdim=True) + 1e-10)
+    expected = (difference.square() * head).sum(1).mean((1, 2))
+    assert_close(lpips_distance([a], [b], [head]), expected, 1e-12)
+    plain = lpips_distance([a, a[..., :1]], [b, b[..., :1]])
+    assert_close(plain, lpips_distance([a], [b]) + lpips_distance([a[..., :1]], [b[..., :1]]), 1e-12)
+
+
+def test_equal_features_are_at_distance_zero_and_scale_does_not_count():
+    a = torch.rand(2, 8, 3, 3)
+    assert not lpips_distance([a], [a]).any()
+    assert lpips_distance([a], [7 * a]).max() < 1e-10
+
+
+def test_dead_pixels_give_finite_gradients():
+    a = torch.zeros(1, 4, 2, 2, requires_grad=True)
+    b = torch.ones(1, 4, 2, 2, requires_grad=True)
+    distance = lpips_distance([a], [b])
+    assert_close(distance, torch.ones(1), 1e-6)
+    distance.sum().backward()
+    assert not a.grad.any() and torch.isfinite(b.grad).all()
+
+
+def test_frozen_head_gets_no_gradient():
+    a, head = torch.rand(1, 3, 2, 2, requires_grad=True), torch.rand(3)
+    lpips_distance([a], [torch.rand(1, 3, 2, 2)], [head]).sum().backward()
+    assert head.grad is None and a.grad.abs().sum() > 0
+
+
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(st.data())
+def test_fuzz(data):
+    n, c, h, w = (data.draw(st.integers(low, 6)) for low in (0, 1, 1, 1))
+    generator = torch.Generator().manual_seed(data.draw(st.integers(0, 99)))
+    a, b = (torch.randn(n, c, h, w, generator=generator) for _ in range(2))
+    head = torch.rand(c, generator=generator)
+    assert_close(lpips_distance([a], [b], [head]), lpips_distance_reference(a, b, head), 1e-6)
+    assert_close(lpips_distance([a], [b], [head]), lpips_distance([b], [a], [head]), 1e-5)
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "heads", "error", "words"),
+    [
+        ([], [], None, ValueError, "equally many"),
+        ([torch.ones(1, 2, 2, 2)], [], None, ValueError, "equally many"),
+        ([torch.ones(1, 2, 2, 2)], [torch.ones(1, 2, 2, 3)], None, ValueError, "feature maps 0"),
+        ([torch.ones(1, 2, 0, 2)], [torch.ones(1, 2, 0, 2)], None, ValueError, "1 or more"),
+        ([torch.ones(1, 2, 2, 2)], [torch.ones(1, 2, 2, 2).half()], None, TypeError, "floating-point type"),
+        ([torch.ones(1, 2, 2, 2)], [torch.ones(1, 2, 2, 2)], [torch.ones(3)], ValueError, "head 0"),
+        ([torch.ones(1, 2, 2, 2)], [torch.ones(1, 2, 2, 2)], [], ValueError, "heads"),
+    ],
+)
+def test_errors(a, b, heads, error, words):
+    with pytest.raises(error, match=words):
+        lpips_distance(a, b, heads)
