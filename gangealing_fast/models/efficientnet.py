@@ -49,6 +49,22 @@ def weights_file() -> Path:
     )
 
 
+class _EverySecond(torch.autograd.Function):
+    """`x[:, :, top::2, left::2]` whose gradient stays channels-last; plain slicing makes it a contiguous one, which slows
+    everything behind it."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, top: int, left: int) -> Tensor:
+        ctx.shape, ctx.start = x.shape, (top, left)
+        return x[:, :, top::2, left::2].contiguous(memory_format=torch.channels_last)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None]:
+        full = torch.empty(ctx.shape, dtype=grad.dtype, device=grad.device, memory_format=torch.channels_last).zero_()
+        full[:, :, ctx.start[0] :: 2, ctx.start[1] :: 2] = grad
+        return full, None, None
+
+
 class _FoldedConv(nn.Module):
     """Convolution with its batch normalisation folded in, TensorFlow's "same" padding, optionally ReLU6."""
 
@@ -68,13 +84,15 @@ class _FoldedConv(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.stride == 1:
             x = F.conv2d(x, self.weight, self.bias, 1, self.kernel // 2, 1, self.groups)
+        elif self.groups > 1:
+            # oneDNN's backward of a strided depthwise convolution takes over ten times that of a full one, so every position is
+            # computed and every second kept.
+            x = F.conv2d(x, self.weight, self.bias, 1, self.kernel // 2, 1, self.groups)
+            top, left = (self.kernel // 2 - self._padding(side)[0] for side in x.shape[2:])
+            x = _EverySecond.apply(x, top, left)
         else:
             left, right, top, bottom = (*self._padding(x.shape[3]), *self._padding(x.shape[2]))
-            if left == right and top == bottom:
-                x = F.conv2d(x, self.weight, self.bias, self.stride, (top, left), 1, self.groups)
-            else:
-                x = F.pad(x, (left, right, top, bottom))
-                x = F.conv2d(x, self.weight, self.bias, self.stride, 0, 1, self.groups)
+            x = F.conv2d(F.pad(x, (left, right, top, bottom)), self.weight, self.bias, self.stride)
         # not in place: the pre-activation of a depthwise convolution may be saved by autograd
         return F.hardtanh(x, 0.0, 6.0) if self.activate else x
 
