@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: Apache-2.0
+# Everything sets itself up: the first target creates .venv and installs the package with its extension.
+#
+#   make train            the main job; PRESET=digits|cats, ARGS="--..." go to `python -m gangealing_fast.train`
+#   make test             all tests; PYTEST_ARGS="-m 'not slow'" and the like
+#   make lint             ruff
+#   make rebuild          recompile what changed in csrc
+#   make clean            forget environment and build
+
+PYTHON ?= python3
+VENV ?= .venv
+PRESET ?=
+ARGS ?=
+PYTEST_ARGS ?=
+
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+BUILD_INPUTS := pyproject.toml setup.py $(wildcard _build/*.py) $(shell find csrc -type f 2>/dev/null)
+
+.PHONY: train test lint rebuild env clean install
+
+install: $(STAMP)
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+# --editable in the environment itself: torch is installed first, so that the build finds it and needs no second one.
+$(STAMP): $(BIN)/python $(BUILD_INPUTS)
+	$(BIN)/python -c "import torch" 2>/dev/null || $(BIN)/python -m pip install "torch>=2.10"
+	$(BIN)/python -m pip install --editable '.[test]'
+	touch $(STAMP)
+
+train: $(STAMP)
+	$(BIN)/python -m gangealing_fast.train $(if $(PRESET),--preset $(PRESET)) $(ARGS)
+
+test: $(STAMP)
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(STAMP)
+	$(BIN)/python -m ruff check .
+
+env: $(STAMP)
+	$(BIN)/python -m gangealing_fast.env
+
+rebuild: $(STAMP)
+	$(BIN)/python setup.py build_ext --inplace
+
+clean:
+	rm -rf $(VENV) build gangealing_fast/_C.so gangealing_fast/_C.json
