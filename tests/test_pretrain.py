@@ -64,7 +64,7 @@ def test_killed_at_random_moments_equals_uninterrupted(folder):
     changes = {"kimg": 0.32, "score_pictures": 0}
     run(pretrain_config(folder, out=folder / "whole", **changes))
     script = [sys.executable, str(Path(__file__).parent / "runs.py"), "pretrain", str(folder), "6", repr(changes)]
-    result = subprocess.run(script, capture_output=True, text=True, timeout=600)
+    result = subprocess.run(script, capture_output=True, text=True, timeout=1500)
     assert result.returncode == 0, result.stderr[-2000:]
     assert_identical(*(checkpoint.load(folder / name / "checkpoint.pt") for name in ("whole", "run")))
 
