@@ -9,7 +9,7 @@
 
 PYTHON ?= python3
 VENV ?= .venv
-PRESET ?=
+PRESET ?= digits
 ARGS ?=
 PYTEST_ARGS ?=
 

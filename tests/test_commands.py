@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The commands as a user types them: exit status, one sentence on standard error, presets."""
+
+import json
+import sys
+
+import pytest
+from gangealing_fast import align, pretrain, train
+from gangealing_fast.adversarial.config import PRESETS as PRETRAIN_PRESETS
+from gangealing_fast.adversarial.config import PretrainConfig
+from gangealing_fast.alignment.config import PRESETS, TrainConfig
+from gangealing_fast.commands import parse
+from gangealing_fast.files import read_json_lines
+from PIL import Image
+from runs import write_generator, write_pictures
+
+TINY = (
+    "--flow-size 32 --channel-base 64 --max-channels 8 --steps 2 --batch 2 --anneal-psi 1 --period 1 --inject 3 --directions 2 "
+    "--principal-samples 50 --perceptual-size 32 --snapshot 1 --threads 1 --transforms similarity"
+).split()
+
+
+def call(monkeypatch, command, *arguments):
+    """Exit status of a command's main."""
+    monkeypatch.setattr(sys, "argv", ["command", *map(str, arguments)])
+    try:
+        command.main()
+    except SystemExit as end:
+        return end.code
+    return 0
+
+
+def test_train_then_align(tmp_path, monkeypatch, capsys):
+    generator = write_generator(tmp_path / "generator.safetensors")
+    pictures = write_pictures(tmp_path / "pictures", 5, size=40)
+    (pictures / "broken.png").write_bytes(b"\x89PNG not really")
+    Image.new("RGBA", (50, 20), (255, 0, 0, 10)).save(pictures / "wide.png")
+    run = tmp_path / "run"
+    assert call(monkeypatch, train, "--generator", generator, "--data", pictures, "--out", run, *TINY) == 0
+    said = capsys.readouterr().out
+    assert "1 skipped: broken.png" in said and str(run / "report.html") in said and "next: python -m" in said
+    out = tmp_path / "aligned"
+    assert call(monkeypatch, align, "--checkpoint", run, "--data", pictures, "--out", out, "--resolution", 48) == 0
+    assert "6 aligned pictures" in capsys.readouterr().out
+    lines = read_json_lines(out / "warps.jsonl")
+    assert len(lines) == 6 and len(lines[0]["matrix"]) == 6
+    assert Image.open(out / lines[0]["file"]).size == (48, 48)
+    assert (out / "average.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments", "words"),
+    [
+        (train, ["--generator", "none.safetensors", "--out", "run"], "none.safetensors"),
+        (pretrain, ["--data", "nowhere", "--out", "run"], "nowhere"),
+        (align, ["--checkpoint", "nowhere", "--data", ".", "--out", "x"], "nowhere"),
+    ],
+)
+def test_a_mistake_is_one_sentence_and_a_status(command, arguments, words, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert call(monkeypatch, command, *arguments) == 2
+    error = capsys.readouterr().err.strip().splitlines()
+    assert len(error) == 1 and error[0].startswith("error: ") and words in error[0]
+
+
+def test_an_empty_folder_is_named(tmp_path, monkeypatch, capsys):
+    (tmp_path / "empty").mkdir()
+    assert call(monkeypatch, pretrain, "--data", tmp_path / "empty", "--out", tmp_path / "run") == 2
+    assert "empty" in capsys.readouterr().err
+
+
+def test_a_full_disk_keeps_the_previous_checkpoint(tmp_path, monkeypatch, capsys):
+    from gangealing_fast import checkpoint, files
+
+    generator, run = write_generator(tmp_path / "generator.safetensors"), tmp_path / "run"
+    original, saves = checkpoint._dump, iter(range(9))
+
+    def full(content, file):
+        if next(saves) == 1:
+            raise OSError(28, "No space left on device")
+        original(content, file)
+
+    monkeypatch.setattr(checkpoint, "_dump", full)
+    assert call(monkeypatch, train, "--generator", generator, "--out", run, *TINY) == 2
+    assert "disk is full" in capsys.readouterr().err
+    assert checkpoint.load(run / "checkpoint.pt")["step"] == 1
+    assert not list(run.glob(".*.tmp"))
+    assert files.read_json(run / "config.json")["command"] == "train"
+
+
+def test_presets_set_defaults_that_options_change():
+    for name, config in PRESETS.items():
+        assert parse(TrainConfig, PRESETS, "", ["--preset", name]) == config
+    changed = parse(TrainConfig, PRESETS, "", ["--preset", "digits", "--batch", "7"])
+    assert changed.batch == 7 and changed.steps == PRESETS["digits"].steps
+    for name, config in PRETRAIN_PRESETS.items():
+        assert parse(PretrainConfig, PRETRAIN_PRESETS, "", ["--preset", name]) == config
+
+
+def test_configuration_is_readable(tmp_path, monkeypatch, capsys):
+    generator, run = write_generator(tmp_path / "generator.safetensors"), tmp_path / "run"
+    assert call(monkeypatch, train, "--generator", generator, "--out", run, *TINY) == 0
+    options = json.loads((run / "config.json").read_text())["options"]
+    assert options["batch"] == 2 and options["generator"] == str(generator)
