@@ -139,9 +139,11 @@ def pair_error(known_a: Tensor, warp_a: Tensor, known_b: Tensor, warp_b: Tensor,
 def set_spread(known: Tensor, warp: Tensor, corners: Tensor, size: Size) -> Tensor:
     """Root mean square distance in pixels of `A_i⁻¹ W_i` to its mean over different pictures i, over all corners.
 
-    Arguments as in `pair_error`. Contains whatever the objects themselves differ by (for digits the writers' slant), so
-    it does not fall to 0. Returns a float64 scalar.
+    Arguments as in `pair_error`, except that all pictures are measured at the same corners: of boxes [N, P, 2] the mean
+    is taken. Contains whatever the objects themselves differ by (for digits the writers' slant), so it does not fall to
+    0. Returns a float64 scalar.
     """
+    corners = corners.mean(0) if corners.dim() == 3 else corners
     points = object_frame_points(known, warp, corners, size)
     return (points - points.mean(0, keepdim=True)).square().sum(-1).mean().sqrt()
 
