@@ -69,6 +69,16 @@ def test_killed_at_random_moments_equals_uninterrupted(folder):
     assert_identical(*(checkpoint.load(folder / name / "checkpoint.pt") for name in ("whole", "run")))
 
 
+def test_start_from_continues_a_generator(folder):
+    first = run(pretrain_config(folder, kimg=0.004, score_pictures=0))
+    config = pretrain_config(folder, start_from=first, out=folder / "second", kimg=0.004, score_pictures=0)
+    torch.testing.assert_close(
+        load_generator(run(config)).input.input, load_generator(first).input.input, rtol=0, atol=0.02
+    )
+    with pytest.raises(UserError, match="latent_dim 8"):
+        run(dataclasses.replace(config, latent_dim=16, out=folder / "third"))
+
+
 def test_digits_are_trained_from_their_idx_files(tmp_path):
     config = pretrain_config(tmp_path, data=shared("data", "mnist"), digit=3, size=32, kimg=0.008, score_pictures=0)
     assert load_generator(run(config)).size == 32

@@ -18,6 +18,8 @@ class PretrainConfig:
     """Results folder: checkpoint.pt, generator.safetensors, samples-*.png, log.jsonl."""
     digit: int | None = None
     """Train on this digit of MNIST under random similarity warps (rotation, scale and shift)."""
+    start_from: Path | None = None
+    """Begin with the weights of this exported generator (of the same shape) instead of random ones."""
     size: int = 64
     """Side of the pictures, a power of two of at least 8; others are cropped to a square and resized."""
     kimg: float = 1000.0

@@ -61,6 +61,8 @@ def build(config: PretrainConfig, device: torch.device) -> Networks:
         critic = ProjectedDiscriminator(features.features, config.size)
     else:
         critic = Discriminator(config.size, max_channels=config.max_channels, channel_base=config.channel_base)
+    if config.start_from is not None:
+        _start_from(generator, config.start_from)
     generator, critic = generator.to(device), critic.to(device)
     # A lazy penalty leaves out r1_interval - 1 of r1_interval updates: learning rate and moments shrink with it (StyleGAN2).
     lazy = config.r1_interval / (config.r1_interval + 1) if config.r1 > 0 else 1.0
@@ -76,6 +78,17 @@ def build(config: PretrainConfig, device: torch.device) -> Networks:
             trained, config.critic_learning_rate * lazy, betas=(0.0, 0.99**lazy), fused=True
         ),
     )
+
+
+def _start_from(generator: Generator, path: Path) -> None:
+    start = load_generator(path)
+    differing = [key for key, value in generator.config().items() if start.config()[key] != value]
+    if differing:
+        raise UserError(
+            f"--start-from {path} has another shape ({', '.join(f'{k} {start.config()[k]}' for k in differing)}); "
+            "give the options that it was trained with"
+        )
+    generator.load_state_dict(start.state_dict())
 
 
 class Score:
