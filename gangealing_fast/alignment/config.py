@@ -31,6 +31,8 @@ class TrainConfig:
     channel_base: int | None = None
     """A resolution r of the transformer has min(max_channels, channel_base / r) channels; None for the published widths."""
     max_channels: int = 512
+    iters: int = 1
+    """How often the similarity looks at its own result and corrects it, in training and in use."""
     steps: int = 1_500_000
     batch: int = 40
     """Samples per step over all passes; small batches are known to collapse."""

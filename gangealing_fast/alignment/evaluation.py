@@ -39,9 +39,11 @@ class Evaluation:
 
 
 @torch.no_grad()
-def align_batches(transformer: SpatialTransformer, images: Tensor, *, padding_mode: str, batch: int = 64) -> Alignment:
+def align_batches(
+    transformer: SpatialTransformer, images: Tensor, *, padding_mode: str, iters: int = 1, batch: int = 64
+) -> Alignment:
     """`transformer(images)` in batches; one record for all of `images` `[N, 3, H, W]`."""
-    parts = [transformer(chunk, padding_mode=padding_mode) for chunk in images.split(batch)]
+    parts = [transformer(chunk, padding_mode=padding_mode, iters=iters) for chunk in images.split(batch)]
     joined = [None if values[0] is None else torch.cat(values) for values in zip(*parts, strict=True)]
     return Alignment(*joined)
 
@@ -58,10 +60,10 @@ def _look(distance: Distance, before: Tensor, after: Tensor) -> Figures:
 
 
 def evaluate_pictures(
-    transformer: SpatialTransformer, images: Tensor, distance: Distance, *, padding_mode: str
+    transformer: SpatialTransformer, images: Tensor, distance: Distance, *, padding_mode: str, iters: int = 1
 ) -> Evaluation:
     """Figures on real pictures `[N, 3, H, W]` in [-1, 1] whose true warps nobody knows."""
-    aligned = align_batches(transformer, images, padding_mode=padding_mode)
+    aligned = align_batches(transformer, images, padding_mode=padding_mode, iters=iters)
     before = transformer.network_input(images)
     return Evaluation(_look(distance, before, aligned.image), before, aligned.image, aligned.grid, {})
 
@@ -72,7 +74,13 @@ def held_out(pictures: Pictures, count: int) -> Tensor:
 
 
 def evaluate_digits(
-    transformer: SpatialTransformer, digit: int, distance: Distance, *, padding_mode: str, baseline: bool = True
+    transformer: SpatialTransformer,
+    digit: int,
+    distance: Distance,
+    *,
+    padding_mode: str,
+    iters: int = 1,
+    baseline: bool = True,
 ) -> Evaluation:
     """Figures on the package's held-out digits of one class, each under two known random warps.
 
@@ -84,7 +92,7 @@ def evaluate_digits(
     generator = torch.Generator().manual_seed(7)
     warps = [random_similarity(len(corners), generator=generator) for _ in range(2)]
     pictures = [warp_digits(digits.images, warp) for warp in warps]
-    aligned = [align_batches(transformer, images, padding_mode=padding_mode) for images in pictures]
+    aligned = [align_batches(transformer, images, padding_mode=padding_mode, iters=iters) for images in pictures]
     found = [_matrix_or_grid(record) for record in aligned]
     figures = _warp_figures(warps, found, corners) | _stack_figures(pictures[0], aligned[0].image)
     figures |= _look(distance, pictures[0], aligned[0].image)

@@ -54,6 +54,7 @@ class AlignmentStep:
     tv_weight: float
     identity_weight: float
     padding_mode: str
+    iters: int
     average_decay: float
     freeze_target: bool = False
     sample_from_full_resolution: bool = True
@@ -76,7 +77,7 @@ class AlignmentStep:
                 target = bilinear_downsample(target, factor)
                 if not self.sample_from_full_resolution:
                     unaligned = bilinear_downsample(unaligned, factor)
-            return Samples(unaligned, target, transformer(unaligned, padding_mode=self.padding_mode))
+            return Samples(unaligned, target, transformer(unaligned, padding_mode=self.padding_mode, iters=self.iters))
 
     def loss(self, n: int, psi: float) -> AlignmentLoss:
         """Loss of n fresh samples."""

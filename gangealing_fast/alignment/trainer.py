@@ -65,7 +65,6 @@ def build(config: TrainConfig, device: torch.device) -> AlignmentStep:
     components = principal_components(
         generator.map, generator.latent_dim, components=config.directions, samples=config.principal_samples, device=device
     )
-    # In units of their standard deviation, so that one learning rate fits generators of any scale.
     target = LatentTarget(components.directions, components.mean).to(device)
     options: dict[str, Any] = {"min_size": config.perceptual_size} if config.perceptual == "efficientnet" else {}
     if config.perceptual == "lpips" and config.perceptual_weights is not None:
@@ -90,6 +89,7 @@ def build(config: TrainConfig, device: torch.device) -> AlignmentStep:
         tv_weight=config.tv_weight,
         identity_weight=config.identity_weight,
         padding_mode=config.padding_mode,
+        iters=config.iters,
         average_decay=ema_decay(half_life=config.average_half_life),
         freeze_target=config.freeze_target,
         sample_from_full_resolution=config.sample_from_full_resolution,
@@ -216,7 +216,7 @@ def pictures(config: TrainConfig, trainer: AlignmentStep, real: Tensor | None, s
     save_grid(rows.cpu(), config.out / f"samples-{step:07d}.png", columns=WATCHED)
     if real is not None:
         chosen = real[:200].to(trainer.target.lat_mean.device)
-        aligned = align_batches(trainer.average, chosen, padding_mode=config.padding_mode)
+        aligned = align_batches(trainer.average, chosen, padding_mode=config.padding_mode, iters=config.iters)
         before = trainer.average.network_input(chosen)
         both = torch.cat([average_image(before), average_image(aligned.image)])
         save_grid(both.clamp(-1, 1).cpu(), config.out / f"average-{step:07d}.png", columns=2, scale=max(1, 256 // side))
@@ -257,7 +257,8 @@ def export(config: TrainConfig, trainer: AlignmentStep) -> None:
     """Write aligner.safetensors: the averaged transformer, the template's latent and what is needed to use them."""
     tensors = {f"transformer.{key}": value for key, value in trainer.average.state_dict().items()}
     tensors |= {f"target.{key}": value for key, value in trainer.target.state_dict().items()}
-    about = {"kind": EXPORT_KIND, "transformer": trainer.average.config(), "padding_mode": config.padding_mode}
+    use = {"padding_mode": config.padding_mode, "iters": config.iters}
+    about: dict[str, Any] = {"kind": EXPORT_KIND, "transformer": trainer.average.config(), **use}
     checkpoint.export_safetensors(config.out / "aligner.safetensors", tensors, about)
 
 
@@ -270,10 +271,10 @@ def evaluate(config: TrainConfig, trainer: AlignmentStep, real: Tensor | None) -
 
     transformer = copy.deepcopy(trainer.average).to("cpu")
     if config.digit is not None:
-        return evaluate_digits(transformer, config.digit, distance, padding_mode=config.padding_mode)
+        return evaluate_digits(transformer, config.digit, distance, padding_mode=config.padding_mode, iters=config.iters)
     if real is None:
         return None
-    return evaluate_pictures(transformer, real, distance, padding_mode=config.padding_mode)
+    return evaluate_pictures(transformer, real, distance, padding_mode=config.padding_mode, iters=config.iters)
 
 
 def write_report(
