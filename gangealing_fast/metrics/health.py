@@ -43,43 +43,42 @@ class WarpHealth:
     def warnings(self, *, started: bool = True) -> list[str]:
         """One sentence of what is wrong and what to do for every finding, the gravest first; empty where all is well.
 
-        started: False during the first steps, when a transformer that starts at the identity has not moved yet.
+        The sentences hold no numbers, so that the same finding is the same sentence at every step. started: False during
+        the first steps, when a transformer that starts at the identity has not moved yet.
         """
         if not self.finite:
             return [
-                "The warps hold NaN or infinity; go back to the last checkpoint with a lower --lr, or leave out --bf16."
+                "The warps hold NaN or infinity; go back to the last checkpoint with a lower --learning-rate, "
+                "or use --precision float32."
             ]
         found = []
         if self.area < MIN_AREA:
             found.append(
-                f"The warps shrink to a point (they read {self.area:.1%} of the picture), where all pictures match; "
-                "raise the overall --batch (40 or more), lower --lr or use --padding zeros."
+                "The warps shrink to a point, where all pictures match; raise the overall --batch (40 or more), lower "
+                "--learning-rate or use --padding-mode zeros."
             )
         elif self.area > MAX_AREA:
             found.append(
-                f"The warps read an area {self.area:.1f} times the picture, so the object shrinks away; "
-                "use --padding reflection or border, lower --lr or raise the overall --batch."
+                "The warps read an area many times the picture, so the object shrinks away; use --padding-mode reflection "
+                "or border, lower --learning-rate or raise the overall --batch."
             )
         if self.outside > MAX_OUTSIDE:
             found.append(
-                f"{self.outside:.0%} of the warped positions lie outside the picture; lower --lr, or raise the overall "
+                "Most of the warped positions lie outside the picture; lower --learning-rate, or raise the overall "
                 "--batch: small batches are known to collapse."
             )
         if started and self.variation < MIN_VARIATION:
             place = "the identity" if self.displacement < 2 * MIN_VARIATION else "one and the same warp"
             found.append(
                 f"The warps of different samples are all {place}, so nothing is being aligned; let it run longer, "
-                "raise the overall --batch or slow the annealing of psi (--anneal-psi)."
+                "raise the overall --batch or slow the annealing (--anneal-psi)."
             )
         if self.folded > MAX_FOLDED:
-            found.append(
-                f"The flow folds over itself in {self.folded:.1%} of a picture; raise the weight of the total "
-                "variation (--tv-weight) or train with similarity transforms only first."
-            )
+            found.append("The flow folds over itself; raise --tv-weight or train with --transforms similarity first.")
         if self.contrast < MIN_CONTRAST:
             found.append(
-                f"The aligned pictures are almost flat ({self.contrast:.0%} of the contrast of their inputs): the "
-                "transformer hides the object; raise the overall --batch or use --padding reflection."
+                "The aligned pictures are almost flat, so the transformer hides the object; raise the overall --batch or "
+                "use --padding-mode reflection."
             )
         return found
 
