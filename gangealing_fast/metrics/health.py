@@ -43,8 +43,8 @@ class WarpHealth:
     def warnings(self, *, started: bool = True) -> list[str]:
         """One sentence of what is wrong and what to do for every finding, the gravest first; empty where all is well.
 
-        The sentences hold no numbers, so that the same finding is the same sentence at every step. started: False during
-        the first steps, when a transformer that starts at the identity has not moved yet.
+        The sentences hold no numbers, so that the same finding is the same sentence at every step. started: False
+        during the first steps, when a transformer that starts at the identity has not moved yet.
         """
         if not self.finite:
             return [
@@ -59,8 +59,8 @@ class WarpHealth:
             )
         elif self.area > MAX_AREA:
             found.append(
-                "The warps read an area many times the picture, so the object shrinks away; use --padding-mode reflection "
-                "or border, lower --learning-rate or raise the overall --batch."
+                "The warps read an area many times the picture, so the object shrinks away; use --padding-mode "
+                "reflection or border, lower --learning-rate or raise the overall --batch."
             )
         if self.outside > MAX_OUTSIDE:
             found.append(
@@ -77,8 +77,8 @@ class WarpHealth:
             found.append("The flow folds over itself; raise --tv-weight or train with --transforms similarity first.")
         if self.contrast < MIN_CONTRAST:
             found.append(
-                "The aligned pictures are almost flat, so the transformer hides the object; raise the overall --batch or "
-                "use --padding-mode reflection."
+                "The aligned pictures are almost flat, so the transformer hides the object; raise the overall --batch "
+                "or use --padding-mode reflection."
             )
         return found
 
