@@ -44,5 +44,7 @@ class Discriminator(nn.Module):
         if images.dim() != 4 or images.shape[1:] != (3, self.size, self.size):
             raise ValueError(f"Discriminator: images must be [N, 3, {self.size}, {self.size}], got {list(images.shape)}")
         x = self.convs(images.contiguous(memory_format=torch.channels_last))
-        x = self.final_conv(minibatch_deviation(x))
-        return self.final_linear(x.flatten(1)).squeeze(1).float()
+        # What tells samples of one batch apart may be small beside the features: float32 keeps it.
+        with torch.autocast(x.device.type, enabled=False):
+            x = self.final_conv(minibatch_deviation(x.to(self.final_conv[0].weight.dtype)))
+            return self.final_linear(x.flatten(1)).squeeze(1)
