@@ -23,7 +23,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from setuptools import Extension, setup
+from setuptools import Extension, find_packages, setup
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 from setuptools.errors import CompileError
@@ -201,6 +201,9 @@ class Build(build_ext):
 
 
 setup(
+    # The Triton kernels live in kernels/ but are imported as gangealing_fast.kernels: "kernels" is another package's name.
+    packages=[*find_packages(include=["gangealing_fast", "gangealing_fast.*"]), "gangealing_fast.kernels"],
+    package_dir={"gangealing_fast.kernels": "kernels"},
     ext_modules=[Extension("gangealing_fast._C", ["csrc/register.cpp"])],
     cmdclass={"build_ext": Build, "bdist_wheel": Wheel},
 )

@@ -174,6 +174,7 @@ def check_operator(
     second_order: bool = True,
     small: Sequence[Tensor] | None = None,
     compile: bool = True,
+    registration: bool = True,
 ) -> None:
     """Hold a public operator to everything the design asks: see the parts below.
 
@@ -187,12 +188,14 @@ def check_operator(
         small: tiny float64 inputs for gradcheck, where `tensors` would take long.
         second_order: whether gradgradcheck applies.
         compile: whether to try torch.compile(fullgraph=True).
+        registration: whether to run the opchecks; once per way of calling the operator is enough.
     """
     kwargs = kwargs or {}
     check_values(function, reference, tensors, kwargs, differentiable, images, dtypes, tolerance)
     check_empty_batch(function, tensors, kwargs, differentiable, batched)
     check_gradients(function, small or tensors, kwargs, differentiable, second_order)
-    check_registration(function, small or tensors, kwargs, differentiable)
+    if registration:
+        check_registration(function, small or tensors, kwargs, differentiable)
     if compile:
         check_compile(function, tensors, kwargs, differentiable)
 

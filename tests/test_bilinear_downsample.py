@@ -20,6 +20,7 @@ def test_operator(stride, size):
         [torch.randn(2, 3, *size, dtype=torch.float64)],
         small=[torch.randn(1, 2, stride + 2, 2 * stride + 1, dtype=torch.float64)],
         compile=stride == 4,
+        registration=stride == 4,
     )
 
 

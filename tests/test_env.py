@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The environment report, and what happens where the library is missing, switched off or broken."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import gangealing_fast
+from gangealing_fast import _extension, env
+
+PACKAGE = Path(gangealing_fast.__file__).parent
+OPERATORS = {"bias_act", "bias_act_backward", "bilinear_downsample", "bilinear_downsample_backward", "upfirdn2d"}
+
+
+def python(*arguments: str, path: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run this interpreter apart, with `path` first on its search path."""
+    variables = {**os.environ, **environment, "PYTHONPATH": str(path or PACKAGE.parent)}
+    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, env=variables, cwd=path, timeout=300)
+
+
+def copy_of_package(folder: Path) -> Path:
+    """The operators alone, without the compiled library."""
+    for part in ("__init__.py", "_extension.py", "env.py", "errors.py"):
+        (folder / "gangealing_fast").mkdir(exist_ok=True)
+        shutil.copy(PACKAGE / part, folder / "gangealing_fast" / part)
+    shutil.copytree(PACKAGE / "ops", folder / "gangealing_fast" / "ops")
+    return folder
+
+
+def test_every_operator_is_listed_with_a_reason_per_device():
+    record = env.collect()
+    assert set(record["operators"]) >= OPERATORS
+    for devices in record["operators"].values():
+        assert set(devices) == {"cpu", "cuda"}
+        assert all(kind in ("compiled", "reference") and why for kind, why in devices.values())
+    text = env.describe(record)
+    assert "upfirdn2d" in text and record["packages"]["torch"] in text
+
+
+def test_compiled_kernels_are_reported_as_such():
+    if not _extension.load():
+        pytest.skip("the extension is not built")
+    record = env.collect()
+    assert record["library"]["loaded"] and record["library"]["build"]["library"]
+    for operator in OPERATORS:
+        assert record["operators"][operator]["cpu"][0] == "compiled"
+
+
+def test_json_is_one_object():
+    result = python("-m", "gangealing_fast.env", "--json")
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout)["gangealing_fast"] == gangealing_fast.__version__
+
+
+def test_without_library_the_references_serve(tmp_path):
+    result = python("-m", "gangealing_fast.env", path=copy_of_package(tmp_path))
+    assert result.returncode == 0, result.stderr
+    assert "compiled library: not in use, because it was never built" in result.stdout
+    assert " compiled   " not in result.stdout
+    code = "import torch; from gangealing_fast import ops; print(ops.upfirdn2d(torch.ones(1,1,4,4), ops.blur_filter()).mean())"
+    assert python("-c", code, path=tmp_path).stdout.startswith("tensor(1.")
+
+
+def test_a_failed_build_says_why(tmp_path):
+    copy_of_package(tmp_path)
+    (tmp_path / "gangealing_fast" / "_C.json").write_text('{"library": false, "reason": "cannot run g++"}')
+    result = python("-m", "gangealing_fast.env", path=tmp_path)
+    assert "not in use, because cannot run g++" in result.stdout
+
+
+def test_switched_off():
+    result = python("-m", "gangealing_fast.env", GGF_DISABLE_EXTENSION="1")
+    assert "GGF_DISABLE_EXTENSION is set" in result.stdout
+
+
+def test_a_broken_library_raises(tmp_path):
+    copy_of_package(tmp_path)
+    (tmp_path / "gangealing_fast" / "_C.so").write_bytes(b"not a library")
+    result = python("-c", "from gangealing_fast import ops", path=tmp_path)
+    assert result.returncode != 0
+    assert "ImportError: The compiled library" in result.stderr and "pip install -e ." in result.stderr

@@ -1,0 +1,168 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Imports stay light, the build's own code finds its tools, and the library holds no Python and no newer torch."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+import gangealing_fast
+
+ROOT = Path(__file__).resolve().parents[1]
+LIBRARY = Path(gangealing_fast.__file__).with_name("_C.so")
+COMMANDS = ("env", "train", "pretrain", "align", "evaluate", "prepare", "propagate", "studio")
+
+
+def imported_by(code: str) -> set[str]:
+    """Top-level packages in sys.modules after running `code` in a fresh interpreter."""
+    code = f"import sys\ntry:\n    exec({code!r})\nexcept SystemExit:\n    pass\nprint('\\n@@' + ' '.join(sys.modules))"
+    variables = {**os.environ, "PYTHONPATH": str(ROOT)}
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=variables, timeout=120)
+    assert result.returncode == 0, result.stderr
+    return {name.split(".")[0] for name in result.stdout.rsplit("@@", 1)[1].split()}
+
+
+@pytest.mark.no_torch
+def test_import_is_light():
+    assert not imported_by("import gangealing_fast; gangealing_fast.__version__; dir(gangealing_fast)") & {
+        "torch",
+        "numpy",
+        "PIL",
+        "matplotlib",
+    }
+
+
+@pytest.mark.no_torch
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_does_not_import_torch(command):
+    if not (ROOT / "gangealing_fast" / f"{command}.py").exists():
+        pytest.skip(f"there is no {command} command yet")
+    module = f"gangealing_fast.{command}"
+    code = f"import runpy; sys.argv = ['{command}', '--help']; runpy.run_module('{module}', run_name='__main__', alter_sys=True)"
+    assert "torch" not in imported_by(code)
+
+
+def test_unknown_attributes_are_attribute_errors():
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        gangealing_fast.nothing  # noqa: B018
+
+
+def test_kernels_package_is_mapped():
+    try:
+        metadata.distribution("gangealing_fast")
+    except metadata.PackageNotFoundError:
+        pytest.skip("the package is not installed, only on the search path")
+    from gangealing_fast import kernels
+
+    assert kernels.__name__ == "gangealing_fast.kernels"
+
+
+def needs(tool: str) -> str:
+    found = shutil.which(tool)
+    if not found or not LIBRARY.exists():
+        pytest.skip(f"needs {tool} and the compiled library")
+    return found
+
+
+def test_library_needs_no_python_and_no_cuda():
+    listing = subprocess.run([needs("readelf"), "-d", str(LIBRARY)], capture_output=True, text=True).stdout
+    needed = re.findall(r"NEEDED.*\[(.*?)\]", listing)
+    assert "libtorch_cpu.so" in needed
+    assert not [name for name in needed if re.match(r"libpython|libtorch_python|libtorch_cuda|libc10_cuda|libcudart", name)]
+
+
+def test_library_uses_only_the_stable_abi():
+    """Of torch and c10 it may ask for the C shims alone: no mangled C++ symbol of theirs, which change between releases."""
+    listing = subprocess.run(
+        [needs("nm"), "-D", "--undefined-only", str(LIBRARY)], capture_output=True, text=True
+    ).stdout
+    symbols = [line.split()[-1].split("@")[0] for line in listing.splitlines()]
+    assert any(symbol.startswith(("aoti_torch", "torch_")) for symbol in symbols)
+    unstable = [symbol for symbol in symbols if re.match(r"_ZNK?(2at|3c10|5torch)|Py", symbol)]
+    assert not unstable
+
+
+@pytest.fixture
+def toolchain(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "_build"))
+    import toolchain
+
+    return toolchain
+
+
+def test_build_finds_the_torch_in_use(toolchain):
+    import torch
+
+    root = toolchain.find_torch()
+    assert root == Path(torch.__file__).parent
+    assert toolchain.torch_version(root) == torch.__version__
+
+
+def test_build_refuses_a_torch_that_is_too_old(toolchain, tmp_path, monkeypatch):
+    header = tmp_path / "torch" / "include" / "torch" / "csrc" / "stable" / "library.h"
+    header.parent.mkdir(parents=True)
+    header.touch()
+    (tmp_path / "torch" / "version.py").write_text("__version__ = '2.9.1+cpu'\n")
+    monkeypatch.setattr(toolchain, "_torch_candidates", lambda: iter([tmp_path / "torch"]))
+    assert toolchain.find_torch() is None
+    with pytest.raises(RuntimeError, match="install torch first"):
+        toolchain.python_torch_root()
+    (tmp_path / "torch" / "version.py").write_text("__version__ = '2.10.0'\n")
+    assert toolchain.find_torch() == tmp_path / "torch"
+
+
+def test_nvcc_behind_a_wrapper_names_its_own_toolkit(toolchain, tmp_path, monkeypatch):
+    home = tmp_path / "toolkit"
+    for file in ("bin/nvcc", "include/cuda_runtime.h"):
+        (home / file).parent.mkdir(parents=True, exist_ok=True)
+        (home / file).touch()
+    wrapper = tmp_path / "wrapper" / "nvcc"
+    wrapper.parent.mkdir()
+    wrapper.write_text(f"#!/bin/sh\necho '#$ TOP={home}' >&2\n")
+    wrapper.chmod(0o755)
+    monkeypatch.setenv("PATH", str(wrapper.parent), prepend=os.pathsep)
+    monkeypatch.delenv("CUDA_HOME", raising=False)
+    monkeypatch.delenv("CUDA_PATH", raising=False)
+    assert toolchain.find_cuda() == home
+
+
+def build(tmp_path: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """A build of a copy of the sources that leaves this checkout alone."""
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    for part in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
+        if (ROOT / part).exists():
+            shutil.copy(ROOT / part, copy)
+    for part in ("_build", "csrc", "kernels"):
+        shutil.copytree(ROOT / part, copy / part, ignore=shutil.ignore_patterns("__pycache__"))
+    (copy / "gangealing_fast").mkdir()
+    (copy / "gangealing_fast" / "__init__.py").touch()
+    command = [sys.executable, "setup.py", "build_ext", "--inplace"]
+    variables = {**os.environ, **environment}
+    return subprocess.run(command, cwd=copy, capture_output=True, text=True, env=variables, timeout=600)
+
+
+def test_without_a_compiler_the_build_succeeds_and_says_why(tmp_path):
+    result = build(tmp_path, CXX="/nonexistent/c++", GGF_REQUIRE_EXTENSION="0")
+    assert result.returncode == 0, result.stderr
+    assert "the slow reference implementations will serve" in result.stderr
+    package = tmp_path / "copy" / "gangealing_fast"
+    assert not (package / "_C.so").exists() and "/nonexistent/c++" in (package / "_C.json").read_text()
+
+
+def test_a_required_extension_makes_a_failed_compile_an_error(tmp_path):
+    result = build(tmp_path, CXX="/nonexistent/c++", GGF_REQUIRE_EXTENSION="1")
+    assert result.returncode != 0 and "/nonexistent/c++" in result.stderr
+
+
+def test_ci_has_the_library():
+    if os.environ.get("GGF_REQUIRE_EXTENSION", "0") in ("", "0"):
+        pytest.skip("GGF_REQUIRE_EXTENSION is not set")
+    assert LIBRARY.exists()
