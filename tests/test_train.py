@@ -46,12 +46,12 @@ def test_a_run_leaves_everything_it_promises(folder, transforms, capsys):
 
 
 def test_stopped_and_resumed_equals_uninterrupted(folder, monkeypatch):
-    config = train_config(folder)
+    config = train_config(folder, snapshot=25, steps=30)  # ticks of 2 steps, which do not divide 25
     run(dataclasses.replace(config, out=folder / "whole"))
     original = step_module.AlignmentStep.step
 
     def interrupted(self, index):
-        if index == 7:
+        if index == 27:
             raise KeyboardInterrupt
         return original(self, index)
 

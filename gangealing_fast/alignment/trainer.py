@@ -160,7 +160,9 @@ def train(config: TrainConfig, trainer: AlignmentStep, real: Tensor | None, log:
             sums[key] = sums.get(key, 0.0) + value
         progress.update()
         last = step == config.steps
-        if step % tick == 0 or last:
+        saving = step % config.snapshot == 0 or last
+        # A checkpoint ends a tick too: what a tick has summed up is not part of the state.
+        if step % tick == 0 or saving:
             line = {"step": step, "kimg": step * config.batch / 1000} | {key: value / count for key, value in sums.items()}
             sums, count = {}, 0
             for warning in health(trainer, step, config):
@@ -172,7 +174,7 @@ def train(config: TrainConfig, trainer: AlignmentStep, real: Tensor | None, log:
             for key, value in line.items() if board is not None else ():
                 board.add_scalar(key, value, step)
             progress.set_postfix(loss=f"{line['loss']:.4f}", psi=f"{line['psi']:.2f}")
-        if step % config.snapshot == 0 or last:
+        if saving:
             pictures(config, trainer, real, step)
             checkpoint.save_latest(config.out, state(trainer, step), kind=CHECKPOINT_KIND)
     progress.close()
