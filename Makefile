@@ -43,7 +43,7 @@ env: $(STAMP)
 	$(BIN)/python -m gangealing_fast.env
 
 rebuild: $(STAMP)
-	$(BIN)/python setup.py build_ext --inplace
+	GGF_REQUIRE_EXTENSION=1 $(BIN)/python setup.py build_ext --inplace
 
 clean:
 	rm -rf $(VENV) build gangealing_fast/_C.so gangealing_fast/_C.json

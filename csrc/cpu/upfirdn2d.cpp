@@ -20,7 +20,8 @@ struct Plan {
   bool separable;
   std::vector<A> vertical;    // [fh], separable only
   std::vector<A> horizontal;  // [fw], or [fh, fw] where not separable; correlated, not convolved, and times the gain
-  int64_t tile;               // output columns made together, so that the buffers stay in the cache
+  int64_t tile;                 // output columns made together, so that the buffers stay in the cache
+  std::vector<int64_t> counts;  // [up], how many taps meet samples at each phase
 };
 
 struct Meeting {
@@ -36,12 +37,12 @@ GGF_INLINE Meeting meet(int64_t output, int64_t up, int64_t down, int64_t pad) {
   return {first, first * up - start};
 }
 
-// Output columns [begin, end) from `v`, whose first column is input column `origin`.
-template <typename T, bool accumulate, typename Out>
+// Output columns [begin, end) from `v`, whose first column is input column `origin`. `fixed` channels, or any number where 0.
+template <typename T, bool accumulate, int64_t fixed, typename Out>
 GGF_INLINE void filter_row(const Plan<Compute<T>>& p, const Compute<T>* taps, const Compute<T>* GGF_RESTRICT v,
                            int64_t origin, int64_t begin, int64_t end, Out* GGF_RESTRICT out) {
   using A = Compute<T>;
-  const int64_t C = p.channels;
+  const int64_t C = fixed ? fixed : p.channels;
   auto put = [&](int64_t i, A value) GGF_INLINE_LAMBDA {
     if constexpr (accumulate) value += static_cast<A>(out[i]);
     out[i] = store<Out>(value);
@@ -80,11 +81,11 @@ GGF_INLINE void filter_row(const Plan<Compute<T>>& p, const Compute<T>* taps, co
     if (x + 2 * pairs < end) single(end - 1);
     return;
   }
+  Meeting at = meet(begin, p.up, p.down, p.px0);
   for (int64_t x = begin; x < end; ++x) {
-    const Meeting at = meet(x, p.up, p.down, p.px0);
     const A* GGF_RESTRICT w = v + (at.first - origin) * C;
-    const int64_t count = at.phase < p.fw ? (p.fw - at.phase + p.up - 1) / p.up : 0;
-    const A* t = taps + at.phase;
+    const int64_t count = p.counts[at.phase];
+    const A* GGF_RESTRICT t = taps + at.phase;
     Out* GGF_RESTRICT o = out + (x - begin) * C;
     const auto put_at = [&](int64_t c, A value) GGF_INLINE_LAMBDA {
       if constexpr (accumulate) value += static_cast<A>(o[c]);
@@ -104,51 +105,70 @@ GGF_INLINE void filter_row(const Plan<Compute<T>>& p, const Compute<T>* taps, co
         put_at(c, sum);
       }
     }
+    // What meet(x + 1) would find, without its division.
+    for (at.phase -= p.down; at.phase < 0; at.phase += p.up) ++at.first;
   }
 }
+
+// Rows whose vertical passes run before the first one's horizontal pass, which would otherwise wait for stores still under way.
+inline constexpr int64_t batch = 4;
 
 // Output rows [begin, end), counted over all images.
 template <typename T>
 GGF_MULTIVERSION void filter_rows(const Plan<Compute<T>>& p, const T* x, T* y, int64_t begin, int64_t end) {
   using A = Compute<T>;
   const int64_t C = p.channels, span = ceil_divide((p.tile - 1) * p.down + p.fw, p.up) + 2;
-  std::vector<A> buffer(span * C), sums(p.separable ? 0 : p.tile * C), weights(std::max<int64_t>(p.fh, 4));
-  std::vector<const T*> rows(std::max<int64_t>(p.fh, 4), x);
-  std::vector<int64_t> tap_rows(p.fh);
-  for (int64_t row = begin; row < end; ++row) {
-    const T* image = x + row / p.out_height * p.height * p.width * C;
-    const Meeting at = meet(row % p.out_height, p.up, p.down, p.py0);
-    int64_t count = 0;
-    for (int64_t k = at.phase, i = at.first; k < p.fh; k += p.up, ++i) {
-      if (i < 0 || i >= p.height) continue;
-      rows[count] = image + i * p.width * C;
-      tap_rows[count] = k;
-      weights[count++] = p.separable ? p.vertical[k] : A(1);
+  const int64_t most = std::max<int64_t>(ceil_divide(p.fh, p.up), 4);
+  std::vector<A> buffer(batch * span * C), sums(p.separable ? 0 : p.tile * C), weights(batch * most);
+  std::vector<const T*> rows(batch * most, x);
+  std::vector<int64_t> taps(batch * most);
+  int64_t counts[batch];
+  for (int64_t top = begin; top < end; top += batch) {
+    const int64_t size = std::min(batch, end - top);
+    for (int64_t r = 0; r < size; ++r) {
+      const T* image = x + (top + r) / p.out_height * p.height * p.width * C;
+      const Meeting at = meet((top + r) % p.out_height, p.up, p.down, p.py0);
+      int64_t count = r * most;
+      for (int64_t k = at.phase, i = at.first; k < p.fh; k += p.up, ++i) {
+        if (i < 0 || i >= p.height) continue;
+        rows[count] = image + i * p.width * C;
+        weights[count] = p.separable ? p.vertical[k] : A(1);
+        taps[count++] = k;
+      }
+      counts[r] = count - r * most;
     }
     for (int64_t left = 0; left < p.out_width; left += p.tile) {
       const int64_t right = std::min(p.out_width, left + p.tile);
       const int64_t origin = meet(left, p.up, p.down, p.px0).first;
       const int64_t stop = origin + ceil_divide((right - 1 - left) * p.down + p.fw, p.up) + 2;  // beyond the last sample
-      const int64_t inner_first = std::clamp<int64_t>(0, origin, stop), inner_stop = std::clamp(p.width, inner_first, stop);
-      A* v = buffer.data();
-      std::fill(v, v + (inner_first - origin) * C, A(0));
-      std::fill(v + (inner_stop - origin) * C, v + (stop - origin) * C, A(0));
-      A* inner = v + (inner_first - origin) * C;
-      const int64_t n = (inner_stop - inner_first) * C;
-      T* out = y + (row * p.out_width + left) * C;
-      if (p.separable) {
-        add_rows<T>(rows.data(), weights.data(), count, inner_first * C, n, inner);
-        filter_row<T, false, T>(p, p.horizontal.data(), v, origin, left, right, out);
-      } else {
-        A* GGF_RESTRICT total = sums.data();
-        const int64_t size = (right - left) * C;
-        for (int64_t i = 0; i < size; ++i) total[i] = 0;
-        for (int64_t k = 0; k < count; ++k) {
-          const T* GGF_RESTRICT source = rows[k] + inner_first * C;
-          for (int64_t i = 0; i < n; ++i) inner[i] = load(source[i]);
-          filter_row<T, true, A>(p, p.horizontal.data() + tap_rows[k] * p.fw, v, origin, left, right, total);
+      const int64_t inner = std::clamp<int64_t>(0, origin, stop), inner_stop = std::clamp(p.width, inner, stop);
+      const int64_t n = (inner_stop - inner) * C;
+      for (int64_t r = 0; r < size; ++r) {
+        A* v = buffer.data() + r * span * C;
+        std::fill(v, v + (inner - origin) * C, A(0));
+        std::fill(v + (inner_stop - origin) * C, v + (stop - origin) * C, A(0));
+        if (p.separable)
+          add_rows<T>(&rows[r * most], &weights[r * most], counts[r], inner * C, n, v + (inner - origin) * C);
+      }
+      for (int64_t r = 0; r < size; ++r) {
+        A* v = buffer.data() + r * span * C;
+        T* GGF_RESTRICT out = y + ((top + r) * p.out_width + left) * C;
+        if (p.separable) {
+          if (C == 3)  // colour images
+            filter_row<T, false, 3, T>(p, p.horizontal.data(), v, origin, left, right, out);
+          else
+            filter_row<T, false, 0, T>(p, p.horizontal.data(), v, origin, left, right, out);
+          continue;
         }
-        for (int64_t i = 0; i < size; ++i) out[i] = store<T>(total[i]);
+        A* GGF_RESTRICT total = sums.data();
+        A* GGF_RESTRICT samples = v + (inner - origin) * C;
+        for (int64_t i = 0; i < (right - left) * C; ++i) total[i] = 0;
+        for (int64_t k = r * most; k < r * most + counts[r]; ++k) {
+          const T* GGF_RESTRICT source = rows[k] + inner * C;
+          for (int64_t i = 0; i < n; ++i) samples[i] = load(source[i]);
+          filter_row<T, true, 0, A>(p, p.horizontal.data() + taps[k] * p.fw, v, origin, left, right, total);
+        }
+        for (int64_t i = 0; i < (right - left) * C; ++i) out[i] = store<T>(total[i]);
       }
     }
   }
@@ -191,8 +211,9 @@ Tensor forward(const Tensor& x_, const Tensor& f_, int64_t up, int64_t down, int
   dispatch_floating(x.scalar_type(), "upfirdn2d", [&]<typename T>() {
     using A = Compute<T>;
     const int64_t channels = channels_last ? x.size(1) : 1;
-    const int64_t tile = std::clamp<int64_t>(8192 / channels * up / down, 16, std::max<int64_t>(out_width, 16));
-    Plan<A> p{channels, height, width, out_height, out_width, fh, fw, up, down, px0, py0, false, {}, {}, tile};
+    const int64_t tile = std::clamp<int64_t>(4096 / channels * up / down, 16, std::max<int64_t>(out_width, 16));
+    Plan<A> p{channels, height, width, out_height, out_width, fh, fw, up, down, px0, py0, false, {}, {}, tile, {}};
+    for (int64_t phase = 0; phase < up; ++phase) p.counts.push_back(phase < fw ? ceil_divide(fw - phase, up) : 0);
     split<A>(f.const_data_ptr<A>(), mirrored, static_cast<A>(gain), p);
     const T* source = x.const_data_ptr<T>();
     T* target = y.mutable_data_ptr<T>();
