@@ -16,12 +16,42 @@ struct Plan {
 
 GGF_INLINE int64_t reflect(int64_t i, int64_t size) { return i < 0 ? -i : i >= size ? 2 * (size - 1) - i : i; }
 
+// The horizontal passes know the usual numbers of channels C and strides S beforehand; 0 stands for any other.
+template <typename T, int64_t C, int64_t S>
+GGF_INLINE void downsample_row(const Plan<Compute<T>>& p, const Compute<T>* GGF_RESTRICT v,
+                               Compute<T>* GGF_RESTRICT scratch, T* GGF_RESTRICT out) {
+  using A = Compute<T>;
+  const int64_t channels = C ? C : p.channels, stride = S ? S : p.stride;
+  const A* GGF_RESTRICT taps = p.taps.data();
+  A fixed[C ? C : 1];
+  A* GGF_RESTRICT sum = C ? fixed : scratch;
+  for (int64_t i = 0; i < p.out_width; ++i) {
+    const A* GGF_RESTRICT w = v + i * stride * channels;
+    for (int64_t c = 0; c < channels; ++c) sum[c] = taps[0] * w[c];
+    for (int64_t k = 1; k < 2 * stride; ++k)
+      for (int64_t c = 0; c < channels; ++c) sum[c] += taps[k] * w[k * channels + c];
+    for (int64_t c = 0; c < channels; ++c) out[i * channels + c] = store<T>(sum[c]);
+  }
+}
+
+// `small` has a column of zeros on either side; `wide` is what the taps read, padding included.
+template <typename A, int64_t C, int64_t S>
+GGF_INLINE void spread_row(const Plan<A>& p, const A* GGF_RESTRICT small, A* GGF_RESTRICT wide) {
+  const int64_t channels = C ? C : p.channels, stride = S ? S : p.stride;
+  const A* GGF_RESTRICT taps = p.taps.data();
+  for (int64_t i = 0; i <= p.out_width; ++i)
+    for (int64_t r = 0; r < stride; ++r)
+      for (int64_t c = 0; c < channels; ++c)
+        wide[(i * stride + r) * channels + c] =
+            taps[r] * small[(i + 1) * channels + c] + taps[r + stride] * small[i * channels + c];
+}
+
 // Rows [begin, end) of the small images.
 template <typename T>
 GGF_MULTIVERSION void downsample_rows(const Plan<Compute<T>>& p, const T* x, T* y, int64_t begin, int64_t end) {
   using A = Compute<T>;
   const int64_t C = p.channels, s = p.stride;
-  std::vector<A> buffer((p.width + 2 * p.pad) * C), sums(C);
+  std::vector<A> buffer((p.width + 2 * p.pad) * C), scratch(C);
   std::vector<const T*> rows(2 * s);
   for (int64_t row = begin; row < end; ++row) {
     const T* image = x + row / p.out_height * p.height * p.width * C;
@@ -33,23 +63,17 @@ GGF_MULTIVERSION void downsample_rows(const Plan<Compute<T>>& p, const T* x, T* 
       std::copy_n(inner + j * C, C, inner - j * C);
       std::copy_n(inner + (p.width - 1 - j) * C, C, inner + (p.width - 1 + j) * C);
     }
-    T* GGF_RESTRICT out = y + row * p.out_width * C;
-    const A* GGF_RESTRICT taps = p.taps.data();
-    const A* GGF_RESTRICT v = buffer.data();
-    if (C == 1 && s == 2) {
-      const A outer = taps[0], centre = taps[1];
-      for (int64_t i = 0; i < p.out_width; ++i)
-        out[i] = store<T>(outer * (v[2 * i] + v[2 * i + 3]) + centre * (v[2 * i + 1] + v[2 * i + 2]));
-    } else {
-      A* GGF_RESTRICT sum = sums.data();
-      for (int64_t i = 0; i < p.out_width; ++i) {
-        const A* GGF_RESTRICT w = v + i * s * C;
-        for (int64_t c = 0; c < C; ++c) sum[c] = 0;
-        for (int64_t k = 0; k < 2 * s; ++k)
-          for (int64_t c = 0; c < C; ++c) sum[c] += taps[k] * w[k * C + c];
-        for (int64_t c = 0; c < C; ++c) out[i * C + c] = store<T>(sum[c]);
-      }
-    }
+    T* out = y + row * p.out_width * C;
+    if (C == 1 && s == 2)
+      downsample_row<T, 1, 2>(p, buffer.data(), scratch.data(), out);
+    else if (C == 3 && s == 2)
+      downsample_row<T, 3, 2>(p, buffer.data(), scratch.data(), out);
+    else if (C == 1 && s == 4)
+      downsample_row<T, 1, 4>(p, buffer.data(), scratch.data(), out);
+    else if (C == 3 && s == 4)
+      downsample_row<T, 3, 4>(p, buffer.data(), scratch.data(), out);
+    else
+      downsample_row<T, 0, 0>(p, buffer.data(), scratch.data(), out);
   }
 }
 
@@ -58,7 +82,7 @@ template <typename T>
 GGF_MULTIVERSION void adjoint_rows(const Plan<Compute<T>>& p, const T* grad, T* result, int64_t begin, int64_t end) {
   using A = Compute<T>;
   const int64_t C = p.channels, s = p.stride;
-  std::vector<A> narrow(p.out_width * C), wide((p.width + 2 * p.pad) * C);
+  std::vector<A> narrow((p.out_width + 2) * C), wide((p.width + 2 * p.pad) * C);
   std::vector<const T*> rows(8);  // at most two small rows for each of three places
   std::vector<A> weights(8);
   for (int64_t row = begin; row < end; ++row) {
@@ -76,16 +100,20 @@ GGF_MULTIVERSION void adjoint_rows(const Plan<Compute<T>>& p, const T* grad, T* 
         weights[count++] = p.taps[t - i * s];
       }
     }
-    add_rows<T>(rows.data(), weights.data(), count, 0, p.out_width * C, narrow.data());
-    A* GGF_RESTRICT v = wide.data();
-    const A* GGF_RESTRICT small = narrow.data();
-    std::fill(wide.begin(), wide.end(), A(0));
-    for (int64_t i = 0; i < p.out_width; ++i)
-      for (int64_t k = 0; k < 2 * s; ++k) {
-        const A tap = p.taps[k];
-        for (int64_t c = 0; c < C; ++c) v[(i * s + k) * C + c] += tap * small[i * C + c];
-      }
-    A* inner = v + p.pad * C;
+    add_rows<T>(rows.data(), weights.data(), count, 0, p.out_width * C, narrow.data() + C);
+    // Columns beyond the last window are read by no tap; the fold below may have written to them for the last row.
+    std::fill(wide.begin() + (p.out_width + 1) * s * C, wide.end(), A(0));
+    if (C == 1 && s == 2)
+      spread_row<A, 1, 2>(p, narrow.data(), wide.data());
+    else if (C == 3 && s == 2)
+      spread_row<A, 3, 2>(p, narrow.data(), wide.data());
+    else if (C == 1 && s == 4)
+      spread_row<A, 1, 4>(p, narrow.data(), wide.data());
+    else if (C == 3 && s == 4)
+      spread_row<A, 3, 4>(p, narrow.data(), wide.data());
+    else
+      spread_row<A, 0, 0>(p, narrow.data(), wide.data());
+    A* GGF_RESTRICT inner = wide.data() + p.pad * C;
     for (int64_t j = p.pad; j >= 1; --j)
       for (int64_t c = 0; c < C; ++c) {
         inner[j * C + c] += inner[-j * C + c];
