@@ -7,13 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from runs import assert_identical, train_config, write_generator, write_pictures
+
 from gangealing_fast import checkpoint
 from gangealing_fast.alignment import step as step_module
 from gangealing_fast.alignment.aligner import Aligner
 from gangealing_fast.alignment.trainer import build, run
 from gangealing_fast.errors import UserError
 from gangealing_fast.files import read_json_lines
-from runs import assert_identical, train_config, write_generator, write_pictures
 
 
 @pytest.fixture

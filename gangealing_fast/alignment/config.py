@@ -33,6 +33,8 @@ class TrainConfig:
     max_channels: int = 512
     iters: int = 1
     """How often the similarity looks at its own result and corrects it, in training and in use."""
+    keep_area: bool = False
+    """At the end, scale the template's frame so that pictures cover on average the area they had (similarity, one iteration)."""
     steps: int = 1_500_000
     batch: int = 40
     """Samples per step over all passes; small batches are known to collapse."""
@@ -83,13 +85,14 @@ PRESETS: dict[str, TrainConfig] = {
         flow_size=32,
         channel_base=2048,
         max_channels=128,
-        steps=2000,
-        batch=32,
+        keep_area=True,
+        steps=1500,
+        batch=16,
         anneal_psi=1000,
-        period=1000,
+        period=500,
         inject=5,
         directions=5,
-        principal_samples=100_000,
+        principal_samples=20_000,
         padding_mode="border",
         average_half_life=2000.0,
         snapshot=500,

@@ -16,6 +16,7 @@ from gangealing_fast.adversarial.pretraining import load_generator
 from gangealing_fast.alignment.aligner import EXPORT_KIND
 from gangealing_fast.alignment.config import TrainConfig
 from gangealing_fast.alignment.evaluation import Evaluation, align_batches, evaluate_digits, evaluate_pictures, held_out
+from gangealing_fast.alignment.frame import keep_area
 from gangealing_fast.alignment.schedules import ema_decay
 from gangealing_fast.alignment.step import AlignmentStep, NotFinite, Samples
 from gangealing_fast.data.digits import load_heldout_digits, random_similarity, warp_digits
@@ -48,6 +49,8 @@ def build(config: TrainConfig, device: torch.device) -> AlignmentStep:
             f"{config.generator} makes pictures of {generator.size}x{generator.size}, which --flow-size {config.flow_size} "
             "does not divide; choose a --flow-size of that size or a power of two below it"
         )
+    if config.keep_area and (config.transforms != "similarity" or config.iters != 1):
+        raise UserError("--keep-area needs --transforms similarity and --iters 1")
     if not 1 <= config.inject <= generator.n_latent:
         raise UserError(f"--inject must lie between 1 and the generator's {generator.n_latent} latents, got {config.inject}")
     try:
@@ -125,9 +128,10 @@ def run(config: TrainConfig) -> None:
         print(f"resuming {config.out} at step {start} of {config.steps}")
     with JsonLines(config.out / "log.jsonl", resume_step=start) as log:
         warnings = train(config, trainer, real, log, start)
+    finish(config, trainer)
     export(config, trainer)
     evaluation = evaluate(config, trainer, real)
-    write_report(config, trainer, evaluation, real, warnings)
+    write_report(config, trainer, evaluation, warnings)
     if evaluation is not None:
         for name, figure in evaluation.figures.items():
             print(f"  {name}: {_figure_text(figure)}")
@@ -255,6 +259,16 @@ def restore(saved: dict[str, Any], trainer: AlignmentStep) -> int:
         raise UserError(f"the checkpoint does not belong to these options ({str(error)[:120]}); choose another --out") from None
 
 
+@torch.no_grad()
+def finish(config: TrainConfig, trainer: AlignmentStep) -> None:
+    """What is done to the averaged transformer after the last step; the checkpoint keeps it as it was trained."""
+    if config.keep_area:
+        with private_stream(2):
+            samples = torch.cat([trainer.samples(64, 0.0, trainer.average).unaligned.float() for _ in range(16)])
+        factor = keep_area(trainer.average, samples, padding_mode=config.padding_mode)
+        print(f"the template's frame is scaled by {factor:.3f}, so that pictures keep their area on average")
+
+
 def export(config: TrainConfig, trainer: AlignmentStep) -> None:
     """Write aligner.safetensors: the averaged transformer, the template's latent and what is needed to use them."""
     tensors = {f"transformer.{key}": value for key, value in trainer.average.state_dict().items()}
@@ -280,7 +294,7 @@ def evaluate(config: TrainConfig, trainer: AlignmentStep, real: Tensor | None) -
 
 
 def write_report(
-    config: TrainConfig, trainer: AlignmentStep, evaluation: Evaluation | None, real: Tensor | None, warnings: list[str]
+    config: TrainConfig, trainer: AlignmentStep, evaluation: Evaluation | None, warnings: list[str]
 ) -> None:
     """report.html in the results folder."""
     samples = watch(trainer, config.steps)

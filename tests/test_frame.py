@@ -1,0 +1,28 @@
+# SPDX-License-Identifier: Apache-2.0
+import pytest
+import torch
+
+from gangealing_fast.alignment.frame import keep_area
+from gangealing_fast.metrics import compose_matrices
+from gangealing_fast.models import SpatialTransformer
+
+
+def test_the_mean_area_is_kept_and_the_warps_differ_by_one_scaling():
+    torch.manual_seed(0)
+    transformer = SpatialTransformer(("similarity",), 16, channel_base=64, max_channels=8).requires_grad_(False)
+    torch.nn.init.normal_(transformer.similarity.warp_head.linear.weight, std=0.3)
+    transformer.similarity.warp_head.linear.bias[1] = 0.4
+    images = torch.rand(20, 3, 16, 16) * 2 - 1
+    before = transformer(images).matrix
+    factor = keep_area(transformer, images, padding_mode="border", batch=7)
+    after = transformer(images).matrix
+    assert factor != pytest.approx(1, abs=0.05)
+    torch.testing.assert_close((1 / torch.linalg.det(after[:, :, :2])).mean(), torch.tensor(1.0), rtol=1e-4, atol=0)
+    scaling = torch.tensor([[factor, 0, 0], [0, factor, 0]]).expand(20, -1, -1)
+    torch.testing.assert_close(after, compose_matrices(before, scaling), rtol=1e-4, atol=1e-5)
+
+
+def test_a_flow_is_refused():
+    transformer = SpatialTransformer(("similarity", "flow"), 32, channel_base=64, max_channels=8)
+    with pytest.raises(ValueError, match="similarity alone"):
+        keep_area(transformer, torch.zeros(1, 3, 32, 32), padding_mode="border")
