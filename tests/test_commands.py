@@ -5,14 +5,15 @@ import json
 import sys
 
 import pytest
+from PIL import Image
+from runs import write_generator, write_pictures
+
 from gangealing_fast import align, pretrain, train
 from gangealing_fast.adversarial.config import PRESETS as PRETRAIN_PRESETS
 from gangealing_fast.adversarial.config import PretrainConfig
 from gangealing_fast.alignment.config import PRESETS, TrainConfig
 from gangealing_fast.commands import parse
 from gangealing_fast.files import read_json_lines
-from PIL import Image
-from runs import write_generator, write_pictures
 
 TINY = (
     "--flow-size 32 --channel-base 64 --max-channels 8 --steps 2 --batch 2 --anneal-psi 1 --period 1 --inject 3 --directions 2 "

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 import pytest
 import torch
-from gangealing_fast.models import Discriminator, Generator, LatentTarget
 from support import assert_golden, golden, golden_recipe, golden_state
+
+from gangealing_fast.models import Discriminator, Generator, LatentTarget
 
 
 def load(settings, state_key="state", **options):

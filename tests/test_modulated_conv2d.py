@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 import pytest
 import torch
+from support import assert_close, assert_golden, golden, golden_state
+
 from gangealing_fast.models.layers import ModulatedConv2d
 from gangealing_fast.ops.modulated_conv2d import modulated_conv2d, modulated_conv2d_reference
-from support import assert_close, assert_golden, golden, golden_state
 
 MODES = [{}, {"up": True}, {"down": True}, {"demodulate": False}]
 

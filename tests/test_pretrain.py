@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from runs import assert_identical, pretrain_config, write_pictures
+from support import shared
+
 from gangealing_fast import checkpoint
 from gangealing_fast.adversarial import step as step_module
 from gangealing_fast.adversarial.augment import Augmentation
@@ -17,8 +20,6 @@ from gangealing_fast.adversarial.projected import ProjectedDiscriminator
 from gangealing_fast.errors import UserError
 from gangealing_fast.files import read_json_lines
 from gangealing_fast.models import Discriminator, EfficientNetPerceptual
-from runs import assert_identical, pretrain_config, write_pictures
-from support import shared
 
 
 @pytest.fixture
