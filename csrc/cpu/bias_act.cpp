@@ -6,6 +6,7 @@
 // that the result does not depend on the number of threads.
 #include "../common.h"
 
+#include <algorithm>
 #include <tuple>
 
 namespace ggf::bias_act {
