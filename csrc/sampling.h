@@ -11,9 +11,10 @@ namespace ggf {
 
 enum Padding : int64_t { zeros = 0, border = 1, reflection = 2 };  // the order of PADDING_MODES in ops/grid_sample.py
 
-// One axis of one grid point: the texels `low` and `low + 1` are read with the weights 1 - part and part; the derivative of
-// the position by the normalised coordinate is `slope`; `finite` is 1 or 0. `low` lies in [-2, size + 1] for any input at
-// all. Everything is of one type, and chosen by single comparisons, so that loops over points vectorise.
+// One axis of one grid point: the texels `low` and `low + 1` are read with the weights 1 - part and part; the
+// derivative of the position by the normalised coordinate is `slope`; `finite` is 1 or 0. `low` lies in [-2, size + 1]
+// for any input at all. Everything is of one type, and chosen by single comparisons, so that loops over points
+// vectorise.
 template <typename A>
 struct Position {
   A low, part, slope, finite;

@@ -38,7 +38,8 @@ struct Problem {
   int64_t width, cells, factor;
 };
 
-// For `count` cells weight[k] = exp(logit k - largest logit) and sum, the sum over k; the logits of k are `stride` apart.
+// For `count` cells weight[k] = exp(logit k - largest logit) and sum, the sum over k; the logits of k are `stride`
+// apart.
 template <typename A>
 GGF_INLINE void exponentials(const A* logits, int64_t stride, int64_t count, A (&weight)[9][block], A (&sum)[block]) {
   A largest[block];

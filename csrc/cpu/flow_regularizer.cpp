@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Huber total variation and mean square of a flow [N, H, W, 2] in one pass. Maths: gangealing_fast/ops/flow_regularizer.py.
+// Huber total variation and mean square of a flow [N, H, W, 2] in one pass. Maths:
+// gangealing_fast/ops/flow_regularizer.py.
 //
 // A row is taken as 2 W numbers whose horizontal neighbours are 2 apart. Sums are formed over fixed pieces of rows and
 // then added in order, so that the result does not depend on the number of threads.
@@ -8,6 +9,8 @@
 #include <algorithm>
 #include <array>
 #include <tuple>
+
+#define GGF_LAMBDA __attribute__((always_inline))
 
 namespace ggf::flow_regularizer {
 
@@ -66,9 +69,9 @@ GGF_MULTIVERSION void sum_rows(const T* flow, int64_t height, int64_t row, int64
     const T* GGF_RESTRICT here = flow + y * row;
     const T* GGF_RESTRICT below = here + row;
     if (y + 1 < height)
-      vertical.add(row, [&](int64_t i) __attribute__((always_inline)) { return huber(load(below[i]) - load(here[i])); });
-    horizontal.add(row - 2, [&](int64_t i) __attribute__((always_inline)) { return huber(load(here[i + 2]) - load(here[i])); });
-    square.add(row, [&](int64_t i) __attribute__((always_inline)) { return load(here[i]) * load(here[i]); });
+      vertical.add(row, [&](int64_t i) GGF_LAMBDA { return huber(load(below[i]) - load(here[i])); });
+    horizontal.add(row - 2, [&](int64_t i) GGF_LAMBDA { return huber(load(here[i + 2]) - load(here[i])); });
+    square.add(row, [&](int64_t i) GGF_LAMBDA { return load(here[i]) * load(here[i]); });
   }
   sums = {vertical.total(), horizontal.total(), square.total()};
 }
@@ -160,7 +163,8 @@ Tensor backward(const Tensor& grad_variation_, const Tensor& grad_identity_, con
         const Factors<A> factors{height > 1 ? tv[sample] / static_cast<A>((height - 1) * row) : A(0),
                                  row > 2 ? tv[sample] / static_cast<A>(height * (row - 2)) : A(0),
                                  2 * identity[sample] / static_cast<A>(height * row)};
-        gradient_rows<T>(data + offset, out + offset, factors, height, row, first, std::min(height, first + piece_rows));
+        gradient_rows<T>(data + offset, out + offset, factors, height, row, first,
+                         std::min(height, first + piece_rows));
       }
     });
   });

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // Bilinear sampling at grid points. Maths: gangealing_fast/ops/grid_sample.py.
 //
-// For a block of grid points the four offsets and weights are worked out once, in loops that vectorise, and then used for
-// every channel. Half-precision tensors are converted before and after. The image's gradient is scattered plane by plane,
-// each plane by one thread in the order of the grid, so that the result does not depend on the number of threads.
+// For a block of grid points the four offsets and weights are worked out once, in loops that vectorise, and then used
+// for every channel. Half-precision tensors are converted before and after. The image's gradient is scattered plane by
+// plane, each plane by one thread in the order of the grid, so that the result does not depend on the number of
+// threads.
 #include "../sampling.h"
 
 #include <algorithm>
@@ -14,7 +15,8 @@ namespace ggf::grid_sample {
 
 inline constexpr int64_t block = 128;  // grid points handled together
 
-// What a block of points reads: value = sum_k weight[k] * texel[offset[k]], and likewise its derivatives by the grid's x, y.
+// What a block of points reads: value = sum_k weight[k] * texel[offset[k]], and likewise its derivatives by the grid's
+// x, y.
 template <typename A>
 struct Taps {
   int32_t offset[4][block];
@@ -106,7 +108,8 @@ GGF_MULTIVERSION void grid_block(const Problem<A>& problem, const A* grad, A* gr
     const A* GGF_RESTRICT x = problem.x + (sample * problem.channels + c) * plane;
     const A* GGF_RESTRICT g = grad + (sample * problem.channels + c) * problem.points + begin;
     for (int64_t p = 0; p < count; ++p) {
-      const A t0 = x[taps.offset[0][p]], t1 = x[taps.offset[1][p]], t2 = x[taps.offset[2][p]], t3 = x[taps.offset[3][p]];
+      const A t0 = x[taps.offset[0][p]], t1 = x[taps.offset[1][p]];
+      const A t2 = x[taps.offset[2][p]], t3 = x[taps.offset[3][p]];
       by_x[p] += g[p] * (taps.by_x[0][p] * t0 + taps.by_x[1][p] * t1 + taps.by_x[2][p] * t2 + taps.by_x[3][p] * t3);
       by_y[p] += g[p] * (taps.by_y[0][p] * t0 + taps.by_y[1][p] * t1 + taps.by_y[2][p] * t2 + taps.by_y[3][p] * t3);
     }

@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""flow_regularizer: values, derivatives, layouts, errors."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support import assert_close, assert_cpu_kernels, assert_golden, check_operator, golden
+
+from gangealing_fast.ops import flow_regularizer, flow_regularizer_reference
+
+
+@pytest.mark.parametrize("shape", [(3, 20, 13, 2), (2, 1, 7, 2), (2, 7, 1, 2), (1, 1, 1, 2), (2, 70, 3, 2), (1, 3, 33, 2)])
+def test_operator(shape):
+    check_operator(
+        flow_regularizer,
+        flow_regularizer_reference,
+        [torch.randn(shape, dtype=torch.float64) * 2],
+        small=[torch.randn(shape[0], min(shape[1], 5), min(shape[2], 4), 2, dtype=torch.float64) * 2],
+        compile=shape[0] == 3,
+        registration=shape[0] == 3,
+    )
+
+
+@pytest.mark.parametrize("case", range(3))
+def test_golden(case):
+    _, arrays = golden(f"flow_regularizer_{case}")
+    flow = arrays["flow"].requires_grad_()
+    tv, identity = flow_regularizer(flow)
+    assert_golden(tv.mean(), arrays["tv"])
+    assert_golden(identity.mean(), arrays["identity"])
+    assert_golden(tv, arrays["tv_per_sample"])
+    for value, name in (
+        (tv.mean(), "grad_tv"),
+        (identity.mean(), "grad_identity"),
+        ((tv * torch.tensor([1.0, 2.0, 3.0])).sum(), "grad_tv_per_sample_weighted_1_2_3"),
+    ):
+        (grad,) = torch.autograd.grad(value, flow, retain_graph=True)
+        assert_golden(grad, arrays[name], gradient=True, what=name)
+
+
+def test_kernels_are_compiled():
+    assert_cpu_kernels("flow_regularizer", "flow_regularizer_backward")
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(
+    st.tuples(st.integers(0, 3), st.integers(1, 70), st.integers(1, 40)),
+    st.floats(1e-4, 1e4),
+    st.integers(0, 99),
+)
+def test_fuzz(shape, scale, seed):
+    generator = torch.Generator().manual_seed(seed)
+    flow = (torch.randn(*shape, 2, generator=generator) * scale).requires_grad_()
+    weights = torch.rand(2, shape[0], generator=generator)
+    results = []
+    for function in (flow_regularizer, flow_regularizer_reference):
+        outputs = function(flow)
+        results.append([*outputs, *torch.autograd.grad(outputs, flow, list(weights))])
+    for actual, expected in zip(*results, strict=True):
+        assert_close(actual, expected, 1e-5)
+
+
+def test_derivative_at_the_kink_is_one():
+    flow = torch.tensor([0.0, 0.0, 1.0, -1.0]).view(1, 1, 2, 2).requires_grad_()
+    (grad,) = torch.autograd.grad(flow_regularizer(flow)[0].sum(), flow)
+    assert grad.flatten().tolist() == [-0.5, 0.5, 0.5, -0.5]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_not_finite_values_reach_their_own_sample_only(value):
+    flow = torch.randn(3, 9, 40, 2)
+    flow[1, 4, 5, 0] = value
+    tv, identity = flow_regularizer(flow)
+    assert torch.isfinite(tv).tolist() == torch.isfinite(identity).tolist() == [True, False, True]
+
+
+def test_threads_do_not_change_the_result():
+    flow = torch.randn(2, 129, 65, 2).requires_grad_()
+    threads, results = torch.get_num_threads(), []
+    for count in (1, 2, 3):
+        torch.set_num_threads(count)
+        tv, identity = flow_regularizer(flow)
+        results.append((tv, identity, torch.autograd.grad((tv + identity).sum(), flow)[0]))
+    torch.set_num_threads(threads)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("flow", "error", "message"),
+    [
+        ([1.0], TypeError, "flow must be a tensor"),
+        (torch.zeros(1, 4, 4, 2, dtype=torch.int32), TypeError, "flow has dtype torch.int32"),
+        (torch.zeros(4, 4, 2), ValueError, r"flow must have shape \[N, H, W, 2\]"),
+        (torch.zeros(1, 2, 4, 4), ValueError, "last axis of flow must be 2"),
+        (torch.zeros(1, 0, 4, 2), ValueError, "flow has no points"),
+    ],
+)
+def test_errors(flow, error, message):
+    with pytest.raises(error, match=message):
+        flow_regularizer(flow)
