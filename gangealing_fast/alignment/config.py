@@ -34,7 +34,7 @@ class TrainConfig:
     iters: int = 1
     """How often the similarity looks at its own result and corrects it, in training and in use."""
     keep_area: bool = False
-    """At the end, scale the template's frame so that pictures cover on average the area they had (similarity, one iteration)."""
+    """At the end, scale the template's frame so that the objects keep their area in all (similarity, one iteration)."""
     steps: int = 1_500_000
     batch: int = 40
     """Samples per step over all passes; small batches are known to collapse."""
@@ -86,10 +86,10 @@ PRESETS: dict[str, TrainConfig] = {
         channel_base=2048,
         max_channels=128,
         keep_area=True,
-        steps=1500,
+        steps=2000,
         batch=16,
-        anneal_psi=1000,
-        period=500,
+        anneal_psi=1300,
+        period=700,
         inject=5,
         directions=5,
         principal_samples=20_000,

@@ -266,7 +266,7 @@ def finish(config: TrainConfig, trainer: AlignmentStep) -> None:
         with private_stream(2):
             samples = torch.cat([trainer.samples(64, 0.0, trainer.average).unaligned.float() for _ in range(16)])
         factor = keep_area(trainer.average, samples, padding_mode=config.padding_mode)
-        print(f"the template's frame is scaled by {factor:.3f}, so that pictures keep their area on average")
+        print(f"the template's frame is scaled by {factor:.3f}, so that the objects keep their area")
 
 
 def export(config: TrainConfig, trainer: AlignmentStep) -> None:
