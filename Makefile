@@ -2,7 +2,7 @@
 # Everything sets itself up: the first target creates .venv and installs the package with its extension.
 #
 #   make train            the main job; PRESET=digits|cats, ARGS="--..." go to `python -m gangealing_fast.train`
-#   make test             all tests; PYTEST_ARGS="-m 'not slow'" and the like
+#   make test             all tests on WORKERS processes of one thread; PYTEST_ARGS="-m 'not slow'" and the like
 #   make lint             ruff
 #   make rebuild          recompile what changed in csrc
 #   make clean            forget environment and build
@@ -12,6 +12,7 @@ VENV ?= .venv
 PRESET ?= digits
 ARGS ?=
 PYTEST_ARGS ?=
+WORKERS ?= 2
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
@@ -34,7 +35,7 @@ train: $(STAMP)
 	$(BIN)/python -m gangealing_fast.train $(if $(PRESET),--preset $(PRESET)) $(ARGS)
 
 test: $(STAMP)
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) $(PYTEST_ARGS)
 
 lint: $(STAMP)
 	$(BIN)/python -m ruff check .
