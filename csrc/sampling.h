@@ -70,21 +70,6 @@ GGF_INLINE Position<A> locate(A coordinate, const Axis<A>& axis) {
   return locate<padding>(coordinate, axis.size, axis.offset, axis.scale, axis.start, axis.span);
 }
 
-// Calls body.operator()<padding>() for a runtime padding mode.
-template <typename Body>
-void dispatch_padding(int64_t padding, const Body& body) {
-  switch (padding) {
-    case zeros:
-      return body.template operator()<zeros>();
-    case border:
-      return body.template operator()<border>();
-    case reflection:
-      return body.template operator()<reflection>();
-    default:
-      STD_TORCH_CHECK(false, "padding mode ", padding, " is none of 0, 1, 2");
-  }
-}
-
 inline Tensor converted(const Tensor& x, ScalarType type) {
   return torch::stable::contiguous(torch::stable::to(x, type));
 }

@@ -95,6 +95,7 @@ def test_infinite_logits_choose_and_nan_stays_local():
 
 
 def test_threads_do_not_change_the_result():
+    assert_cpu_kernels("convex_upsample", "convex_upsample_backward")
     flow, mask = (t.requires_grad_() for t in inputs(2, 16, 19, 8, torch.float32))
     weight, threads, results = torch.randn(2, 128, 152, 2), torch.get_num_threads(), []
     for count in (1, 2, 3):

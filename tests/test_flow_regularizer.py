@@ -7,9 +7,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support import assert_close, assert_cpu_kernels, assert_golden, check_operator, golden
+from support import TOLERANCE, assert_close, assert_cpu_kernels, assert_golden, check_operator, golden
 
 from gangealing_fast.ops import flow_regularizer, flow_regularizer_reference
+
+# Narrow flows give float32 sums, and gradients that are off by their own rounding alone.
+NARROW = {**TOLERANCE, torch.bfloat16: (2e-6, 5e-3), torch.float16: (2e-6, 1e-3)}
 
 
 @pytest.mark.parametrize("shape", [(3, 20, 13, 2), (2, 1, 7, 2), (2, 7, 1, 2), (1, 1, 1, 2), (2, 70, 3, 2), (1, 3, 33, 2)])
@@ -18,6 +21,7 @@ def test_operator(shape):
         flow_regularizer,
         flow_regularizer_reference,
         [torch.randn(shape, dtype=torch.float64) * 2],
+        tolerance=NARROW,
         small=[torch.randn(shape[0], min(shape[1], 5), min(shape[2], 4), 2, dtype=torch.float64) * 2],
         compile=shape[0] == 3,
         registration=shape[0] == 3,
@@ -78,6 +82,7 @@ def test_not_finite_values_reach_their_own_sample_only(value):
 
 
 def test_threads_do_not_change_the_result():
+    assert_cpu_kernels("flow_regularizer", "flow_regularizer_backward")
     flow = torch.randn(2, 129, 65, 2).requires_grad_()
     threads, results = torch.get_num_threads(), []
     for count in (1, 2, 3):

@@ -114,6 +114,7 @@ def test_far_away_points_are_bounded(padding_mode, align_corners):
 
 
 def test_threads_do_not_change_the_result():
+    assert_cpu_kernels("grid_sample", "grid_sample_backward")
     x, grid = (t.requires_grad_() for t in inputs(2, 3, (33, 40), (41, 37), torch.float32))
     threads, results, weight = torch.get_num_threads(), [], torch.randn(2, 3, 41, 37)
     for count in (1, 2, 3):

@@ -28,6 +28,7 @@ struct Problem {
   const A* x;     // [N, C, H, W]
   const A* grid;  // [N, points, 2]
   int64_t channels, height, width, points;
+  int64_t padding;
   bool align_corners;
 };
 
@@ -78,13 +79,20 @@ GGF_INLINE void find_taps(const Problem<A>& problem, const A* GGF_RESTRICT grid,
   }
 }
 
+template <bool derivatives, typename A>
+GGF_INLINE void find_taps(const Problem<A>& problem, int64_t point, int64_t count, A broken, Taps<A>& taps) {
+  const A* grid = problem.grid + 2 * point;
+  if (problem.padding == zeros) find_taps<zeros, derivatives>(problem, grid, count, broken, taps);
+  if (problem.padding == border) find_taps<border, derivatives>(problem, grid, count, broken, taps);
+  if (problem.padding == reflection) find_taps<reflection, derivatives>(problem, grid, count, broken, taps);
+}
+
 // output: [N, C, points]; points [begin, end) of one sample
-template <Padding padding, typename A>
+template <typename A>
 GGF_MULTIVERSION void forward_block(const Problem<A>& problem, A* output, int64_t sample, int64_t begin, int64_t end) {
   const int64_t count = end - begin, plane = problem.height * problem.width;
   Taps<A> taps;
-  find_taps<padding, false>(problem, problem.grid + 2 * (sample * problem.points + begin), count,
-                            std::numeric_limits<A>::quiet_NaN(), taps);
+  find_taps<false>(problem, sample * problem.points + begin, count, std::numeric_limits<A>::quiet_NaN(), taps);
   for (int64_t c = 0; c < problem.channels; ++c) {
     const A* GGF_RESTRICT x = problem.x + (sample * problem.channels + c) * plane;
     A value[block];
@@ -96,12 +104,12 @@ GGF_MULTIVERSION void forward_block(const Problem<A>& problem, A* output, int64_
 }
 
 // grad: [N, C, points]; grad_grid: [N, points, 2]
-template <Padding padding, typename A>
+template <typename A>
 GGF_MULTIVERSION void grid_block(const Problem<A>& problem, const A* grad, A* grad_grid, int64_t sample, int64_t begin,
                                  int64_t end) {
   const int64_t count = end - begin, plane = problem.height * problem.width;
   Taps<A> taps;
-  find_taps<padding, true>(problem, problem.grid + 2 * (sample * problem.points + begin), count, A(0), taps);
+  find_taps<true>(problem, sample * problem.points + begin, count, A(0), taps);
   A by_x[block], by_y[block];
   for (int64_t p = 0; p < count; ++p) by_x[p] = by_y[p] = 0;
   for (int64_t c = 0; c < problem.channels; ++c) {
@@ -122,7 +130,7 @@ GGF_MULTIVERSION void grid_block(const Problem<A>& problem, const A* grad, A* gr
 }
 
 // The gradient of planes [begin, end) of the image, counted over all samples; grad_x is 0 before.
-template <Padding padding, typename A>
+template <typename A>
 GGF_MULTIVERSION void image_planes(const Problem<A>& problem, const A* grad, A* grad_x, int64_t begin, int64_t end) {
   const int64_t plane = problem.height * problem.width;
   Taps<A> taps;
@@ -131,7 +139,7 @@ GGF_MULTIVERSION void image_planes(const Problem<A>& problem, const A* grad, A* 
     const int64_t sample = begin / problem.channels, last = std::min(end, (sample + 1) * problem.channels);
     for (int64_t first = 0; first < problem.points; first += block) {
       const int64_t count = std::min(block, problem.points - first);
-      find_taps<padding, false>(problem, problem.grid + 2 * (sample * problem.points + first), count, A(0), taps);
+      find_taps<false>(problem, sample * problem.points + first, count, A(0), taps);
       for (int64_t item = begin; item < last; ++item) {
         const A* GGF_RESTRICT g = grad + item * problem.points + first;
         A* result = grad_x + item * plane;
@@ -148,7 +156,8 @@ GGF_MULTIVERSION void image_planes(const Problem<A>& problem, const A* grad, A* 
   }
 }
 
-void check(const Tensor& x, const Tensor& grid) {
+void check(const Tensor& x, const Tensor& grid, int64_t padding) {
+  STD_TORCH_CHECK(padding >= zeros && padding <= reflection, "grid_sample: padding mode must be 0, 1 or 2");
   STD_TORCH_CHECK(x.dim() == 4 && grid.dim() == 4 && grid.size(3) == 2 && x.size(0) == grid.size(0) && x.size(2) > 0 &&
                       x.size(3) > 0,
                   "grid_sample: x must be [N, C, H, W] and grid [N, h, w, 2]");
@@ -157,9 +166,9 @@ void check(const Tensor& x, const Tensor& grid) {
 }
 
 template <typename A>
-Problem<A> problem_of(const Tensor& x, const Tensor& grid, bool align_corners) {
+Problem<A> problem_of(const Tensor& x, const Tensor& grid, int64_t padding, bool align_corners) {
   return {x.const_data_ptr<A>(), grid.const_data_ptr<A>(), x.size(1), x.size(2), x.size(3),
-          grid.size(1) * grid.size(2), align_corners};
+          grid.size(1) * grid.size(2), padding, align_corners};
 }
 
 template <typename Body>
@@ -176,18 +185,16 @@ Tensor forward_as(const Tensor& x_, const Tensor& grid_, int64_t padding, bool a
   const Tensor x = converted(x_, compute_scalar_type<A>), grid = converted(grid_, compute_scalar_type<A>);
   const Tensor output = empty({x.size(0), x.size(1), grid.size(1), grid.size(2)}, compute_scalar_type<A>);
   if (output.numel() == 0) return output;
-  const Problem<A> problem = problem_of<A>(x, grid, align_corners);
+  const Problem<A> problem = problem_of<A>(x, grid, padding, align_corners);
   A* data = output.mutable_data_ptr<A>();
-  dispatch_padding(padding, [&]<Padding mode>() {
-    for_each_block(x.size(0), problem.points, problem.channels, [&](int64_t sample, int64_t begin, int64_t end) {
-      forward_block<mode, A>(problem, data, sample, begin, end);
-    });
+  for_each_block(x.size(0), problem.points, problem.channels, [&](int64_t sample, int64_t begin, int64_t end) {
+    forward_block<A>(problem, data, sample, begin, end);
   });
   return output;
 }
 
 Tensor forward(const Tensor& x, const Tensor& grid, int64_t padding, bool align_corners) {
-  check(x, grid);
+  check(x, grid, padding);
   const Tensor output = widest(x, grid) == ScalarType::Double ? forward_as<double>(x, grid, padding, align_corners)
                                                               : forward_as<float>(x, grid, padding, align_corners);
   return torch::stable::to(output, x.scalar_type());
@@ -200,29 +207,27 @@ std::tuple<Tensor, Tensor> backward_as(const Tensor& grad_, const Tensor& x_, co
   const Tensor grad = converted(grad_, compute_scalar_type<A>);
   const Tensor grad_x = empty(need_x ? sizes_of(x) : std::vector<int64_t>{0}, compute_scalar_type<A>);
   const Tensor grad_grid = empty(need_grid ? sizes_of(grid) : std::vector<int64_t>{0}, compute_scalar_type<A>);
-  const Problem<A> problem = problem_of<A>(x, grid, align_corners);
+  const Problem<A> problem = problem_of<A>(x, grid, padding, align_corners);
   const int64_t batch = x.size(0), planes = batch * problem.channels;
   const A* grad_data = grad.const_data_ptr<A>();
-  dispatch_padding(padding, [&]<Padding mode>() {
-    if (grad_x.numel() > 0) {
-      A* data = grad_x.mutable_data_ptr<A>();
-      std::fill_n(data, grad_x.numel(), A(0));
-      parallel_for(0, planes, grain(4 * problem.points),
-                   [&](int64_t begin, int64_t end) { image_planes<mode, A>(problem, grad_data, data, begin, end); });
-    }
-    if (grad_grid.numel() > 0) {
-      A* data = grad_grid.mutable_data_ptr<A>();
-      for_each_block(batch, problem.points, problem.channels, [&](int64_t sample, int64_t begin, int64_t end) {
-        grid_block<mode, A>(problem, grad_data, data, sample, begin, end);
-      });
-    }
-  });
+  if (grad_x.numel() > 0) {
+    A* data = grad_x.mutable_data_ptr<A>();
+    std::fill_n(data, grad_x.numel(), A(0));
+    parallel_for(0, planes, grain(4 * problem.points),
+                 [&](int64_t begin, int64_t end) { image_planes<A>(problem, grad_data, data, begin, end); });
+  }
+  if (grad_grid.numel() > 0) {
+    A* data = grad_grid.mutable_data_ptr<A>();
+    for_each_block(batch, problem.points, problem.channels, [&](int64_t sample, int64_t begin, int64_t end) {
+      grid_block<A>(problem, grad_data, data, sample, begin, end);
+    });
+  }
   return {grad_x, grad_grid};
 }
 
 std::tuple<Tensor, Tensor> backward(const Tensor& grad, const Tensor& x, const Tensor& grid, int64_t padding,
                                     bool align_corners, bool need_x, bool need_grid) {
-  check(x, grid);
+  check(x, grid, padding);
   STD_TORCH_CHECK(grad.dim() == 4 && grad.size(0) == x.size(0) && grad.size(1) == x.size(1) &&
                       grad.size(2) == grid.size(1) && grad.size(3) == grid.size(2),
                   "grid_sample_backward: grad does not fit x and grid");

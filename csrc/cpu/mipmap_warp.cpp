@@ -83,13 +83,13 @@ GGF_MULTIVERSION void forward_row(const Problem<A>& problem, const Pyramid<A>& p
 }
 
 template <typename A>
-GGF_INLINE void add_scaled(A* target, A factor, Vec4<A> value) {
+GGF_INLINE void add_scaled(A* target, A factor, const Vec4<A>& value) {
   const Vec4<A> sum = read(target) + factor * value;
   __builtin_memcpy(target, &sum, sizeof(sum));
 }
 
 template <int taps_per_axis, typename A>
-GGF_INLINE void scatter(A* texels, const Taps<A>& taps, int64_t p, Vec4<A> value) {
+GGF_INLINE void scatter(A* texels, const Taps<A>& taps, int64_t p, const Vec4<A>& value) {
   for (int r = 0; r < taps_per_axis; ++r) {
     A* row = texels + taps.y.offset[r][p];
     const Vec4<A> part = taps.y.weight[r][p] * value;
@@ -235,7 +235,8 @@ struct Plan {
   }
 };
 
-void check(const Tensor& x, const Tensor& grid, double max_levels) {
+void check(const Tensor& x, const Tensor& grid, int64_t padding, double max_levels) {
+  STD_TORCH_CHECK(padding >= zeros && padding <= reflection, "mipmap_warp: padding mode must be 0, 1 or 2");
   STD_TORCH_CHECK(x.dim() == 4 && grid.dim() == 4 && grid.size(3) == 2 && x.size(0) == grid.size(0) && x.size(2) > 0 &&
                       x.size(3) > 0 && max_levels >= 1 && max_levels <= 16,
                   "mipmap_warp: x must be [N, C, H, W], grid [N, h, w, 2], max_levels 1 to 16");
@@ -264,7 +265,7 @@ Tensor forward_as(const Tensor& x, const Tensor& grid, int64_t padding, double m
 }
 
 Tensor forward(const Tensor& x, const Tensor& grid, int64_t padding, double max_levels) {
-  check(x, grid, max_levels);
+  check(x, grid, padding, max_levels);
   const Tensor output = widest(x, grid) == ScalarType::Double ? forward_as<double>(x, grid, padding, max_levels)
                                                               : forward_as<float>(x, grid, padding, max_levels);
   return torch::stable::to(output, x.scalar_type());
@@ -315,7 +316,7 @@ std::tuple<Tensor, Tensor> backward_as(const Tensor& grad_, const Tensor& x, con
 
 std::tuple<Tensor, Tensor> backward(const Tensor& grad, const Tensor& x, const Tensor& grid, int64_t padding,
                                     double max_levels, bool need_x, bool need_grid) {
-  check(x, grid, max_levels);
+  check(x, grid, padding, max_levels);
   STD_TORCH_CHECK(grad.dim() == 4 && grad.size(0) == x.size(0) && grad.size(1) == x.size(1) &&
                       grad.size(2) == grid.size(1) && grad.size(3) == grid.size(2),
                   "mipmap_warp_backward: grad does not fit x and grid");

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gangealing_fast.ops._common import check_device, check_tensor
+from gangealing_fast.ops._reference import reference_vjp
 from gangealing_fast.ops.grid_sample import widest_dtype
 
 
@@ -53,8 +54,11 @@ def _vjp(grad: Tensor, flow: Tensor, mask: Tensor, factor: int) -> tuple[Tensor,
 
 @torch.library.custom_op("gangealing_fast::convex_upsample_backward", mutates_args=())
 def _convex_upsample_backward(grad: Tensor, flow: Tensor, mask: Tensor, factor: int) -> tuple[Tensor, Tensor]:
-    grad_flow, grad_mask = _vjp(grad, flow, mask, factor)
-    return grad_flow.contiguous(), grad_mask.contiguous()
+    def forward(flow: Tensor, mask: Tensor) -> Tensor:
+        return convex_upsample_reference(flow, mask, factor)
+
+    grad_flow, grad_mask = reference_vjp(forward, (flow, mask.contiguous()), grad)
+    return grad_flow, grad_mask
 
 
 @_convex_upsample_backward.register_fake
@@ -97,9 +101,7 @@ def convex_upsample(flow: Tensor, mask: Tensor, factor: int = 8) -> Tensor:
     if isinstance(factor, bool) or not isinstance(factor, int) or not 1 <= factor <= 64:
         raise ValueError(f"convex_upsample: factor must be a whole number from 1 to 64, not {factor!r}.")
     if flow.shape[3] != 2:
-        raise ValueError(
-            f"convex_upsample: the last axis of flow must be 2 (x, y), but its shape is {list(flow.shape)}."
-        )
+        raise ValueError(f"convex_upsample: the last axis of flow must be 2 (x, y), but its shape is {list(flow.shape)}.")
     expected = (flow.shape[0], 9 * factor * factor, flow.shape[1], flow.shape[2])
     if tuple(mask.shape) != expected:
         raise ValueError(

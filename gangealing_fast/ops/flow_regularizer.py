@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from gangealing_fast.ops._common import check_tensor, compute_dtype
+from gangealing_fast.ops._reference import reference_vjp
 
 
 def _huber(difference: Tensor) -> Tensor:
@@ -28,8 +29,8 @@ def flow_regularizer_reference(flow: Tensor) -> tuple[Tensor, Tensor]:
     flow = flow.to(compute_dtype(flow.dtype))
     variation = flow.new_zeros(flow.shape[0])
     for axis in (1, 2):
-        if flow.shape[axis] > 1:
-            variation = variation + _huber(flow.diff(dim=axis)).mean((1, 2, 3))
+        differences = flow.diff(dim=axis)
+        variation = variation + _huber(differences).sum((1, 2, 3)) / max(differences.shape[1:].numel(), 1)
     return variation, flow.square().mean((1, 2, 3))
 
 
@@ -50,7 +51,7 @@ def _vjp(grad_tv: Tensor, grad_identity: Tensor, flow: Tensor) -> Tensor:
 
 @torch.library.custom_op("gangealing_fast::flow_regularizer_backward", mutates_args=())
 def _flow_regularizer_backward(grad_tv: Tensor, grad_identity: Tensor, flow: Tensor) -> Tensor:
-    return _vjp(grad_tv, grad_identity, flow).contiguous()
+    return reference_vjp(flow_regularizer_reference, (flow,), (grad_tv, grad_identity))[0]
 
 
 @_flow_regularizer_backward.register_fake
@@ -85,9 +86,7 @@ def flow_regularizer(flow: Tensor) -> tuple[Tensor, Tensor]:
     """
     check_tensor("flow_regularizer", "flow", flow, 4, "[N, H, W, 2]")
     if flow.shape[3] != 2:
-        raise ValueError(
-            f"flow_regularizer: the last axis of flow must be 2 (x, y), but its shape is {list(flow.shape)}."
-        )
+        raise ValueError(f"flow_regularizer: the last axis of flow must be 2 (x, y), but its shape is {list(flow.shape)}.")
     if flow.shape[1] == 0 or flow.shape[2] == 0:
         raise ValueError(f"flow_regularizer: flow has no points; its shape is {list(flow.shape)}.")
     return _flow_regularizer(flow)

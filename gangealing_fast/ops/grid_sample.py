@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from gangealing_fast.ops._common import check_device, check_tensor
+from gangealing_fast.ops._reference import reference_vjp
 
 PADDING_MODES = ("zeros", "border", "reflection")
 
@@ -50,9 +51,7 @@ def _into_image(position: Tensor, size: int, padding_mode: str, align_corners: b
     return torch.where(position <= 0, torch.zeros_like(position), torch.where(position >= last, last, position))
 
 
-def grid_sample_reference(
-    x: Tensor, grid: Tensor, *, padding_mode: str = "zeros", align_corners: bool = False
-) -> Tensor:
+def grid_sample_reference(x: Tensor, grid: Tensor, *, padding_mode: str = "zeros", align_corners: bool = False) -> Tensor:
     """Plain torch version of `grid_sample`, differentiable to any order."""
     dtype = widest_dtype(x, grid)
     batch, channels, height, width = x.shape
@@ -68,7 +67,7 @@ def grid_sample_reference(
         for row, weight_y in ((top, 1 - (vertical - top)), (top + 1, vertical - top)):
             inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
             index = row.clamp(0, height - 1).long() * width + column.clamp(0, width - 1).long()
-            index = index.view(batch, 1, -1).expand(-1, channels, -1)
+            index = index.view(batch, 1, out_height * out_width).expand(-1, channels, -1)
             weight = torch.where(inside, weight_x * weight_y, 0.0).unsqueeze(1)
             result = result + texels.gather(2, index).view(batch, channels, out_height, out_width) * weight
     return torch.where(finite.unsqueeze(1), result, torch.nan).to(x.dtype)
@@ -95,8 +94,11 @@ def _vjp(grad: Tensor, x: Tensor, grid: Tensor, padding_mode: int, align_corners
 def _grid_sample_backward(
     grad: Tensor, x: Tensor, grid: Tensor, padding_mode: int, align_corners: bool, need_x: bool, need_grid: bool
 ) -> tuple[Tensor, Tensor]:
-    grad_x, grad_grid = _vjp(grad, x, grid, padding_mode, align_corners)
-    return grad_x.contiguous() if need_x else x.new_empty(0), grad_grid.contiguous() if need_grid else grid.new_empty(0)
+    def forward(x: Tensor, grid: Tensor) -> Tensor:
+        return grid_sample_reference(x, grid, padding_mode=PADDING_MODES[padding_mode], align_corners=align_corners)
+
+    grad_x, grad_grid = reference_vjp(forward, (x, grid), grad)
+    return grad_x if need_x else x.new_empty(0), grad_grid if need_grid else grid.new_empty(0)
 
 
 @_grid_sample_backward.register_fake
@@ -113,9 +115,7 @@ def _setup_context(ctx, inputs, output) -> None:
 
 def _backward(ctx, grad: Tensor):
     need_x, need_grid = ctx.needs_input_grad[:2]
-    grad_x, grad_grid = _grid_sample_backward(
-        grad, *ctx.saved_tensors, ctx.padding_mode, ctx.align_corners, need_x, need_grid
-    )
+    grad_x, grad_grid = _grid_sample_backward(grad, *ctx.saved_tensors, ctx.padding_mode, ctx.align_corners, need_x, need_grid)
     return grad_x if need_x else None, grad_grid if need_grid else None, None, None
 
 

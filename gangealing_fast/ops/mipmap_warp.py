@@ -25,6 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gangealing_fast.ops._reference import reference_vjp
 from gangealing_fast.ops.grid_sample import (
     PADDING_MODES,
     check_image_and_grid,
@@ -73,7 +74,7 @@ def mipmap_warp_reference(x: Tensor, grid: Tensor, *, padding_mode: str = "borde
     dtype = widest_dtype(x, grid)
     height, width = x.shape[2:]
     if x.numel() == 0 or grid.numel() == 0:
-        return x.new_empty(x.shape[0], x.shape[1], grid.shape[1], grid.shape[2])
+        return grid_sample_reference(x, grid, padding_mode=padding_mode)
     image, grid = x.to(dtype), grid.to(dtype)
     broken = ~pixel_coordinates(grid, (height, width), False).isfinite().all(-1)
     points = pixel_coordinates(grid, (height, width), True).detach()
@@ -81,7 +82,9 @@ def mipmap_warp_reference(x: Tensor, grid: Tensor, *, padding_mode: str = "borde
     for finite, axis in steps:
         pad = (0, 0, 0, 1) if axis == 1 else (0, 1)
         broken = broken | F.pad(~finite, pad) | F.pad(~finite, pad[:-2] + (pad[-1], 0))
-    grid = torch.where(grid.isfinite(), grid, 0.0)
+    # Squares of larger distances overflow; such points and their neighbours are broken, but must not poison gradients.
+    safe = points.abs() < torch.finfo(dtype).max ** 0.5 / 4
+    grid = torch.where(safe, grid, 0.0)
     level = mipmap_levels(grid, (height, width), max_levels).unsqueeze(1)
 
     padded, left, top = image, 0, 0
@@ -121,8 +124,11 @@ def _vjp(grad: Tensor, x: Tensor, grid: Tensor, padding_mode: int, max_levels: f
 def _mipmap_warp_backward(
     grad: Tensor, x: Tensor, grid: Tensor, padding_mode: int, max_levels: float, need_x: bool, need_grid: bool
 ) -> tuple[Tensor, Tensor]:
-    grad_x, grad_grid = _vjp(grad, x, grid, padding_mode, max_levels)
-    return grad_x.contiguous() if need_x else x.new_empty(0), grad_grid.contiguous() if need_grid else grid.new_empty(0)
+    def forward(x: Tensor, grid: Tensor) -> Tensor:
+        return mipmap_warp_reference(x, grid, padding_mode=PADDING_MODES[padding_mode], max_levels=max_levels)
+
+    grad_x, grad_grid = reference_vjp(forward, (x, grid), grad)
+    return grad_x if need_x else x.new_empty(0), grad_grid if need_grid else grid.new_empty(0)
 
 
 @_mipmap_warp_backward.register_fake
@@ -139,9 +145,7 @@ def _setup_context(ctx, inputs, output) -> None:
 
 def _backward(ctx, grad: Tensor):
     need_x, need_grid = ctx.needs_input_grad[:2]
-    grad_x, grad_grid = _mipmap_warp_backward(
-        grad, *ctx.saved_tensors, ctx.padding_mode, ctx.max_levels, need_x, need_grid
-    )
+    grad_x, grad_grid = _mipmap_warp_backward(grad, *ctx.saved_tensors, ctx.padding_mode, ctx.max_levels, need_x, need_grid)
     return grad_x if need_x else None, grad_grid if need_grid else None, None, None
 
 
