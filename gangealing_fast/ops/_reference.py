@@ -25,5 +25,5 @@ def reference_vjp(
     with _disable_current_modes(), torch._C._ForceDispatchKeyGuard(included, excluded), torch.enable_grad():
         leaves = [tensor.detach().requires_grad_() for tensor in inputs]
         outputs = function(*leaves)
-        gradients = torch.autograd.grad(outputs, leaves, grads)
+        gradients = torch.autograd.grad(outputs, leaves, grads, allow_unused=True, materialize_grads=True)
     return tuple(gradient.detach().contiguous() for gradient in gradients)
