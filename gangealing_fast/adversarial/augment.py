@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gangealing_fast.ops import grid_sample
+
 
 def _chosen(n: int, p: float, device: torch.device) -> Tensor:
     return (torch.rand(n, device=device) < p).float()
@@ -30,7 +32,7 @@ def _geometry(images: Tensor, p: float, strength: float) -> Tensor:
     cos, sin = torch.cos(angle) * scale, torch.sin(angle) * scale
     matrix = torch.stack([torch.stack([cos, -sin, shift[:, 0]], 1), torch.stack([sin, cos, shift[:, 1]], 1)], 1)
     grid = F.affine_grid(matrix, list(images.shape), align_corners=False)
-    return F.grid_sample(images, grid.to(images.dtype), padding_mode="reflection", align_corners=False)
+    return grid_sample(images, grid.to(images.dtype), padding_mode="reflection")
 
 
 def _colour(images: Tensor, p: float) -> Tensor:
