@@ -144,6 +144,14 @@ def test_mistakes_are_one_sentence_and_leave_no_run(folder, changes, words):
     assert not (config.out / "checkpoint.pt").exists()
 
 
+def test_a_preset_without_its_generator_says_how_to_get_one(tmp_path):
+    from gangealing_fast.alignment.config import ASSETS
+
+    config = train_config(tmp_path, generator=ASSETS / "horses" / "generator.safetensors")
+    with pytest.raises(UserError, match="--preset horses --data"):
+        run(config)
+
+
 def test_results_folder_of_another_run_is_refused(folder):
     config = train_config(folder, steps=1)
     run(config)

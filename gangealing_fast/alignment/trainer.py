@@ -14,7 +14,7 @@ from tqdm import tqdm
 from gangealing_fast import checkpoint
 from gangealing_fast.adversarial.pretraining import load_generator
 from gangealing_fast.alignment.aligner import EXPORT_KIND
-from gangealing_fast.alignment.config import TrainConfig
+from gangealing_fast.alignment.config import ASSETS, TrainConfig
 from gangealing_fast.alignment.evaluation import Evaluation, align_batches, evaluate_digits, evaluate_pictures, held_out
 from gangealing_fast.alignment.frame import keep_area
 from gangealing_fast.alignment.schedules import ema_decay
@@ -43,6 +43,12 @@ def build(config: TrainConfig, device: torch.device) -> AlignmentStep:
     """Networks, optimisers and weights of a fresh run. Raises UserError for options that do not fit together."""
     if config.batch < 1 or config.steps < 1 or config.snapshot < 1:
         raise UserError("--batch, --steps and --snapshot must be at least 1")
+    if ASSETS in config.generator.parents and not config.generator.exists():
+        name = config.generator.parent.name
+        raise UserError(
+            f"this version ships no generator of {name}: train one with python -m gangealing_fast.pretrain --preset {name} "
+            "--data YOUR_PICTURES, and name its generator.safetensors with --generator"
+        )
     generator = load_generator(config.generator).to(device)
     if generator.size < config.flow_size or generator.size % config.flow_size:
         raise UserError(
