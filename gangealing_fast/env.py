@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import os
 import platform
 import sys
 from importlib import metadata
@@ -111,7 +112,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
     options = parser.parse_args(arguments)
     record = collect()
-    print(json.dumps(record, indent=2) if options.json else describe(record))
+    try:
+        print(json.dumps(record, indent=2) if options.json else describe(record), flush=True)
+    except BrokenPipeError:  # piped into head: what was read was enough, and Python must not try to flush again
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ class PretrainConfig:
     """A resolution r has min(max_channels, channel_base / r) channels."""
     max_channels: int = 256
     discriminator: Literal["stylegan2", "projected"] = "stylegan2"
-    """stylegan2: a critic from scratch. projected: a critic on frozen EfficientNet features, far quicker on natural pictures."""
+    """stylegan2: a critic from scratch. projected: a critic on frozen EfficientNet features (experimental: docs/results.md)."""
     objective: Literal["nonsaturating", "hinge"] = "nonsaturating"
     generator_learning_rate: float = 0.002
     critic_learning_rate: float = 0.002
@@ -67,15 +67,10 @@ PRESETS: dict[str, PretrainConfig] = {
         kimg=4000,
         batch=16,
         channel_base=3072,
-        discriminator="projected",
-        objective="hinge",
-        r1=0.0,
-        augment="fixed",
-        augment_p=0.3,
-        snapshot_kimg=8.0,
+        r1=2.0,
+        augment="adaptive",
+        snapshot_kimg=16.0,
         score_pictures=1000,
-        generator_learning_rate=0.002,
-        critic_learning_rate=0.0005,
     ),
     "digits": PretrainConfig(
         data=Path("mnist"),

@@ -3,7 +3,7 @@
 
 The four taps of the backbone are mixed across channels (random 1x1 convolutions) and across scales (random 3x3 convolutions on
 the upsampled coarser map, top down); neither is ever trained. A small spectrally normalised critic looks at each scale.
-With 8 000 pictures it reaches recognisable samples in a small fraction of the pictures that a critic from scratch needs.
+The paper reports far fewer pictures until samples are recognisable; that is not reproduced here yet (docs/results.md).
 Written from the paper; the critics here have no batch normalisation.
 """
 
