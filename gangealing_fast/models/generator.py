@@ -12,8 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from gangealing_fast.models.layers import EqualLinear, FusedLeakyReLU, ModulatedConv2d, PixelNorm
-from gangealing_fast.ops.modulated_conv2d import resample_filter
-from gangealing_fast.ops.upfirdn2d import upfirdn2d
+from gangealing_fast.ops.upfirdn2d import blur_filter, upfirdn2d
 
 Noise = Literal["random", "fixed"]
 
@@ -64,7 +63,7 @@ class Upsample(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.register_buffer("kernel", resample_filter(), persistent=False)
+        self.register_buffer("kernel", blur_filter(), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         return upfirdn2d(x, self.kernel, up=2, padding=(2, 1), gain=4.0)

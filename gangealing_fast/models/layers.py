@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gangealing_fast.ops.bias_act import bias_act
-from gangealing_fast.ops.modulated_conv2d import blur_padding, modulated_conv2d, resample_filter
-from gangealing_fast.ops.upfirdn2d import upfirdn2d
+from gangealing_fast.ops.modulated_conv2d import blur_padding, modulated_conv2d
+from gangealing_fast.ops.upfirdn2d import blur_filter, upfirdn2d
 
 
 class PixelNorm(nn.Module):
@@ -85,7 +85,7 @@ class Blur(nn.Module):
 
     def __init__(self, padding: tuple[int, int]) -> None:
         super().__init__()
-        self.register_buffer("kernel", resample_filter(), persistent=False)
+        self.register_buffer("kernel", blur_filter(), persistent=False)
         self.padding = padding
 
     def forward(self, x: Tensor) -> Tensor:

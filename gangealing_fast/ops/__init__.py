@@ -14,6 +14,7 @@ from gangealing_fast.ops.flow_regularizer import flow_regularizer, flow_regulari
 from gangealing_fast.ops.grid_sample import grid_sample, grid_sample_reference
 from gangealing_fast.ops.lpips_distance import lpips_distance, lpips_distance_reference
 from gangealing_fast.ops.mipmap_warp import mipmap_warp, mipmap_warp_reference
+from gangealing_fast.ops.modulated_conv2d import modulated_conv2d, modulated_conv2d_reference
 from gangealing_fast.ops.upfirdn2d import blur_filter, upfirdn2d, upfirdn2d_reference
 
 __all__ = [
@@ -32,6 +33,8 @@ __all__ = [
     "lpips_distance_reference",
     "mipmap_warp",
     "mipmap_warp_reference",
+    "modulated_conv2d",
+    "modulated_conv2d_reference",
     "upfirdn2d",
     "upfirdn2d_reference",
 ]

@@ -16,16 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gangealing_fast.ops.upfirdn2d import upfirdn2d, upfirdn2d_reference
+from gangealing_fast.ops.upfirdn2d import blur_filter, upfirdn2d, upfirdn2d_reference
 
 EPSILON = 1e-8
-
-
-def resample_filter(device: torch.device | None = None) -> Tensor:
-    """The default low-pass filter `[4, 4]`: outer product of [1, 3, 3, 1], normalised to sum 1."""
-    taps = torch.tensor([1.0, 3.0, 3.0, 1.0], device=device)
-    taps = taps / taps.sum()
-    return taps[:, None] * taps[None, :]
 
 
 def blur_padding(filter_size: int, kernel_size: int, *, up: bool) -> tuple[int, int]:
@@ -68,7 +61,7 @@ def modulated_conv2d_reference(
     modulated = weight[None] * style[:, None, :, None, None]
     if demodulate:
         modulated = modulated * torch.rsqrt(modulated.square().sum((2, 3, 4), keepdim=True) + EPSILON)
-    f = resample_filter(x.device) if f is None else f
+    f = blur_filter(device=x.device) if f is None else f
     if up:
         grouped = modulated.transpose(1, 2).reshape(n * cin, cout, k, k)
         y = F.conv_transpose2d(x.reshape(1, n * cin, h, w), grouped, stride=2, groups=n)
@@ -103,7 +96,7 @@ def modulated_conv2d(
     """
     _check(x, weight, style, up, down)
     k = weight.shape[2]
-    f = resample_filter(x.device) if f is None else f
+    f = blur_filter(device=x.device) if f is None else f
     scaled = x * style.to(x.dtype)[:, :, None, None]
     kernel = weight.to(x.dtype)
     if up:
