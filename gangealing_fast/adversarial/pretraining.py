@@ -20,11 +20,12 @@ from gangealing_fast.adversarial.config import PretrainConfig
 from gangealing_fast.adversarial.objectives import OBJECTIVES
 from gangealing_fast.adversarial.projected import ProjectedDiscriminator
 from gangealing_fast.adversarial.source import Source, open_source
-from gangealing_fast.adversarial.step import AdversarialStep, update_average
+from gangealing_fast.adversarial.step import AdversarialStep
 from gangealing_fast.errors import UserError
 from gangealing_fast.files import JsonLines
 from gangealing_fast.metrics import FeatureStatistics, frechet_distance
 from gangealing_fast.models import Discriminator, EfficientNetPerceptual, Generator
+from gangealing_fast.models.averaging import update_average
 from gangealing_fast.precision import autocast, resolve
 from gangealing_fast.randomness import private_stream
 from gangealing_fast.report.pictures import save_grid
@@ -168,14 +169,13 @@ def run(config: PretrainConfig) -> Path:
     sums: dict[str, list[float]] = {}
     started = time.perf_counter()
     progress = tqdm(total=total, initial=step, unit="step", desc="pretrain", mininterval=1.0, dynamic_ncols=True)
-    average, current = list(networks.average.parameters()), list(networks.generator.parameters())
     while step < total:
         statistics = trainer.critic_step(source.next(config.batch).to(device), step)
         statistics |= trainer.generator_step(config.batch)
         step += 1
         shown = step * config.batch
         half_life = max(1.0, min(config.ema_kimg * 1000, shown * 0.05))
-        update_average(average, current, 0.5 ** (config.batch / half_life))
+        update_average(networks.average, networks.generator, 0.5 ** (config.batch / half_life))
         if not all(math.isfinite(value) for value in statistics.values()):
             raise UserError(
                 f"the loss is not finite at step {step} ({statistics}); the last good state is in {config.out}: "

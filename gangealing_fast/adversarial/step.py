@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -83,9 +82,3 @@ class AdversarialStep:
         loss.backward()
         self.generator_optimizer.step()
         return {"generator": loss.item()}
-
-
-@torch.no_grad()
-def update_average(average: Iterable[Tensor], current: Iterable[Tensor], decay: float) -> None:
-    """`average = decay average + (1 - decay) current`, all tensors in one pass."""
-    torch._foreach_lerp_(list(average), [x.detach() for x in current], 1 - decay)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from gangealing_fast.alignment.losses import AlignmentLoss, alignment_loss
 from gangealing_fast.alignment.schedules import learning_rate_factor, psi_at
+from gangealing_fast.models.averaging import update_average
 from gangealing_fast.models.generator import Generator
 from gangealing_fast.models.latent_target import LatentTarget
 from gangealing_fast.models.spatial_transformer import Alignment, SpatialTransformer
@@ -122,9 +123,3 @@ class AlignmentStep:
 def _set_learning_rate(optimizer: torch.optim.Optimizer, value: float) -> None:
     for group in optimizer.param_groups:
         group["lr"] = value
-
-
-@torch.no_grad()
-def update_average(average: torch.nn.Module, current: torch.nn.Module, decay: float) -> None:
-    """`average = decay average + (1 - decay) current` over all parameters in one pass."""
-    torch._foreach_lerp_(list(average.parameters()), [p.detach() for p in current.parameters()], 1 - decay)

@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import copy
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
@@ -17,13 +19,13 @@ from gangealing_fast.alignment.aligner import EXPORT_KIND
 from gangealing_fast.alignment.config import ASSETS, TrainConfig
 from gangealing_fast.alignment.evaluation import Evaluation, align_batches, evaluate_digits, evaluate_pictures, held_out
 from gangealing_fast.alignment.frame import keep_area
-from gangealing_fast.alignment.schedules import ema_decay
+from gangealing_fast.alignment.schedules import ema_decay, psi_at
 from gangealing_fast.alignment.step import AlignmentStep, NotFinite, Samples
 from gangealing_fast.data.digits import load_heldout_digits, random_similarity, warp_digits
 from gangealing_fast.data.pictures import open_pictures
 from gangealing_fast.errors import UserError
 from gangealing_fast.files import JsonLines
-from gangealing_fast.metrics import average_image, inspect_warps
+from gangealing_fast.metrics import average_image, identity_grid, inspect_warps
 from gangealing_fast.models.latent_target import LatentTarget, principal_components
 from gangealing_fast.models.perceptual import build_perceptual
 from gangealing_fast.models.spatial_transformer import SpatialTransformer
@@ -204,8 +206,6 @@ def _tensorboard(config: TrainConfig) -> Any:
 @torch.no_grad()
 def watch(trainer: AlignmentStep, step: int) -> Samples:
     """Samples of fixed latents, aligned by the running average, at the target's current psi."""
-    from gangealing_fast.alignment.schedules import psi_at
-
     with private_stream(1):
         return trainer.samples(WATCHED, psi_at(step, trainer.anneal_psi, trainer.psi_shape), trainer.average)
 
@@ -222,16 +222,24 @@ def health(trainer: AlignmentStep, step: int, config: TrainConfig) -> list[str]:
 def pictures(config: TrainConfig, trainer: AlignmentStep, real: Tensor | None, step: int) -> None:
     """Write samples (sample, target, aligned) and the averages of real pictures, before and after."""
     samples = watch(trainer, step)
-    side = samples.target.shape[2]
-    shown = torch.nn.functional.interpolate(samples.unaligned.float(), size=(side, side), antialias=True, mode="bilinear")
-    rows = torch.cat([shown, samples.target.float(), samples.aligned.image.float()]).clamp(-1, 1)
-    save_grid(rows.cpu(), config.out / f"samples-{step:07d}.png", columns=WATCHED)
+    save_grid(torch.cat(list(sample_rows(samples).values())), config.out / f"samples-{step:07d}.png", columns=WATCHED)
     if real is not None:
         chosen = real[:200].to(trainer.target.lat_mean.device)
         aligned = align_batches(trainer.average, chosen, padding_mode=config.padding_mode, iters=config.iters)
-        before = trainer.average.network_input(chosen)
-        both = torch.cat([average_image(before), average_image(aligned.image)])
-        save_grid(both.clamp(-1, 1).cpu(), config.out / f"average-{step:07d}.png", columns=2, scale=max(1, 256 // side))
+        save_averages(trainer.average.network_input(chosen), aligned.image, config.out / f"average-{step:07d}.png")
+
+
+def sample_rows(samples: Samples) -> dict[str, Tensor]:
+    """Rows of pictures of one size, `[N, 3, F, F]` in [-1, 1] on the CPU: the samples, their targets, the samples aligned."""
+    unaligned = F.interpolate(samples.unaligned.float(), size=samples.target.shape[2:], antialias=True, mode="bilinear")
+    rows = {"Sample": unaligned, "Target": samples.target, "Aligned": samples.aligned.image}
+    return {name: images.float().clamp(-1, 1).cpu() for name, images in rows.items()}
+
+
+def save_averages(before: Tensor, after: Tensor, path: Path) -> None:
+    """Write the averages of pictures `[N, 3, F, F]` before and after, side by side and large enough to see."""
+    both = torch.cat([average_image(before), average_image(after)]).clamp(-1, 1).cpu()
+    save_grid(both, path, columns=2, scale=max(1, 256 // both.shape[2]))
 
 
 def state(trainer: AlignmentStep, step: int) -> dict[str, Any]:
@@ -286,11 +294,7 @@ def export(config: TrainConfig, trainer: AlignmentStep) -> None:
 
 def evaluate(config: TrainConfig, trainer: AlignmentStep, real: Tensor | None) -> Evaluation | None:
     """Figures on held-out real pictures; None where there are none."""
-    network = build_perceptual("efficientnet")
-
-    def distance(a: Tensor, b: Tensor) -> Tensor:
-        return network(a, b)
-
+    distance = build_perceptual("efficientnet")
     transformer = copy.deepcopy(trainer.average).to("cpu")
     if config.digit is not None:
         return evaluate_digits(transformer, config.digit, distance, padding_mode=config.padding_mode, iters=config.iters)
@@ -303,9 +307,6 @@ def write_report(
     config: TrainConfig, trainer: AlignmentStep, evaluation: Evaluation | None, warnings: list[str]
 ) -> None:
     """report.html in the results folder."""
-    samples = watch(trainer, config.steps)
-    side = samples.target.shape[2]
-    shown = torch.nn.functional.interpolate(samples.unaligned.float(), size=(side, side), antialias=True, mode="bilinear")
     content: dict[str, Any] = {}
     if evaluation is not None:
         content["metrics"], content["baseline"] = evaluation.figures, evaluation.baseline
@@ -315,15 +316,8 @@ def write_report(
         ]
         content["real"] = {"Before": evaluation.before[:12], "After": evaluation.after[:12]}
         height, width = evaluation.grid.shape[1:3]
-        from gangealing_fast.metrics import identity_grid
-
         content["flows"] = (evaluation.grid - identity_grid(height, width))[:12]
-        save_grid(
-            torch.cat([average_image(evaluation.before), average_image(evaluation.after)]).clamp(-1, 1),
-            config.out / "average.png",
-            columns=2,
-            scale=max(1, 256 // side),
-        )
+        save_averages(evaluation.before, evaluation.after, config.out / "average.png")
         save_grid(
             torch.cat([evaluation.before[:16], evaluation.after[:16]]).clamp(-1, 1), config.out / "aligned.png", columns=16
         )
@@ -332,7 +326,7 @@ def write_report(
         title=f"Alignment: {config.out.name}",
         summary=f"{config.steps} steps of {config.batch} samples, {config.transforms.replace(',', ' and ')}",
         warnings=warnings,
-        samples={"Sample": shown.cpu(), "Target": samples.target.float().cpu(), "Aligned": samples.aligned.image.float().cpu()},
+        samples=sample_rows(watch(trainer, config.steps)),
         configuration=plain(config),
         commands=[("Align pictures of your own", align_command(config))],
         next_steps=["Align pictures of your own with the command below.", "Train longer with a larger --steps in a new --out."],
