@@ -17,7 +17,7 @@ import gangealing_fast
 
 ROOT = Path(__file__).resolve().parents[1]
 LIBRARY = Path(gangealing_fast.__file__).with_name("_C.so")
-COMMANDS = ("env", "train", "pretrain", "align", "evaluate", "prepare", "propagate", "studio")
+COMMANDS = ("env", "train", "pretrain", "align", "prepare")
 
 
 def imported_by(code: str) -> set[str]:
@@ -42,8 +42,6 @@ def test_import_is_light():
 @pytest.mark.no_torch
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_does_not_import_torch(command):
-    if not (ROOT / "gangealing_fast" / f"{command}.py").exists():
-        pytest.skip(f"there is no {command} command yet")
     module = f"gangealing_fast.{command}"
     code = f"import runpy; sys.argv = ['{command}', '--help']; runpy.run_module('{module}', run_name='__main__', alter_sys=True)"
     assert "torch" not in imported_by(code)
