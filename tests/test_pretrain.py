@@ -8,18 +8,20 @@ from pathlib import Path
 import pytest
 import torch
 from runs import assert_identical, pretrain_config, write_pictures
-from support import shared
+from support import relative_error, shared
 
 from gangealing_fast import checkpoint
 from gangealing_fast.adversarial import step as step_module
 from gangealing_fast.adversarial.augment import Augmentation
+from gangealing_fast.adversarial.growing import start_critic, start_generator
 from gangealing_fast.adversarial.objectives import OBJECTIVES
 from gangealing_fast.adversarial.penalties import r1_penalty
 from gangealing_fast.adversarial.pretraining import load_generator, run
 from gangealing_fast.adversarial.projected import ProjectedDiscriminator
 from gangealing_fast.errors import UserError
 from gangealing_fast.files import read_json_lines
-from gangealing_fast.models import Discriminator, EfficientNetPerceptual
+from gangealing_fast.models import Discriminator, EfficientNetPerceptual, Generator
+from gangealing_fast.models.layers import FusedLeakyReLU
 
 
 @pytest.fixture
@@ -60,6 +62,29 @@ def test_stopped_and_resumed_equals_uninterrupted(folder, monkeypatch, discrimin
     assert_identical(*(checkpoint.load(folder / name / "checkpoint.pt") for name in ("whole", "run")))
 
 
+def test_doubled_networks_compute_what_the_small_ones_did():
+    """The generator shows its picture doubled; the critic judges smooth pictures (which halving does not change) alike."""
+    small, large = (Generator(size, 8, 1, channel_base=128, max_channels=16).eval() for size in (16, 32))
+    start_generator(large, small.state_dict())
+    z = torch.randn(3, 8)
+    for module in (small, large):
+        for layer in (module.conv1, *module.convs):
+            torch.nn.init.zeros_(layer.noise.weight)
+    expected = large.to_rgbs[-1].upsample(small(z))
+    assert relative_error(large(z), expected) < 1e-5
+
+    small_critic, large_critic = (Discriminator(size, channel_base=256, max_channels=16) for size in (16, 32))
+    for module in small_critic.modules():
+        if isinstance(module, FusedLeakyReLU):
+            torch.nn.init.normal_(module.bias)
+    start_critic(large_critic, small_critic.state_dict())
+    flat = torch.randn(4, 3, 1, 1)
+    pictures = flat.expand(4, 3, 32, 32).clone()
+    inside = large_critic.convs[1](large_critic.convs[0](pictures))[:, :, 2:-2, 2:-2]
+    assert relative_error(inside, small_critic.convs[0](flat.expand(4, 3, 16, 16))[:, :, 2:-2, 2:-2]) < 1e-5
+    assert (large_critic(pictures) - small_critic(flat.expand(4, 3, 16, 16))).abs().max() < 0.5
+
+
 @pytest.mark.slow
 def test_killed_at_random_moments_equals_uninterrupted(folder):
     changes = {"kimg": 0.32, "score_pictures": 0}
@@ -76,6 +101,10 @@ def test_start_from_continues_a_generator(folder):
     torch.testing.assert_close(
         load_generator(run(config)).input.input, load_generator(first).input.input, rtol=0, atol=0.02
     )
+    grown = pretrain_config(folder, size=32, start_from=first.parent, out=folder / "grown", kimg=0.004, score_pictures=0)
+    assert load_generator(run(grown)).size == 32
+    with pytest.raises(UserError, match="size 16"):
+        run(dataclasses.replace(grown, size=64, out=folder / "huge"))
     with pytest.raises(UserError, match="latent_dim 8"):
         run(dataclasses.replace(config, latent_dim=16, out=folder / "third"))
 

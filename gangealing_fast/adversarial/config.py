@@ -19,7 +19,7 @@ class PretrainConfig:
     digit: int | None = None
     """Train on this digit of MNIST under random similarity warps (rotation, scale and shift)."""
     start_from: Path | None = None
-    """Begin with the weights of this exported generator (of the same shape) instead of random ones."""
+    """Begin with this exported generator, or with the generator and critic of this run's folder; its size may be half of --size."""
     size: int = 64
     """Side of the pictures, a power of two of at least 8; others are cropped to a square and resized."""
     kimg: float = 1000.0

@@ -17,6 +17,7 @@ from tqdm import tqdm
 from gangealing_fast import checkpoint
 from gangealing_fast.adversarial.augment import Augmentation
 from gangealing_fast.adversarial.config import PretrainConfig
+from gangealing_fast.adversarial.growing import start_critic, start_generator, start_options
 from gangealing_fast.adversarial.objectives import OBJECTIVES
 from gangealing_fast.adversarial.projected import ProjectedDiscriminator
 from gangealing_fast.adversarial.source import Source, open_source
@@ -63,7 +64,10 @@ def build(config: PretrainConfig, device: torch.device) -> Networks:
     else:
         critic = Discriminator(config.size, max_channels=config.max_channels, channel_base=config.channel_base)
     if config.start_from is not None:
-        _start_from(generator, config.start_from)
+        start = _read_start(config.start_from, generator.config())
+        start_generator(generator, start["generator"])
+        if config.discriminator == "stylegan2" and "critic" in start:
+            start_critic(critic, start["critic"])
     generator, critic = generator.to(device), critic.to(device)
     # A lazy penalty leaves out r1_interval - 1 of r1_interval updates: learning rate and moments shrink with it (StyleGAN2).
     lazy = config.r1_interval / (config.r1_interval + 1) if config.r1 > 0 else 1.0
@@ -81,15 +85,23 @@ def build(config: PretrainConfig, device: torch.device) -> Networks:
     )
 
 
-def _start_from(generator: Generator, path: Path) -> None:
-    start = load_generator(path)
-    differing = [key for key, value in generator.config().items() if start.config()[key] != value]
+def _read_start(path: Path, wanted: dict[str, Any]) -> dict[str, Any]:
+    """Weights to begin with: "generator", and "critic" where `path` is the folder of a run of `pretrain`."""
+    if path.is_dir():
+        state = checkpoint.load_latest(path, kind=CHECKPOINT_KIND)
+        config, start = state["config"], {"generator": state["average"], "critic": state["critic"]}
+        if not any(key.startswith("final_linear") for key in start["critic"]):
+            del start["critic"]  # a projected critic has other layers
+    else:
+        generator = load_generator(path)
+        config, start = generator.config(), {"generator": generator.state_dict()}
+    differing = start_options(config, wanted)
     if differing:
         raise UserError(
-            f"--start-from {path} has another shape ({', '.join(f'{k} {start.config()[k]}' for k in differing)}); "
-            "give the options that it was trained with"
+            f"--start-from {path} has another shape ({', '.join(f'{k} {config[k]}' for k in differing)}); give the options that "
+            "it was trained with (--size may be twice its size)"
         )
-    generator.load_state_dict(start.state_dict())
+    return start
 
 
 class Score:
