@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from cases.bias_act import CASES
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import assert_close, assert_cpu_kernels, check_operator
@@ -12,59 +13,32 @@ from support import assert_close, assert_cpu_kernels, check_operator
 from gangealing_fast.ops import bias_act, bias_act_reference
 
 
-def away_from_zero(*shape: int) -> torch.Tensor:
-    """Values whose sign no rounding changes: the kink has no gradient to check."""
-    x = torch.randn(*shape, dtype=torch.float64)
-    return x + 0.3 * x.sign()
+def arrange(function, tensors):
+    """`function` as one of the tensors that there are alone, and those tensors."""
+    present = [i for i, tensor in enumerate(tensors) if tensor is not None]
+
+    def call(*given, **kwargs):
+        x, b, noise, strength = (given[present.index(i)] if i in present else None for i in range(4))
+        return function(x, b, noise=noise, noise_strength=strength, **kwargs)
+
+    return call, [tensors[i] for i in present]
 
 
-CASES = {
-    "bias": ([away_from_zero(2, 5, 7, 3), torch.zeros(5, dtype=torch.float64)], {}, (0, 1), (0,)),
-    "channels of 16": ([away_from_zero(2, 32, 5, 3), torch.zeros(32, dtype=torch.float64)], {}, (0, 1), (0,)),
-    "matrix": ([away_from_zero(6, 9), torch.zeros(9, dtype=torch.float64)], {"gain": 1.0}, (0, 1), (0,)),
-    "volume": ([away_from_zero(2, 3, 2, 3, 2), torch.zeros(3, dtype=torch.float64)], {}, (0, 1), (0,)),
-    "linear": ([away_from_zero(2, 3, 4, 5), torch.ones(3, dtype=torch.float64)], {"slope": 1.0, "gain": 1.0}, (0, 1), (0,)),
-    "relu": ([away_from_zero(2, 3, 4, 5), torch.zeros(3, dtype=torch.float64)], {"slope": 0.0}, (0, 1), (0,)),
-}
-
-
-@pytest.mark.parametrize("case", CASES)
-def test_operator(case):
-    tensors, kwargs, differentiable, batched = CASES[case]
-    small = [t[:2, :5] if t.dim() > 1 else t[:5] for t in tensors] if case == "channels of 16" else None
+@pytest.mark.parametrize("name", CASES)
+def test_operator(name):
+    case = CASES[name]
+    function, tensors = arrange(bias_act, case.tensors())
+    batched_noise = (1 + case.bias,) if case.noise_batch > 1 else ()
     check_operator(
-        lambda x, b: bias_act(x, b, **kwargs),
-        lambda x, b: bias_act_reference(x, b, **kwargs),
+        function,
+        arrange(bias_act_reference, case.tensors())[0],
         tensors,
-        differentiable=differentiable,
-        batched=batched,
-        small=small,
-        compile=case == "bias",
-        registration=case == "bias",
-    )
-
-
-@pytest.mark.parametrize("noise_batch", [1, 3])
-def test_noise(noise_batch):
-    noise = 0.1 * torch.randn(noise_batch, 1, 5, 4, dtype=torch.float64)
-    tensors = [away_from_zero(3, 4, 5, 4), torch.zeros(4, dtype=torch.float64), noise, torch.full((1,), 0.3).double()]
-    check_operator(
-        lambda x, b, n, s: bias_act(x, b, noise=n, noise_strength=s),
-        lambda x, b, n, s: bias_act_reference(x, b, noise=n, noise_strength=s),
-        tensors,
-        differentiable=(0, 1, 2, 3),
-        batched=(0, 2) if noise_batch > 1 else (0,),
-        compile=noise_batch == 1,
-        registration=noise_batch == 1,
-    )
-
-
-def test_no_bias():
-    check_operator(
-        lambda x: bias_act(x, None),
-        lambda x: bias_act_reference(x, None),
-        [away_from_zero(2, 3, 4, 5)],
-        compile=False,
+        kwargs=case.keywords,
+        differentiable=range(len(tensors)),
+        batched=(0, *batched_noise),
+        small=arrange(bias_act, case.tensors(small=True))[1],
+        compile=name in ("bias", "shared noise"),
+        registration=name in ("bias", "shared noise"),
     )
 
 

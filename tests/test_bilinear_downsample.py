@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from cases.bilinear_downsample import CASES
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import assert_close, assert_cpu_kernels, assert_golden, check_operator, golden
@@ -12,15 +13,16 @@ from support import assert_close, assert_cpu_kernels, assert_golden, check_opera
 from gangealing_fast.ops import bilinear_downsample, bilinear_downsample_reference
 
 
-@pytest.mark.parametrize(("stride", "size"), [(2, (9, 6)), (2, (2, 3)), (4, (13, 17)), (6, (12, 7)), (8, (16, 24))])
-def test_operator(stride, size):
+@pytest.mark.parametrize("name", CASES)
+def test_operator(name):
+    case = CASES[name]
     check_operator(
-        lambda x: bilinear_downsample(x, stride),
-        lambda x: bilinear_downsample_reference(x, stride),
-        [torch.randn(2, 3, *size, dtype=torch.float64)],
-        small=[torch.randn(1, 2, stride + 2, 2 * stride + 1, dtype=torch.float64)],
-        compile=stride == 4,
-        registration=stride == 4,
+        lambda x: bilinear_downsample(x, case.stride),
+        lambda x: bilinear_downsample_reference(x, case.stride),
+        [case.image()],
+        small=[case.image(small=True)],
+        compile=name == "quarter",
+        registration=name == "quarter",
     )
 
 

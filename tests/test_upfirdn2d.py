@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from cases.upfirdn2d import CASES
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import assert_close, assert_cpu_kernels, assert_golden, check_operator, golden
@@ -12,28 +13,19 @@ from support import assert_close, assert_cpu_kernels, assert_golden, check_opera
 from gangealing_fast.ops import blur_filter, upfirdn2d, upfirdn2d_reference
 
 BLUR = blur_filter()
-CASES = {
-    "blur": (BLUR, {"padding": (2, 1)}),
-    "blur-crop": (BLUR, {"padding": (-1, 1), "gain": 2.0}),
-    "up": (BLUR, {"up": 2, "padding": (2, 1), "gain": 4.0}),
-    "down": (BLUR, {"down": 2, "padding": (1, 1)}),
-    "up-down": (BLUR, {"up": 3, "down": 2, "padding": (4, -1, 0, 3)}),
-    "not separable": (torch.randn(3, 5, generator=torch.Generator().manual_seed(0)), {"up": 2, "padding": (3, 1)}),
-    "asymmetric": (torch.tensor([1.0, 2.0, 0.5]), {"down": 2, "padding": (1, 2)}),
-    "one tap": (torch.tensor([[2.0]]), {"up": 2, "down": 3, "padding": (0, 2)}),
-}
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_operator(case):
-    f, kwargs = CASES[case]
+@pytest.mark.parametrize("name", CASES)
+def test_operator(name):
+    case = CASES[name]
+    f, kwargs = case.filter(), case.keywords
     check_operator(
         lambda x: upfirdn2d(x, f, **kwargs),
-        lambda x: upfirdn2d_reference(x, f if f.dim() == 2 else torch.outer(f, f), **kwargs),
-        [torch.randn(2, 3, 11, 8, dtype=torch.float64)],
-        small=[torch.randn(1, 2, 5, 4, dtype=torch.float64)],
-        compile=case == "up",
-        registration=case in ("up", "not separable"),
+        lambda x: upfirdn2d_reference(x, f, **kwargs),
+        [case.image()],
+        small=[case.image(small=True)],
+        compile=name in ("blur", "up"),
+        registration=name in ("up", "not separable"),
     )
 
 
