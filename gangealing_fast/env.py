@@ -105,7 +105,7 @@ def describe(record: dict[str, Any]) -> str:
         detail = f"architectures {' '.join(cuda['architectures'])}" if cuda["built"] else f"no: {cuda['reason']}"
         lines.append(f"  CPU kernels: {', '.join(build['cpu'])}")
         lines.append(f"  CUDA kernels: {detail}")
-    lines.append("operators:")
+    lines.append('operators (to run them all on their references: --ops reference, or gangealing_fast.ops.use("reference")):')
     for name, devices in record["operators"].items():
         lines += [f"  {name:<34}{device:<6}{kind:<11}{why}" for device, (kind, why) in devices.items()]
     return "\n".join(lines)

@@ -3,10 +3,14 @@
 
 The public functions are attributes of this package (`ops.upfirdn2d(x, f)`); a module of the same name stays importable
 through `importlib.import_module("gangealing_fast.ops.upfirdn2d")` and `from gangealing_fast.ops.upfirdn2d import ...`.
+
+`ops.use("reference")` for a process, or `with ops.reference():` for a block, runs the plain definitions in place of the
+kernels; a new operator joins in by the two lines shown in `ops/_dispatch.py`.
 """
 
 from __future__ import annotations
 
+from gangealing_fast.ops._dispatch import fused, reference, use, used
 from gangealing_fast.ops.bias_act import bias_act, bias_act_reference
 from gangealing_fast.ops.bilinear_downsample import bilinear_downsample, bilinear_downsample_reference
 from gangealing_fast.ops.convex_upsample import convex_upsample, convex_upsample_reference
@@ -27,6 +31,7 @@ __all__ = [
     "convex_upsample_reference",
     "flow_regularizer",
     "flow_regularizer_reference",
+    "fused",
     "grid_sample",
     "grid_sample_reference",
     "lpips_distance",
@@ -35,6 +40,9 @@ __all__ = [
     "mipmap_warp_reference",
     "modulated_conv2d",
     "modulated_conv2d_reference",
+    "reference",
     "upfirdn2d",
     "upfirdn2d_reference",
+    "use",
+    "used",
 ]

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every operator module shares: dtype and layout rules, argument checks with readable errors."""
+"""What every operator module shares: dtype and layout rules, argument checks with readable errors.
+
+What a public function does after its checks, so that it obeys `ops.use("reference")`: see `_dispatch.py`.
+"""
 
 from __future__ import annotations
 

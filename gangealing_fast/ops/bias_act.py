@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gangealing_fast.ops._common import check_device, check_tensor, compute_dtype, output_format, parameter
+from gangealing_fast.ops._dispatch import reference_wanted, run_reference
 
 _ops = torch.ops.gangealing_fast
 
@@ -168,4 +169,6 @@ def bias_act(
             raise ValueError(f"bias_act: noise_strength must be one number, but has shape {list(noise_strength.shape)}.")
         noise = parameter("bias_act", "noise", noise, x)
         noise_strength = parameter("bias_act", "noise_strength", noise_strength, x)
+    if reference_wanted():
+        return run_reference(bias_act_reference, x, b, slope=slope, gain=gain, noise=noise, noise_strength=noise_strength)
     return _ops.bias_act(x, b, noise, noise_strength, float(slope), float(gain))

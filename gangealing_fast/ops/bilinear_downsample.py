@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gangealing_fast.ops._common import check_tensor, compute_dtype, output_format
+from gangealing_fast.ops._dispatch import reference_wanted, run_reference
 
 _ops = torch.ops.gangealing_fast
 
@@ -112,4 +113,6 @@ def bilinear_downsample(x: Tensor, stride: int) -> Tensor:
         raise ValueError(
             f"bilinear_downsample: an image of {x.shape[2]} x {x.shape[3]} is too small for stride {stride}."
         )
+    if reference_wanted():
+        return run_reference(bilinear_downsample_reference, x, stride)
     return _ops.bilinear_downsample(x, stride)

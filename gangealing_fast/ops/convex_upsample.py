@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gangealing_fast.ops._common import check_device, check_tensor
+from gangealing_fast.ops._dispatch import reference_wanted, run_reference
 from gangealing_fast.ops._reference import reference_vjp
 from gangealing_fast.ops.grid_sample import widest_dtype
 
@@ -108,4 +109,6 @@ def convex_upsample(flow: Tensor, mask: Tensor, factor: int = 8) -> Tensor:
             f"convex_upsample: for a flow of shape {list(flow.shape)} and factor {factor} mask must be of shape "
             f"{list(expected)}, but it is {list(mask.shape)}."
         )
+    if reference_wanted():
+        return run_reference(convex_upsample_reference, flow, mask, factor)
     return _convex_upsample(flow, mask, factor)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from gangealing_fast.ops._common import check_tensor, compute_dtype
+from gangealing_fast.ops._dispatch import reference_wanted, run_reference
 from gangealing_fast.ops._reference import reference_vjp
 
 
@@ -89,4 +90,6 @@ def flow_regularizer(flow: Tensor) -> tuple[Tensor, Tensor]:
         raise ValueError(f"flow_regularizer: the last axis of flow must be 2 (x, y), but its shape is {list(flow.shape)}.")
     if flow.shape[1] == 0 or flow.shape[2] == 0:
         raise ValueError(f"flow_regularizer: flow has no points; its shape is {list(flow.shape)}.")
+    if reference_wanted():
+        return run_reference(flow_regularizer_reference, flow)
     return _flow_regularizer(flow)

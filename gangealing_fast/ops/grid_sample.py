@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from gangealing_fast.ops._common import check_device, check_tensor
+from gangealing_fast.ops._dispatch import reference_wanted, run_reference
 from gangealing_fast.ops._reference import reference_vjp
 
 PADDING_MODES = ("zeros", "border", "reflection")
@@ -168,4 +169,6 @@ def grid_sample(x: Tensor, grid: Tensor, *, padding_mode: str = "zeros", align_c
     Raises TypeError or ValueError for inputs that do not fit together.
     """
     check_image_and_grid("grid_sample", x, grid, padding_mode)
+    if reference_wanted():
+        return run_reference(grid_sample_reference, x, grid, padding_mode=padding_mode, align_corners=align_corners)
     return _grid_sample(x, grid, PADDING_MODES.index(padding_mode), bool(align_corners))

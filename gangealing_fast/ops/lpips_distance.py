@@ -16,6 +16,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from gangealing_fast.ops._dispatch import reference_wanted, run_reference
+
 _EPS = 1e-10
 
 
@@ -140,6 +142,9 @@ def lpips_distance(
                 raise ValueError(
                     f"head {index} must hold one weight for each of {a.shape[1]} channels, got {head.numel()}."
                 )
-        distance = _lpips_distance(a, b, head)
+        if reference_wanted():
+            distance = run_reference(lpips_distance_reference, a, b, head)
+        else:
+            distance = _lpips_distance(a, b, head)
         total = distance if total is None else total + distance
     return total

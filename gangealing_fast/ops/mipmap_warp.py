@@ -25,6 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gangealing_fast.ops._dispatch import reference_wanted, run_reference
 from gangealing_fast.ops._reference import reference_vjp
 from gangealing_fast.ops.grid_sample import (
     PADDING_MODES,
@@ -185,4 +186,6 @@ def mipmap_warp(x: Tensor, grid: Tensor, *, padding_mode: str = "border", max_le
     check_image_and_grid("mipmap_warp", x, grid, padding_mode)
     if not 1 <= max_levels <= 16:
         raise ValueError(f"mipmap_warp: max_levels must be between 1 and 16, not {max_levels!r}.")
+    if reference_wanted():
+        return run_reference(mipmap_warp_reference, x, grid, padding_mode=padding_mode, max_levels=max_levels)
     return _mipmap_warp(x, grid, PADDING_MODES.index(padding_mode), float(max_levels))

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gangealing_fast.ops._dispatch import reference_wanted
 from gangealing_fast.ops.upfirdn2d import blur_filter, upfirdn2d, upfirdn2d_reference
 
 EPSILON = 1e-8
@@ -61,6 +62,7 @@ def modulated_conv2d_reference(
     modulated = weight[None] * style[:, None, :, None, None]
     if demodulate:
         modulated = modulated * torch.rsqrt(modulated.square().sum((2, 3, 4), keepdim=True) + EPSILON)
+    modulated = modulated.to(x.dtype)
     f = blur_filter(device=x.device) if f is None else f
     if up:
         grouped = modulated.transpose(1, 2).reshape(n * cin, cout, k, k)
@@ -97,6 +99,8 @@ def modulated_conv2d(
     _check(x, weight, style, up, down)
     k = weight.shape[2]
     f = blur_filter(device=x.device) if f is None else f
+    if reference_wanted():
+        return modulated_conv2d_reference(x, weight, style, up=up, down=down, demodulate=demodulate, f=f)
     scaled = x * style.to(x.dtype)[:, :, None, None]
     kernel = weight.to(x.dtype)
     if up:

@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gangealing_fast.ops._common import check_device, check_tensor, compute_dtype, output_format
+from gangealing_fast.ops._dispatch import reference_wanted, run_reference
 
 Padding = tuple[int, int] | tuple[int, int, int, int]
 
@@ -139,4 +140,6 @@ def upfirdn2d(
             f"upfirdn2d: nothing is left of an input of {x.shape[2]} x {x.shape[3]} with up={up}, padding={tuple(padding)} "
             f"and a filter of {f.shape[0]} x {f.shape[1]}; pad more or crop less."
         )
+    if reference_wanted():
+        return run_reference(upfirdn2d_reference, x, f, up=up, down=down, padding=padding, gain=gain)
     return torch.ops.gangealing_fast.upfirdn2d(x, f, up, down, px0, px1, py0, py1, gain, False)
