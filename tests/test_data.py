@@ -349,7 +349,7 @@ def test_idx_round_trip(tmp_path):
         write_idx(folder / f"train-labels-idx1-ubyte{ending}", labels, squeeze=squeeze)
         path = mnist.find_images(folder)
         assert np.array_equal(mnist.read_idx(path), images)
-        found, positions = mnist.read_images(path, label=7)
+        found, positions = mnist.read_images(path, labels=(7,))
         assert positions.tolist() == [1, 4] and np.array_equal(found, images[[1, 4]])
         pictures = open_pictures(path, size=32, label=3)
         assert len(pictures) == 2 and pictures.names[1].endswith("#2")

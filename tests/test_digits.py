@@ -153,16 +153,16 @@ def test_heldout_digits_are_mnists_test_digits():
 
 def test_training_digits():
     folder = shared("data", "mnist")
-    images = digits.training_digits(folder, 3)
+    images = digits.training_digits(folder, (3,))
     assert images.shape == (6131, 28, 28) and images.dtype == torch.uint8
-    assert torch.equal(images, digits.training_digits(folder / "train-images-idx3-ubyte.gz", 3))
+    assert torch.equal(images, digits.training_digits(folder / "train-images-idx3-ubyte.gz", (3,)))
     held = {image.numpy().tobytes() for image in digits.load_heldout_digits(3).images}
     assert not held & {image.numpy().tobytes() for image in images}
 
 
 def test_training_digits_missing(tmp_path):
     with pytest.raises(UserError, match="no train-images-idx3-ubyte.gz in"):
-        digits.training_digits(tmp_path, 3)
+        digits.training_digits(tmp_path, (3,))
 
 
 def test_warped_digits_are_the_same_every_time():

@@ -110,7 +110,7 @@ def test_start_from_continues_a_generator(folder):
 
 
 def test_digits_are_trained_from_their_idx_files(tmp_path):
-    config = pretrain_config(tmp_path, data=shared("data", "mnist"), digit=3, size=32, kimg=0.008, score_pictures=0)
+    config = pretrain_config(tmp_path, data=shared("data", "mnist"), digit=(3, 7), size=32, kimg=0.008, score_pictures=0)
     assert load_generator(run(config)).size == 32
 
 
@@ -134,7 +134,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(folder, monkeypatch):
         ({"size": 24}, "power of two"),
         ({"batch": 1}, "at least 2"),
         ({"data": Path("nowhere")}, "nowhere"),
-        ({"digit": 3}, "32x32"),
+        ({"digit": (3,)}, "32x32"),
     ],
 )
 def test_mistakes_are_one_sentence(folder, changes, words):

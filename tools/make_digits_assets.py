@@ -33,7 +33,7 @@ def main() -> None:
     source = find_images(sys.argv[1], "t10k")
     images, labels, ids = [], [], []
     for digit in CLASSES:
-        found, positions = read_images(source, label=digit)
+        found, positions = read_images(source, labels=(digit,))
         # The test file's two halves come from different writers: even spacing takes both.
         chosen = numpy.linspace(0, len(found) - 1, EACH).round().astype(int)
         images.append(found[chosen])

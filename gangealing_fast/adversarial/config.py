@@ -16,8 +16,8 @@ class PretrainConfig:
     """A folder of pictures, a .tar of pictures, or (with --digit) the folder of MNIST's IDX files."""
     out: Path
     """Results folder: checkpoint.pt, generator.safetensors, samples-*.png, log.jsonl."""
-    digit: int | None = None
-    """Train on this digit of MNIST under random similarity warps (rotation, scale and shift)."""
+    digit: tuple[int, ...] = ()
+    """Train on these digits of MNIST under random similarity warps (rotation, scale and shift)."""
     start_from: Path | None = None
     """Begin with this exported generator, or with the generator and critic of this run's folder; its size may be half of --size."""
     size: int = 64
@@ -75,7 +75,7 @@ PRESETS: dict[str, PretrainConfig] = {
     "digits": PretrainConfig(
         data=Path("mnist"),
         out=Path("runs/pretrain-digits"),
-        digit=3,
+        digit=(3,),
         size=32,
         kimg=96,
         batch=16,

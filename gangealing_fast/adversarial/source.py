@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -55,10 +55,10 @@ class PictureSource:
 
 
 class WarpedDigitSource:
-    """MNIST digits of one class, each time under a new random similarity warp."""
+    """MNIST digits of some classes, each time under a new random similarity warp."""
 
-    def __init__(self, images: Tensor, digit: int, seed: int) -> None:
-        self.images, self.digit = images, digit
+    def __init__(self, images: Tensor, digits: Sequence[int], seed: int) -> None:
+        self.images, self.digits = images, digits
         self.sampler = InfiniteSampler(len(images), seed)
 
     def next(self, n: int) -> Tensor:
@@ -71,7 +71,8 @@ class WarpedDigitSource:
             yield warp_digits(self.images[indices], matrices)
 
     def summary(self) -> str:
-        return f"{len(self.images)} training digits of class {self.digit}, each time under a new random similarity warp"
+        classes = ", ".join(map(str, self.digits))
+        return f"{len(self.images)} training digits of class {classes}, each time under a new random similarity warp"
 
     def state_dict(self) -> dict[str, Any]:
         return self.sampler.state_dict()
@@ -84,7 +85,7 @@ def open_source(config: PretrainConfig) -> Source:
     """The source that the options name. Raises UserError for unusable data or options that do not fit together."""
     if config.size < 8 or config.size & (config.size - 1):
         raise UserError(f"--size must be a power of two of at least 8, got {config.size}")
-    if config.digit is None:
+    if not config.digit:
         pictures = open_pictures(config.data, size=config.size, minimum=2)
         return PictureSource(pictures, config.seed, config.mirror)
     if config.size != 32:

@@ -176,18 +176,18 @@ def load_heldout_digits(digit: int | None = None, limit: int | None = None) -> H
     return HeldOutDigits(stored.images[chosen], stored.labels[chosen], stored.ids[chosen], stored.attribution)
 
 
-def training_digits(source: str | os.PathLike[str], digit: int | None = None) -> Tensor:
-    """MNIST's training digits of one class, uint8 `[M, 28, 28]`.
+def training_digits(source: str | os.PathLike[str], digits: Sequence[int] | None = None) -> Tensor:
+    """MNIST's training digits of some classes, in the file's order, uint8 `[M, 28, 28]`.
 
     Args:
         source: the folder with MNIST's original files, or the path of an images file (its labels beside it).
-        digit: the class; None takes all ten.
+        digits: the classes; None takes all ten.
 
     Raises:
-        UserError: files missing, damaged or not 28x28, or the class does not occur.
+        UserError: files missing, damaged or not 28x28, or a class does not occur.
     """
     path = find_images(source, "train") if Path(source).is_dir() else Path(source)
-    images, _ = read_images(path, label=digit)
+    images, _ = read_images(path, labels=digits)
     if images.shape[1:] != (28, 28):
         raise UserError(f"{path} holds images of {images.shape[1]}x{images.shape[2]}, but digits of 28x28 are needed")
     return torch.from_numpy(images)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import gzip
 import os
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy
@@ -88,29 +89,30 @@ def find_images(folder: str | os.PathLike[str], part: str = "train") -> Path:
     raise UserError(f"there is no {part}-images-idx3-ubyte.gz in {folder}; give the folder with MNIST's original files")
 
 
-def read_images(path: str | os.PathLike[str], *, label: int | None = None) -> tuple[numpy.ndarray, numpy.ndarray]:
+def read_images(path: str | os.PathLike[str], *, labels: Sequence[int] | None = None) -> tuple[numpy.ndarray, numpy.ndarray]:
     """Images and where they are in the file.
 
     Args:
-        path: an images file; with `label`, its labels file must lie beside it.
-        label: keep only this class; None keeps all and needs no labels.
+        path: an images file; with `labels`, its labels file must lie beside it.
+        labels: keep only these classes; None keeps all and needs no labels file.
 
     Returns:
         `(images [M, H, W] uint8, positions [M] int64)`.
 
     Raises:
-        UserError: as in `read_idx`; also where the two files differ in length or the class does not occur.
+        UserError: as in `read_idx`; also where the two files differ in length or a class does not occur.
     """
     images = read_idx(path, dimensions=3)
-    if label is None:
+    if labels is None:
         return images, numpy.arange(len(images))
     beside = labels_path(path)
-    labels = read_idx(beside, dimensions=1)
-    if len(labels) != len(images):
+    found = read_idx(beside, dimensions=1)
+    if len(found) != len(images):
         raise UserError(
-            f"{path} holds {len(images)} images but {beside} {len(labels)} labels; they do not belong together"
+            f"{path} holds {len(images)} images but {beside} {len(found)} labels; they do not belong together"
         )
-    positions = numpy.flatnonzero(labels == label)
-    if not len(positions):
-        raise UserError(f"{beside} has no image of class {label}; its classes are {sorted(set(labels.tolist()))}")
+    absent = sorted(set(labels) - set(found.tolist()))
+    if absent:
+        raise UserError(f"{beside} has no image of class {absent[0]}; its classes are {sorted(set(found.tolist()))}")
+    positions = numpy.flatnonzero(numpy.isin(found, list(labels)))
     return images[positions], positions

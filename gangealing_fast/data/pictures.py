@@ -222,7 +222,7 @@ def _open_files(path: str | os.PathLike[str], size: int, crop: Crop, limit: int 
 def _open_idx(path: Path, size: int, crop: Crop, limit: int | None, label: int | None) -> Pictures:
     from PIL import Image
 
-    images, positions = read_images(path, label=label)
+    images, positions = read_images(path, labels=None if label is None else (label,))
     images, positions = images[:limit], positions[:limit]
     if not len(images):
         raise UserError(f"{path} holds no images; give another file")
