@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the machine is and what it can do at best: the yardsticks of the reports. Also memory: one allocator for all, and peaks."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+TRIAD_BYTES = 256 << 20
+# The convolution that most of a 256² generator's time goes to: 512 to 512 channels at 32², a batch of 5.
+CONVOLUTION = {"batch": 5, "channels": 512, "size": 32}
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
+
+
+def keep_freed_memory() -> bool:
+    """Make this process's malloc keep freed memory, so that no variant pays for fresh pages at every call; False without glibc.
+
+    With glibc's defaults tensors above 32 MB are given back at once and their pages fault in anew in every call, which
+    can cost more than the arithmetic and would drown the difference between the variants. It is the same for all of them.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):
+        return False
+    return bool(mallopt(_M_MMAP_MAX, 0)) and bool(mallopt(_M_TRIM_THRESHOLD, -1))
+
+
+def release_memory() -> None:
+    """Give back what is free."""
+    gc.collect()
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+    except (OSError, AttributeError):
+        pass
+
+
+def _status(field: str) -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(field + ":"):
+            return int(line.split()[1]) << 10
+    raise OSError(f"/proc/self/status has no {field}")
+
+
+def peak_resident() -> int:
+    """The largest resident size of this process so far, in bytes."""
+    return _status("VmHWM")
+
+
+def peak_during(function: Callable[[], Any], device: torch.device) -> int:
+    """Bytes by which memory in use rises above what it was before while `function` runs (resident size on a CPU)."""
+    function()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        function()
+        return torch.cuda.max_memory_allocated(device) - before
+    release_memory()
+    before = _status("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # sets VmHWM back to the present size
+    function()
+    return max(peak_resident() - before, 0)
+
+
+def _best(function: Callable[[], Any], device: torch.device, seconds: float) -> float:
+    """The shortest time of one call."""
+    best, spent = float("inf"), 0.0
+    function()
+    while spent < seconds:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        start = time.perf_counter()
+        function()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        elapsed = time.perf_counter() - start
+        best, spent = min(best, elapsed), spent + elapsed
+    return best
+
+
+def triad_bandwidth(device: torch.device, seconds: float = 0.5) -> float:
+    """Bytes per second of `a = b + s c` on arrays far larger than the caches, counting the two reads and the write."""
+    elements = TRIAD_BYTES // 4
+    a, b, c = (torch.ones(elements, device=device) for _ in range(3))
+    return 3.0 * TRIAD_BYTES / _best(lambda: torch.add(b, c, alpha=1.5, out=a), device, seconds)
+
+
+def convolution_rate(device: torch.device, dtype: torch.dtype, seconds: float = 0.5) -> float:
+    """Operations per second of torch's own 3x3 convolution (oneDNN, cuDNN), channels-last."""
+    n, c, size = CONVOLUTION.values()
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(shape).to(device, dtype).contiguous(memory_format=torch.channels_last)
+
+    x, weight = draw(n, c, size, size), draw(c, c, 3, 3)
+    with torch.no_grad():
+        return 2.0 * n * c * c * 9 * size * size / _best(lambda: F.conv2d(x, weight, padding=1), device, seconds)
+
+
+def limits(threads: int, device: torch.device) -> dict[str, float]:
+    """Bandwidth in GB/s and convolution rates in GFLOP/s by dtype."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        rates = {
+            str(dtype).removeprefix("torch."): convolution_rate(device, dtype) / 1e9 for dtype in (torch.float32, torch.bfloat16)
+        }
+        return {"bandwidth": triad_bandwidth(device) / 1e9, **rates}
+    finally:
+        torch.set_num_threads(before)
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def _commit() -> str | None:
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--exclude", "*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def describe(device: torch.device) -> dict[str, Any]:
+    """The machine and the software, for the head of a report."""
+    pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 0
+    return {
+        "processor": _processor(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "memory_gb": round(pages / 1e9, 1),
+        "vectors": torch.backends.cpu.get_cpu_capability(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
+        "system": platform.platform(),
+        "python": sys.version.split()[0],
+        "torch": torch.__version__,
+        "commit": _commit(),
+        "date": time.strftime("%Y-%m-%d", time.gmtime()),
+    }
