@@ -22,6 +22,7 @@ def _rand(*shape: int) -> Tensor:
 
 # Arguments of every public operator; the floating tensors among them get gradients.
 EXAMPLES: dict[str, Callable[[], tuple[tuple, dict[str, Any]]]] = {
+    "adam_ema": lambda: (([_rand(3)], [_rand(3)], [_rand(3)], [_rand(3) ** 2], [_rand(3)], [2.0]), {"learning_rate": 0.1}),
     "bias_act": lambda: ((_rand(2, 3, 4, 4), _rand(3)), {"noise": _rand(2, 1, 4, 4), "noise_strength": _rand(1)}),
     "bilinear_downsample": lambda: ((_rand(1, 2, 8, 8), 2), {}),
     "convex_upsample": lambda: ((_rand(1, 3, 3, 2), _rand(1, 36, 3, 3), 2), {}),
@@ -33,6 +34,7 @@ EXAMPLES: dict[str, Callable[[], tuple[tuple, dict[str, Any]]]] = {
     "upfirdn2d": lambda: ((_rand(1, 2, 5, 5), ops.blur_filter()), {"up": 2, "padding": (2, 1)}),
 }
 CONSTANT = {("upfirdn2d", 1)}
+IN_PLACE = {"adam_ema"}  # these return nothing and have no gradient
 OPERATORS = sorted(name.removesuffix("_reference") for name in ops.__all__ if name.endswith("_reference"))
 
 
@@ -59,13 +61,14 @@ def _run(name: str) -> tuple[list[Tensor], list[str]]:
         if isinstance(value, list):
             return [track(item) for item in value]
         if isinstance(value, Tensor) and value.is_floating_point() and (name, position) not in CONSTANT:
-            leaves.append(value.requires_grad_())
+            leaves.append(value.requires_grad_(name not in IN_PLACE))
         return value
 
     arguments = tuple(track(value, position) for position, value in enumerate(arguments))
     keywords = {key: track(value) for key, value in keywords.items()}
     with _Calls() as calls:
         outputs = getattr(ops, name)(*arguments, **keywords)
+        outputs = leaves if name in IN_PLACE else outputs
         outputs = [outputs] if isinstance(outputs, Tensor) else list(outputs)
         found = list(outputs)
         if any(output.requires_grad for output in outputs):

@@ -11,6 +11,7 @@ kernels; a new operator joins in by the two lines shown in `ops/_dispatch.py`.
 from __future__ import annotations
 
 from gangealing_fast.ops._dispatch import fused, reference, use, used
+from gangealing_fast.ops.adam_ema import adam_ema, adam_ema_reference
 from gangealing_fast.ops.bias_act import bias_act, bias_act_reference
 from gangealing_fast.ops.bilinear_downsample import bilinear_downsample, bilinear_downsample_reference
 from gangealing_fast.ops.convex_upsample import convex_upsample, convex_upsample_reference
@@ -22,6 +23,8 @@ from gangealing_fast.ops.modulated_conv2d import modulated_conv2d, modulated_con
 from gangealing_fast.ops.upfirdn2d import blur_filter, upfirdn2d, upfirdn2d_reference
 
 __all__ = [
+    "adam_ema",
+    "adam_ema_reference",
     "bias_act",
     "bias_act_reference",
     "bilinear_downsample",

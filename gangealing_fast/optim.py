@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Adam that keeps the running average of the weights in the same pass (`ops.adam_ema`)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gangealing_fast.ops.adam_ema import adam_ema
+
+
+class AdamEma(torch.optim.Adam):
+    """`torch.optim.Adam` without weight decay and AMSGrad, which also updates running averages of its parameters.
+
+    Its state dict is that of `torch.optim.Adam`: either loads what the other has saved. The averages are no part of it; they
+    belong to the averaged network.
+
+    Args:
+        params: parameters or groups of them, float32 or float64. A group may have its own lr, betas and eps.
+        lr, betas, eps: α, (β₁, β₂) and ε of arXiv 1412.6980, algorithm 1.
+        averages: the running average of every parameter, in their order (`averaged.parameters()`); None for none.
+        decay: the share of an average that one step keeps, in [0, 1]; `step(decay=...)` overrides it.
+
+    Raises:
+        ValueError: averages and parameters are not equally many.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        *,
+        averages: Iterable[Tensor] | None = None,
+        decay: float = 0.999,
+    ) -> None:
+        super().__init__(params, lr, betas, eps)
+        parameters = [parameter for group in self.param_groups for parameter in group["params"]]
+        followers = [None] * len(parameters) if averages is None else [average.detach() for average in averages]
+        if len(followers) != len(parameters):
+            raise ValueError(f"AdamEma: there are {len(parameters)} parameters but {len(followers)} averages.")
+        self._averages: dict[Tensor, Tensor | None] = dict(zip(parameters, followers, strict=True))
+        self._decay = decay
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None, *, decay: float | None = None) -> Any:
+        """Update all parameters that have a gradient, and the averages of all parameters.
+
+        Raises ValueError where a loaded state dict asks for weight decay, AMSGrad or ascent.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        decay = self._decay if decay is None else decay
+        for group in self.param_groups:
+            if group["weight_decay"] or group["amsgrad"] or group["maximize"]:
+                raise ValueError("AdamEma: it knows no weight decay, amsgrad or maximize; use torch.optim.Adam for them.")
+            averaged = [parameter for parameter in group["params"] if self._averages.get(parameter) is not None]
+            moving = [parameter for parameter in averaged if parameter.grad is not None]
+            self._update(group, moving, [self._averages[parameter] for parameter in moving], decay)
+            alone = [p for p in group["params"] if p.grad is not None and self._averages.get(p) is None]
+            self._update(group, alone, [], decay)
+            for parameter in averaged:
+                if parameter.grad is None:
+                    self._averages[parameter].lerp_(parameter, 1 - decay)
+        return loss
+
+    def _update(self, group: dict[str, Any], parameters: list[Tensor], averages: list[Tensor], decay: float) -> None:
+        states = [self._state_of(parameter) for parameter in parameters]
+        for state in states:
+            state["step"] += 1
+        adam_ema(
+            parameters,
+            [parameter.grad for parameter in parameters],
+            [state["exp_avg"] for state in states],
+            [state["exp_avg_sq"] for state in states],
+            averages,
+            [state["step"].item() for state in states],
+            learning_rate=float(group["lr"]),
+            beta1=group["betas"][0],
+            beta2=group["betas"][1],
+            epsilon=group["eps"],
+            decay=decay,
+        )
+
+    def _state_of(self, parameter: Tensor) -> dict[str, Tensor]:
+        state = self.state[parameter]
+        if not state:
+            state["step"] = torch.tensor(0.0)
+            state["exp_avg"] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
+            state["exp_avg_sq"] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
+        return state
