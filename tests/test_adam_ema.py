@@ -162,11 +162,11 @@ def test_state_dicts_are_exchangeable_with_torch(options):
     train(theirs, adam, range(3))
     ours = copy.deepcopy(theirs)
     optimizer = AdamEma(ours.parameters(), 1e-2)
-    optimizer.load_state_dict(adam.state_dict())
+    optimizer.load_state_dict(copy.deepcopy(adam.state_dict()))
     train(theirs, adam, range(3, 6))
     train(ours, optimizer, range(3, 6))
     back = torch.optim.Adam(theirs.parameters(), 1e-2, **options)
-    back.load_state_dict(optimizer.state_dict())
+    back.load_state_dict(copy.deepcopy(optimizer.state_dict()))
     train(ours, optimizer, range(6, 8))
     train(theirs, back, range(6, 8))
     for x, y in zip(ours.parameters(), theirs.parameters(), strict=True):
@@ -203,7 +203,7 @@ def test_what_the_optimiser_refuses():
     adam = torch.optim.Adam(model.parameters(), weight_decay=0.1)
     train(model, adam, range(1))
     optimizer = AdamEma(model.parameters())
-    optimizer.load_state_dict(adam.state_dict())
+    optimizer.load_state_dict(copy.deepcopy(adam.state_dict()))
     with pytest.raises(ValueError, match="weight decay"):
         train(model, optimizer, range(1))
 
