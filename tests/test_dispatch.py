@@ -20,17 +20,26 @@ def _rand(*shape: int) -> Tensor:
     return torch.rand(*shape, dtype=torch.float64) * 1.6 - 0.8
 
 
+def _vertices() -> Tensor:
+    axis = torch.linspace(-1, 1, 5, dtype=torch.float64)
+    return torch.stack(torch.meshgrid(axis, axis, indexing="xy"), -1)[None]
+
+
 # Arguments of every public operator; the floating tensors among them get gradients.
 EXAMPLES: dict[str, Callable[[], tuple[tuple, dict[str, Any]]]] = {
+    "adain": lambda: ((_rand(2, 3, 4, 4), _rand(2, 3), _rand(2, 3)), {}),
     "adam_ema": lambda: (([_rand(3)], [_rand(3)], [_rand(3)], [_rand(3) ** 2], [_rand(3)], [2.0]), {"learning_rate": 0.1}),
     "bias_act": lambda: ((_rand(2, 3, 4, 4), _rand(3)), {"noise": _rand(2, 1, 4, 4), "noise_strength": _rand(1)}),
     "bilinear_downsample": lambda: ((_rand(1, 2, 8, 8), 2), {}),
     "convex_upsample": lambda: ((_rand(1, 3, 3, 2), _rand(1, 36, 3, 3), 2), {}),
     "flow_regularizer": lambda: ((_rand(2, 4, 4, 2),), {}),
     "grid_sample": lambda: ((_rand(1, 2, 5, 5), _rand(1, 3, 3, 2)), {}),
+    "invert_grid": lambda: ((_rand(1, 1, 1, 2) / 8 + _vertices(), _rand(1, 4, 2)), {}),
     "lpips_distance": lambda: (([_rand(1, 3, 4, 4)], [_rand(1, 3, 4, 4)], [_rand(3)]), {}),
     "mipmap_warp": lambda: ((_rand(1, 2, 8, 8), _rand(1, 4, 4, 2)), {}),
     "modulated_conv2d": lambda: ((_rand(2, 3, 4, 4), _rand(2, 3, 3, 3), _rand(2, 3)), {"up": True}),
+    "nearest_grid_point": lambda: ((_rand(1, 4, 5, 2), _rand(1, 3, 2)), {}),
+    "splat2d": lambda: ((_rand(1, 2, 5, 6), 2.5 + _rand(1, 3, 2), _rand(1, 3, 2), 1.5 + _rand(1)), {"soft": True}),
     "upfirdn2d": lambda: ((_rand(1, 2, 5, 5), ops.blur_filter()), {"up": 2, "padding": (2, 1)}),
 }
 CONSTANT = {("upfirdn2d", 1)}
