@@ -66,8 +66,8 @@ class Variant:
 class Case:
     """One shape of one operator; see the module's docstring.
 
-    tolerance: largest relative error ‖a - b‖/‖b‖ of every output and gradient against the reference; None means the one of
-    `dtype`. peak: measure every variant's peak memory too, each in a process of its own.
+    tolerance: largest relative error ‖a - b‖/‖b‖ of every output against the reference, a tenth of what gradients may have;
+    None means the one of `dtype`. peak: measure every variant's peak memory too, each in a process of its own.
     """
 
     operator: str
@@ -85,11 +85,19 @@ class Case:
 
 @dataclass(frozen=True)
 class Plan:
-    """How long to measure: at least `seconds` per variant on average, within `rounds` (least, most)."""
+    """How long to measure: `seconds` per variant on average, within `rounds` (least, most), a sample for at least `sample` seconds.
+
+    Where a round of all variants alone takes longer than all variants' seconds, three rounds are made.
+    """
 
     seconds: float = 0.4
-    rounds: tuple[int, int] = (5, 60)
+    rounds: tuple[int, int] = (7, 60)
     sample: float = 0.003
+
+    def rounds_for(self, round_seconds: float, variants: int) -> int:
+        """Rounds for variants that together take `round_seconds` a round."""
+        least = 3 if round_seconds > self.seconds * variants else self.rounds[0]
+        return max(least, min(int(self.seconds * variants / round_seconds), self.rounds[1]))
 
 
 QUICK = Plan(seconds=0.05, rounds=(3, 10))
@@ -179,10 +187,12 @@ def check_agreement(case: Case, runners: list[Runner], what: str) -> None:
         for index, (a, b) in enumerate(zip(found, expected, strict=True)):
             norm = b.norm().item()
             error = (a.detach().double() - b).norm().item() / (norm or 1.0)
-            if not error <= tolerance:
+            # Gradients jump where rounding moves a value across a kink, so they are allowed more.
+            allowed = tolerance * (10 if what == BOTH and index >= len(found) - len(runner.leaves) else 1)
+            if not error <= allowed:
                 raise Disagreement(
                     f"{case.operator} {case.name}, {what}: result {index} of {runner.variant.name} differs from"
-                    f" {judge.variant.name} by {error:.2g}, more than {tolerance:.2g}."
+                    f" {judge.variant.name} by {error:.2g}, more than {allowed:.2g}."
                 )
 
 
@@ -213,19 +223,14 @@ def interleave(
 ) -> dict[str, list[float]]:
     """Seconds per call of every function, one sample per round, the first of a round another one each time."""
     names = list(calls)
-    counts = {}
-    for name in names:
-        clock(calls[name], 1)
-        counts[name] = min(max(1, math.ceil(plan.sample / max(clock(calls[name], 1), 1e-9))), 100)
+    once = {name: clock(calls[name], 1) for name in names}
+    counts = {name: min(max(1, math.ceil(plan.sample / max(seconds, 1e-9))), 100) for name, seconds in once.items()}
+    rounds = plan.rounds_for(sum(max(plan.sample, seconds) for seconds in once.values()), len(names))
     samples: dict[str, list[float]] = {name: [] for name in names}
-    total, done = 0.0, 0
-    while done < plan.rounds[0] or (done < plan.rounds[1] and total < plan.seconds * len(names)):
+    for done in range(rounds):
         first = done % len(names)
         for name in names[first:] + names[:first]:
-            seconds = clock(calls[name], counts[name])
-            samples[name].append(seconds / counts[name])
-            total += seconds
-        done += 1
+            samples[name].append(clock(calls[name], counts[name]) / counts[name])
     return samples
 
 
@@ -243,6 +248,8 @@ def summarise(samples: dict[str, list[float]]) -> dict[str, dict[str, float]]:
 def compare(case: Case, threads: int, *, plan: Plan | None = None, device: torch.device | str = "cpu") -> list[dict[str, Any]]:
     """Check and time all variants of a case.
 
+    With more than one thread only the last pass is timed.
+
     Returns:
         One record for every pass, ready for JSON: operator, case, pass, threads, device, dtype, the case's bytes, operations and
         targets, and under "variants" what `summarise` says. A variant that torch.compile cannot compile has {"error": reason}.
@@ -253,7 +260,7 @@ def compare(case: Case, threads: int, *, plan: Plan | None = None, device: torch
     device, plan = torch.device(device), plan or Plan()
     records = []
     with _thread_count(threads):
-        for what in case.passes:
+        for what in case.passes if threads == 1 else case.passes[-1:]:
             runners, failures = [], {}
             for variant in case.variants:
                 if variant.passes is not None and what not in variant.passes:
