@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import benchmarks
+from gangealing_fast.errors import UserError
 
 
 def operators() -> list[str]:
@@ -47,7 +48,16 @@ def line(record: dict[str, Any]) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    options = parse(arguments)
+    """The command; its exit status."""
+    try:
+        return measure(parse(arguments))
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 2
+
+
+def measure(options: argparse.Namespace) -> int:
+    """Check and time what the options ask for; 1 where a variant computed something else."""
     unknown = sorted(set(options.operators) - set(operators()))
     if unknown:
         print(f"There is no benchmark of {', '.join(unknown)}; there are {', '.join(operators())}.", file=sys.stderr)

@@ -44,6 +44,7 @@ def cases() -> list[Case]:
                 # The pyramid adds a third of the picture: written and read in forward, its gradient in backward.
                 moved={FORWARD: 1.67 * picture + grid + out, BOTH: 5 * picture + 3 * grid + 2 * out},
                 targets={"reference": target},
+                kinks=0.002,
             )
         )
     return result
