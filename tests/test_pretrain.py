@@ -16,10 +16,11 @@ from gangealing_fast.adversarial.augment import Augmentation
 from gangealing_fast.adversarial.growing import start_critic, start_generator
 from gangealing_fast.adversarial.objectives import OBJECTIVES
 from gangealing_fast.adversarial.penalties import r1_penalty
-from gangealing_fast.adversarial.pretraining import load_generator, run
+from gangealing_fast.adversarial.pretraining import run
 from gangealing_fast.adversarial.projected import ProjectedDiscriminator
 from gangealing_fast.errors import UserError
 from gangealing_fast.files import read_json_lines
+from gangealing_fast.foreign.reading import load_generator
 from gangealing_fast.models import Discriminator, EfficientNetPerceptual, Generator
 from gangealing_fast.models.layers import FusedLeakyReLU
 

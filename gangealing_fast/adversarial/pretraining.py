@@ -24,6 +24,7 @@ from gangealing_fast.adversarial.source import Source, open_source
 from gangealing_fast.adversarial.step import AdversarialStep
 from gangealing_fast.errors import UserError
 from gangealing_fast.files import JsonLines
+from gangealing_fast.foreign.reading import load_generator
 from gangealing_fast.metrics import FeatureStatistics, frechet_distance
 from gangealing_fast.models import Discriminator, EfficientNetPerceptual, Generator
 from gangealing_fast.models.averaging import update_average
@@ -259,16 +260,3 @@ def export(generator: Generator, path: Path, statistics: dict[str, Any], *, half
     """Write the generator alone, in half precision, with its configuration and statistics in the header."""
     config = {"kind": "generator", "generator": generator.config(), "statistics": statistics}
     checkpoint.export_safetensors(path, generator.state_dict(), config, half=half)
-
-
-def load_generator(path: Path) -> Generator:
-    """The frozen generator that `export` wrote, in float32. Raises UserError where the file is none."""
-    tensors, config = checkpoint.load_safetensors(path)
-    try:
-        if config["kind"] != "generator":
-            raise KeyError("kind")
-        generator = Generator(**config["generator"])
-        generator.load_state_dict(tensors)
-    except (KeyError, TypeError, RuntimeError, ValueError) as error:
-        raise UserError(f"{path} holds no generator of this package ({str(error)[:120]}); give one exported by pretrain") from None
-    return generator.eval().requires_grad_(False)

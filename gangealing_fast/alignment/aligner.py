@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from gangealing_fast import checkpoint
 from gangealing_fast.alignment import points as points_of
 from gangealing_fast.errors import UserError
+from gangealing_fast.foreign.reading import read
 from gangealing_fast.models.spatial_transformer import Alignment, SpatialTransformer
 
 EXPORT_KIND = "aligner"
@@ -29,19 +29,14 @@ class Aligner:
 
     @classmethod
     def load(cls, path: str | Path) -> Aligner:
-        """From aligner.safetensors or the results folder that holds it. Raises UserError where there is none."""
-        path = Path(path)
-        file = path / "aligner.safetensors" if path.is_dir() else path
-        tensors, about = checkpoint.load_safetensors(file)
-        try:
-            if about["kind"] != EXPORT_KIND:
-                raise KeyError("kind")
-            transformer = SpatialTransformer(**about["transformer"])
-            prefix = "transformer."
-            transformer.load_state_dict({k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)})
-            return cls(transformer, about["padding_mode"], about["iters"])
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise UserError(f"{file} holds no aligner ({str(error)[:120]}); give a results folder of the train command") from None
+        """From a results folder, its aligner.safetensors, or any checkpoint with an aligner (`foreign.reading.read`).
+
+        Raises UserError where there is none.
+        """
+        parts = read(path)
+        if parts.transformer is None:
+            raise UserError(f"{path} holds no aligner; give a results folder of the train command or the original's checkpoint")
+        return cls(parts.transformer, parts.settings["padding_mode"], parts.settings["iters"])
 
     @torch.no_grad()
     def warp(self, images: Tensor, *, output_resolution: int | None = None) -> Alignment:

@@ -14,7 +14,6 @@ from torch import Tensor
 from tqdm import tqdm
 
 from gangealing_fast import checkpoint
-from gangealing_fast.adversarial.pretraining import load_generator
 from gangealing_fast.alignment.aligner import EXPORT_KIND
 from gangealing_fast.alignment.config import ASSETS, TrainConfig
 from gangealing_fast.alignment.evaluation import Evaluation, align_batches, evaluate_digits, evaluate_pictures, held_out
@@ -25,6 +24,7 @@ from gangealing_fast.data.digits import load_heldout_digits, random_similarity, 
 from gangealing_fast.data.pictures import open_pictures
 from gangealing_fast.errors import UserError
 from gangealing_fast.files import JsonLines
+from gangealing_fast.foreign.reading import load_generator
 from gangealing_fast.metrics import average_image, identity_grid, inspect_warps
 from gangealing_fast.models.latent_target import LatentTarget, principal_components
 from gangealing_fast.models.perceptual import build_perceptual

@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The shape of a network from the shapes of its tensors: checkpoints that others wrote do not say it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Any
+
+from torch import Tensor
+
+from gangealing_fast.models.generator import Widths
+
+MULTIPLIERS = (2.0, 1.0, 0.5, 4.0, 0.25, 0.125)
+
+
+def _count(names: Iterable[str], pattern: str) -> int:
+    """One more than the largest number that `pattern` finds, 0 where it finds none."""
+    found = [int(match[1]) for name in names if (match := re.match(pattern, name))]
+    return max(found, default=-1) + 1
+
+
+def _widths(channels: dict[int, int]) -> dict[str, Any]:
+    """Options of `Widths` that give these channels `{resolution: channels}`."""
+    maximum = max(channels.values())
+    for multiplier in MULTIPLIERS:
+        for limit in {512, maximum}:
+            widths = Widths(multiplier, limit, None)
+            if all(widths.at(resolution) == c for resolution, c in channels.items()):
+                return {"channel_multiplier": multiplier, "max_channels": limit, "channel_base": None}
+    for base in sorted({resolution * c for resolution, c in channels.items()}):
+        widths = Widths(2.0, maximum, base)
+        if all(widths.at(resolution) == c for resolution, c in channels.items()):
+            return {"channel_multiplier": 2.0, "max_channels": maximum, "channel_base": base}
+    listed = ", ".join(f"{resolution}²: {c}" for resolution, c in sorted(channels.items()))
+    raise ValueError(f"its numbers of channels ({listed}) follow no rule that this package knows")
+
+
+def check(options: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
+    """`options` that a file states, once they agree with what its tensors say (`found`): a damaged number builds no giant.
+
+    Raises ValueError where they disagree.
+    """
+    for key in ("size", "latent_dim", "mapping_layers", "flow_size", "heads"):
+        if key in found and options[key] != found[key]:
+            raise ValueError(f"its header says {key} {options[key]}, its tensors {found[key]}")
+    stated, true = (Widths(o["channel_multiplier"], o["max_channels"], o["channel_base"]) for o in (options, found))
+    side = found.get("size", found.get("flow_size"))
+    for resolution in (4 << k for k in range(side.bit_length() - 2)):
+        if stated.at(resolution) != true.at(resolution):
+            raise ValueError(f"its header says {stated.at(resolution)} channels at {resolution}x{resolution}, its tensors differ")
+    return options
+
+
+def generator_options(state: dict[str, Tensor]) -> dict[str, Any]:
+    """Arguments of `models.Generator` for a state dict with its names. Raises KeyError or ValueError where it is none."""
+    levels = _count(state, r"to_rgbs\.(\d+)\.")
+    channels = {4: state["input.input"].shape[1]}
+    for level in range(levels):
+        channels[8 << level] = state[f"convs.{2 * level}.conv.weight"].shape[1]
+    return {
+        "size": 4 << levels,
+        "latent_dim": state["style.1.weight"].shape[0],
+        "mapping_layers": _count(state, r"style\.(\d+)\.weight") - 1,
+        **_widths(channels),
+    }
+
+
+def _trunk(state: dict[str, Tensor], prefix: str) -> tuple[int, dict[int, int]]:
+    """(side of the pictures, channels by resolution) of a residual trunk: a block keeps its channels up to its last layer."""
+    blocks = _count(state, re.escape(prefix) + r"convs\.(\d+)\.") - 1
+    size = 4 << blocks
+    channels = {size >> k: state[f"{prefix}convs.{k + 1}.conv1.0.weight"].shape[1] for k in range(blocks)}
+    return size, channels | {4: state[f"{prefix}final_conv.0.weight"].shape[0]}
+
+
+def transformer_options(state: dict[str, Tensor]) -> dict[str, Any]:
+    """Arguments of `models.SpatialTransformer` for a state dict with its names. Raises KeyError or ValueError."""
+    stages = _count(state, r"stns\.(\d+)\.")
+    kinds = ["flow" if f"stns.{k}.warp_head.flow_out.0.weight" in state else "similarity" for k in range(max(1, stages))]
+    size, channels = _trunk(state, "stns.0.")
+    if kinds[0] == "similarity":
+        heads = state["stns.0.warp_head.linear.weight"].shape[0] // 4
+    else:
+        heads = state["stns.0.warp_head.flow_out.2.weight"].shape[0] // 2
+    kernel = state.get("stns.0.input_downsample.kernel_horz")
+    factor = 1 if kernel is None else kernel.shape[-1] // 2
+    return {"transforms": kinds, "flow_size": size, "input_size": size * factor, "heads": heads, **_widths(channels)}
