@@ -4,7 +4,7 @@
 // Both work on rows of contiguous elements: contiguous tensors have N*C rows of S positions with one bias each,
 // channels-last ones N*S rows of C channels with one noise value each. Sums are taken over fixed pieces and then in order, so
 // that the result does not depend on the number of threads.
-#include "../common.h"
+#include "writer.h"
 
 #include <algorithm>
 #include <tuple>
@@ -21,6 +21,7 @@ struct Forward {
   A strength;
   int64_t channels, positions, noise_stride;  // noise_stride: 0 where all samples share the noise
   A slope, gain;
+  int64_t total;  // elements of y
 };
 
 template <typename A>
@@ -32,38 +33,56 @@ template <typename T>
 GGF_MULTIVERSION void forward_planes(const Forward<T>& p, int64_t begin, int64_t end) {
   using A = Compute<T>;
   const A positive = p.gain, negative = p.gain * p.slope;
+  Writer<T> writer(p.y + begin * p.positions, p.total);
   for (int64_t plane = begin; plane < end; ++plane) {
-    const T* GGF_RESTRICT x = p.x + plane * p.positions;
-    T* GGF_RESTRICT y = p.y + plane * p.positions;
-    const A bias = p.bias ? p.bias[plane % p.channels] : A(0);
-    if (p.noise) {
-      const A* GGF_RESTRICT noise = p.noise + plane / p.channels * p.noise_stride;
-      const A strength = p.strength;
-      for (int64_t i = 0; i < p.positions; ++i)
-        y[i] = store<T>(activate(load(x[i]) + noise[i] * strength + bias, positive, negative));
-    } else {
-      for (int64_t i = 0; i < p.positions; ++i) y[i] = store<T>(activate(load(x[i]) + bias, positive, negative));
+    const A bias = p.bias ? p.bias[plane % p.channels] : A(0), strength = p.strength;
+    for (int64_t first = 0; first < p.positions; first += Writer<T>::step) {
+      const int64_t count = std::min(p.positions - first, Writer<T>::step);
+      const T* GGF_RESTRICT x = p.x + plane * p.positions + first;
+      T* GGF_RESTRICT y = writer.room();
+      fetch_ahead(x, count);
+      if (p.noise) {
+        const A* GGF_RESTRICT noise = p.noise + plane / p.channels * p.noise_stride + first;
+        for (int64_t i = 0; i < count; ++i)
+          y[i] = store<T>(activate(load(x[i]) + noise[i] * strength + bias, positive, negative));
+      } else {
+        for (int64_t i = 0; i < count; ++i) y[i] = store<T>(activate(load(x[i]) + bias, positive, negative));
+      }
+      writer.advance(count);
     }
   }
+  writer.finish();
 }
 
 template <typename T>
 GGF_MULTIVERSION void forward_pixels(const Forward<T>& p, int64_t begin, int64_t end) {
   using A = Compute<T>;
   const A positive = p.gain, negative = p.gain * p.slope;
+  Writer<T> writer(p.y + begin * p.channels, p.total);
+  int64_t position = begin % p.positions;
+  const A* noise = p.noise ? p.noise + begin / p.positions * p.noise_stride : nullptr;
   for (int64_t pixel = begin; pixel < end; ++pixel) {
-    const T* GGF_RESTRICT x = p.x + pixel * p.channels;
-    T* GGF_RESTRICT y = p.y + pixel * p.channels;
-    const int64_t sample = pixel / p.positions, position = pixel % p.positions;
-    const A shift = p.noise ? p.noise[sample * p.noise_stride + position] * p.strength : A(0);
-    if (p.bias) {
-      const A* GGF_RESTRICT bias = p.bias;
-      for (int64_t c = 0; c < p.channels; ++c)
-        y[c] = store<T>(activate(load(x[c]) + shift + bias[c], positive, negative));
-    } else {
-      for (int64_t c = 0; c < p.channels; ++c) y[c] = store<T>(activate(load(x[c]) + shift, positive, negative));
+    const A shift = noise ? noise[position] * p.strength : A(0);
+    for (int64_t first = 0; first < p.channels; first += Writer<T>::step) {
+      const int64_t count = std::min(p.channels - first, Writer<T>::step);
+      const T* GGF_RESTRICT x = p.x + pixel * p.channels + first;
+      T* GGF_RESTRICT y = writer.room();
+      fetch_ahead(x, count);
+      if (p.bias) {
+        const A* GGF_RESTRICT bias = p.bias + first;
+        for (int64_t c = 0; c < count; ++c)
+          y[c] = store<T>(activate(load(x[c]) + shift + bias[c], positive, negative));
+      } else {
+        for (int64_t c = 0; c < count; ++c) y[c] = store<T>(activate(load(x[c]) + shift, positive, negative));
+      }
+      writer.advance(count);
+    }
+    if (++position == p.positions) {
+      position = 0;
+      if (noise) noise += p.noise_stride;
     }
   }
+  writer.finish();
 }
 
 Tensor forward(const Tensor& x_, const std::optional<Tensor>& b_, const std::optional<Tensor>& noise_,
@@ -87,7 +106,7 @@ Tensor forward(const Tensor& x_, const std::optional<Tensor>& b_, const std::opt
     const Forward<T> p{x.const_data_ptr<T>(), y.mutable_data_ptr<T>(), b ? b->const_data_ptr<A>() : nullptr,
                        noise ? noise->const_data_ptr<A>() : nullptr, noise ? *strength_->const_data_ptr<A>() : A(0),
                        channels, positions, noise && noise->numel() > positions ? positions : 0,
-                       static_cast<A>(slope), static_cast<A>(gain)};
+                       static_cast<A>(slope), static_cast<A>(gain), x.numel()};
     if (channels_last) {
       parallel_for(0, batch * positions, grain(channels),
                    [&](int64_t begin, int64_t end) { forward_pixels<T>(p, begin, end); });
@@ -111,7 +130,7 @@ struct Backward {
   A slope, gain;
 };
 
-// Adds the lanes of a fixed number of running sums: floating-point addition is not reordered by the compiler without leave.
+// Running sums side by side: floating-point addition is not reordered by the compiler without leave.
 template <typename A>
 inline constexpr int64_t lanes = 64 / sizeof(A);
 
@@ -122,36 +141,49 @@ GGF_INLINE A add_lanes(const A* sums) {
   return total;
 }
 
+// result = grad * (y > 0 ? positive : negative) for `count` elements. Adds the results to `sums`, lane by lane, and to
+// `partial`, element by element, as wanted.
+template <bool sum, bool accumulate, typename T, typename A = Compute<T>>
+GGF_INLINE void backward_run(const T* GGF_RESTRICT grad, const T* GGF_RESTRICT y, T* GGF_RESTRICT result, int64_t count,
+                             A positive, A negative, A* GGF_RESTRICT sums, A* GGF_RESTRICT partial) {
+  constexpr int64_t L = lanes<A>;
+  const int64_t whole = sum ? count / L * L : 0;
+  for (int64_t i = 0; i < whole; i += L)
+    for (int64_t lane = 0; lane < L; ++lane) {
+      const A value = load(grad[i + lane]) * (load(y[i + lane]) > 0 ? positive : negative);
+      result[i + lane] = store<T>(value);
+      sums[lane] += value;
+      if constexpr (accumulate) partial[i + lane] += value;
+    }
+  for (int64_t i = whole; i < count; ++i) {
+    const A value = load(grad[i]) * (load(y[i]) > 0 ? positive : negative);
+    result[i] = store<T>(value);
+    if constexpr (sum) sums[i - whole] += value;
+    if constexpr (accumulate) partial[i] += value;
+  }
+}
+
 template <typename T>
 GGF_MULTIVERSION void backward_planes(const Backward<T>& p, int64_t begin, int64_t end) {
   using A = Compute<T>;
-  constexpr int64_t L = lanes<A>;
   const A positive = p.gain, negative = p.gain * p.slope;
+  Writer<T> writer(p.result + begin * p.positions, p.pixels * p.channels);
   for (int64_t row = begin; row < end; ++row) {
-    const T* GGF_RESTRICT grad = p.grad + row * p.positions;
-    const T* GGF_RESTRICT y = p.y + row * p.positions;
-    T* GGF_RESTRICT result = p.result + row * p.positions;
-    if (p.partial) {
-      A sums[L] = {};
-      int64_t i = 0;
-      for (; i + L <= p.positions; i += L)
-        for (int64_t lane = 0; lane < L; ++lane) {
-          const A value = load(grad[i + lane]) * (load(y[i + lane]) > 0 ? positive : negative);
-          result[i + lane] = store<T>(value);
-          sums[lane] += value;
-        }
-      A total = add_lanes(sums);
-      for (; i < p.positions; ++i) {
-        const A value = load(grad[i]) * (load(y[i]) > 0 ? positive : negative);
-        result[i] = store<T>(value);
-        total += value;
-      }
-      p.partial[row] = total;
-    } else {
-      for (int64_t i = 0; i < p.positions; ++i)
-        result[i] = store<T>(load(grad[i]) * (load(y[i]) > 0 ? positive : negative));
+    A sums[lanes<A>] = {};
+    for (int64_t first = 0; first < p.positions; first += Writer<T>::step) {
+      const int64_t count = std::min(p.positions - first, Writer<T>::step), at = row * p.positions + first;
+      fetch_ahead(p.grad + at, count);
+      fetch_ahead(p.y + at, count);
+      A* none = nullptr;
+      if (p.partial)
+        backward_run<true, false>(p.grad + at, p.y + at, writer.room(), count, positive, negative, sums, none);
+      else
+        backward_run<false, false>(p.grad + at, p.y + at, writer.room(), count, positive, negative, sums, none);
+      writer.advance(count);
     }
+    if (p.partial) p.partial[row] = add_lanes(sums);
   }
+  writer.finish();
 }
 
 // The sum over channels of a contiguous tensor, for samples and positions [begin, end) of one sample.
@@ -170,42 +202,41 @@ GGF_MULTIVERSION void plane_sums(const Backward<T>& p, int64_t sample, int64_t b
 
 inline constexpr int64_t piece = 512;  // pixels whose channel sums are taken together
 
-template <typename T>
-GGF_MULTIVERSION void backward_pixels(const Backward<T>& p, int64_t begin, int64_t end) {
+template <bool noise, bool bias, typename T>
+GGF_INLINE void backward_pieces(const Backward<T>& p, int64_t begin, int64_t end) {
   using A = Compute<T>;
-  constexpr int64_t L = lanes<A>;
   const A positive = p.gain, negative = p.gain * p.slope;
+  Writer<T> writer(p.result + begin * piece * p.channels, p.pixels * p.channels);
   for (int64_t part = begin; part < end; ++part) {
-    A* GGF_RESTRICT partial = p.partial ? p.partial + part * p.channels : nullptr;
-    if (partial)
-      for (int64_t c = 0; c < p.channels; ++c) partial[c] = 0;
+    A* partial = bias ? p.partial + part * p.channels : nullptr;
+    if (bias) std::fill_n(partial, p.channels, A(0));
     const int64_t last = std::min(p.pixels, (part + 1) * piece);
     for (int64_t pixel = part * piece; pixel < last; ++pixel) {
-      const T* GGF_RESTRICT grad = p.grad + pixel * p.channels;
-      const T* GGF_RESTRICT y = p.y + pixel * p.channels;
-      T* GGF_RESTRICT result = p.result + pixel * p.channels;
-      if (p.plane) {
-        A sums[L] = {};
-        int64_t c = 0;
-        for (; c + L <= p.channels; c += L)
-          for (int64_t lane = 0; lane < L; ++lane)
-            sums[lane] += load(grad[c + lane]) * (load(y[c + lane]) > 0 ? positive : negative);
-        A total = add_lanes(sums);
-        for (; c < p.channels; ++c) total += load(grad[c]) * (load(y[c]) > 0 ? positive : negative);
-        p.plane[pixel] = total;
+      A sums[lanes<A>] = {};
+      for (int64_t first = 0; first < p.channels; first += Writer<T>::step) {
+        const int64_t count = std::min(p.channels - first, Writer<T>::step), at = pixel * p.channels + first;
+        fetch_ahead(p.grad + at, count);
+        fetch_ahead(p.y + at, count);
+        backward_run<noise, bias>(p.grad + at, p.y + at, writer.room(), count, positive, negative, sums,
+                                  bias ? partial + first : nullptr);
+        writer.advance(count);
       }
-      if (partial) {
-        for (int64_t c = 0; c < p.channels; ++c) {
-          const A value = load(grad[c]) * (load(y[c]) > 0 ? positive : negative);
-          result[c] = store<T>(value);
-          partial[c] += value;
-        }
-      } else {
-        for (int64_t c = 0; c < p.channels; ++c)
-          result[c] = store<T>(load(grad[c]) * (load(y[c]) > 0 ? positive : negative));
-      }
+      if (noise) p.plane[pixel] = add_lanes(sums);
     }
   }
+  writer.finish();
+}
+
+template <typename T>
+GGF_MULTIVERSION void backward_pixels(const Backward<T>& p, int64_t begin, int64_t end) {
+  if (p.plane && p.partial)
+    backward_pieces<true, true>(p, begin, end);
+  else if (p.plane)
+    backward_pieces<true, false>(p, begin, end);
+  else if (p.partial)
+    backward_pieces<false, true>(p, begin, end);
+  else
+    backward_pieces<false, false>(p, begin, end);
 }
 
 // Adds `rows` rows of `width` numbers in order.
