@@ -4,6 +4,8 @@
 #   make train            the main job; PRESET=digits|cats, ARGS="--..." go to `python -m gangealing_fast.train`
 #   make test             all tests on WORKERS processes of one thread; PYTEST_ARGS="-m 'not slow'" and the like
 #   make lint             ruff
+#   make bench            time operators and the training step on this CPU, write docs/performance.md (about 15 minutes)
+#   make bench-gpu        the same on a CUDA device, docs/performance-gpu.md
 #   make rebuild          recompile what changed in csrc
 #   make clean            forget environment and build
 
@@ -18,7 +20,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 BUILD_INPUTS := pyproject.toml setup.py $(wildcard _build/*.py) $(shell find csrc -type f 2>/dev/null)
 
-.PHONY: train test lint rebuild env clean install
+.PHONY: train test lint bench bench-gpu rebuild env clean install
 
 install: $(STAMP)
 
@@ -39,6 +41,19 @@ test: $(STAMP)
 
 lint: $(STAMP)
 	$(BIN)/python -m ruff check .
+
+# A variant that computes something else is an error, but what can be measured is measured and reported.
+bench: $(STAMP)
+	status=0; \
+	$(BIN)/python -m benchmarks --json docs/performance.json || status=1; \
+	$(BIN)/python -m benchmarks.training_step --json docs/performance.json || status=1; \
+	$(BIN)/python -m benchmarks.report docs/performance.json || status=1; \
+	exit $$status
+
+bench-gpu: $(STAMP)
+	$(BIN)/python -m benchmarks --device cuda --json docs/performance-gpu.json
+	$(BIN)/python -m benchmarks.training_step --device cuda --json docs/performance-gpu.json
+	$(BIN)/python -m benchmarks.report docs/performance-gpu.json --command "make bench-gpu"
 
 env: $(STAMP)
 	$(BIN)/python -m gangealing_fast.env

@@ -247,7 +247,7 @@ def summarise(samples: dict[str, list[float]]) -> dict[str, dict[str, float]]:
         lower, median, upper = quantiles(values, n=4, method="inclusive") if len(values) > 1 else values * 3
         summary[name] = {"ms": median * 1e3, "lower_ms": lower * 1e3, "upper_ms": upper * 1e3, "rounds": len(values)}
     for values in summary.values():
-        values["ratio"] = values["ms"] / summary["ours"]["ms"] if "ours" in summary else math.nan
+        values["ratio"] = values["ms"] / summary["ours"]["ms"]
     return summary
 
 
@@ -291,7 +291,7 @@ def compare(case: Case, threads: int, *, plan: Plan | None = None, device: torch
                 "dtype": str(case.dtype).removeprefix("torch."),
                 "bytes": case.moved.get(what),
                 "operations": case.operations.get(what),
-                "targets": case.targets if what == case.passes[-1] and threads == 1 else {},
+                "targets": case.targets if what == case.passes[-1] and threads == 1 and device.type == "cpu" else {},
                 "notes": {variant.name: variant.note for variant in case.variants if variant.note},
                 "variants": {**summarise(interleave(calls, plan, _clock(device))), **failures},
             })

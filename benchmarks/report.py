@@ -187,9 +187,9 @@ def _training_step(found: Record) -> list[str]:
     return [
         "## The whole training step",
         "",
-        "`python -m benchmarks.training_step`: two threads, every variant in processes of its own, which take turns. Standard"
-        " widths of StyleGAN2, random weights; perceptual distance and settings are in that module. Default allocator: each"
-        " process as a user would run it. Same allocator: malloc keeps freed memory in all.",
+        f"`python -m benchmarks.training_step`: {found['training_step'][0]['threads']} threads, every variant in a process of its"
+        " own; they take turns. Standard widths of StyleGAN2, LPIPS on VGG16, random weights. Default allocator: each process as a"
+        " user would run it. Same allocator: malloc keeps freed memory in all. Peak memory is that of the whole process.",
         "",
         *_table(head, rows),
     ]
