@@ -2,6 +2,7 @@
 // What every CPU kernel shares: types, conversion, layout, dispatch, function multiversioning. LibTorch stable ABI only.
 #pragma once
 
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -25,7 +26,13 @@
 #else
 #define GGF_MULTIVERSION
 #endif
-#define GGF_INLINE __attribute__((always_inline)) inline
+// Small functions that both CPU kernels and CUDA kernels use.
+#if defined(__CUDACC__)
+#define GGF_HOST_DEVICE __host__ __device__
+#else
+#define GGF_HOST_DEVICE
+#endif
+#define GGF_INLINE GGF_HOST_DEVICE __attribute__((always_inline)) inline
 #define GGF_INLINE_LAMBDA __attribute__((always_inline))
 #define GGF_RESTRICT __restrict__
 
@@ -112,15 +119,40 @@ inline bool is_channels_last(const Tensor& x) {
   return true;
 }
 
+// Every call of an ATen operator through the stable ABI costs about a microsecond, even where it has nothing to do: the
+// next functions avoid it.
+
 // `x` itself where it has the layout already, else a copy in it.
 inline Tensor in_layout(const Tensor& x, bool channels_last) {
+  if (!channels_last && x.is_contiguous()) return x;
   return torch::stable::contiguous(x, channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
 }
 
+// `x` itself where it is of the type already, else a copy in it.
+inline Tensor in_type(const Tensor& x, ScalarType type) {
+  return x.scalar_type() == type ? x : torch::stable::to(x, type);
+}
+
+// `x` contiguous and of the type: itself, or a copy.
+inline Tensor converted(const Tensor& x, ScalarType type) { return in_layout(in_type(x, type), false); }
+
 inline Tensor empty(const std::vector<int64_t>& size, ScalarType type, bool channels_last = false) {
-  return torch::stable::empty(
-      size, type, std::nullopt, torch::stable::Device(torch::headeronly::DeviceType::CPU), std::nullopt,
-      channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
+  std::vector<int64_t> stride(size.size());
+  int64_t elements = 1;
+  const auto take = [&](size_t axis) {
+    stride[axis] = elements;
+    elements *= size[axis] > 0 ? size[axis] : 1;
+  };
+  if (channels_last && size.size() == 4) {
+    for (const size_t axis : {1, 3, 2, 0}) take(axis);
+  } else {
+    for (size_t axis = size.size(); axis-- > 0;) take(axis);
+  }
+  AtenTensorHandle handle = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
+      static_cast<int64_t>(size.size()), size.data(), stride.data(),
+      torch::stable::detail::to<int32_t>(torch::stable::detail::from(type)), aoti_torch_device_type_cpu(), 0, &handle));
+  return Tensor(handle);
 }
 
 inline std::vector<int64_t> sizes_of(const Tensor& x) {

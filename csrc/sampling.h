@@ -70,10 +70,6 @@ GGF_INLINE Position<A> locate(A coordinate, const Axis<A>& axis) {
   return locate<padding>(coordinate, axis.size, axis.offset, axis.scale, axis.start, axis.span);
 }
 
-inline Tensor converted(const Tensor& x, ScalarType type) {
-  return torch::stable::contiguous(torch::stable::to(x, type));
-}
-
 inline ScalarType widest(const Tensor& a, const Tensor& b) {
   return a.scalar_type() == ScalarType::Double || b.scalar_type() == ScalarType::Double ? ScalarType::Double
                                                                                        : ScalarType::Float;

@@ -180,8 +180,6 @@ bool any_double(const Tensor& a, const Tensor& b) {
   return a.scalar_type() == ScalarType::Double || b.scalar_type() == ScalarType::Double;
 }
 
-Tensor converted(const Tensor& x, ScalarType type) { return torch::stable::contiguous(torch::stable::to(x, type)); }
-
 void check(const Tensor& flow, const Tensor& mask, int64_t factor) {
   STD_TORCH_CHECK(flow.dim() == 4 && flow.size(3) == 2 && mask.dim() == 4 && factor >= 1 && factor <= 64 &&
                       mask.size(0) == flow.size(0) && mask.size(1) == 9 * factor * factor &&
@@ -230,7 +228,7 @@ Tensor forward(const Tensor& flow, const Tensor& mask, int64_t factor) {
   check(flow, mask, factor);
   const Tensor output =
       any_double(flow, mask) ? forward_as<double>(flow, mask, factor) : forward_as<float>(flow, mask, factor);
-  return torch::stable::to(output, flow.scalar_type());
+  return in_type(output, flow.scalar_type());
 }
 
 template <typename A>
@@ -266,7 +264,7 @@ std::tuple<Tensor, Tensor> backward(const Tensor& grad, const Tensor& flow, cons
                   "convex_upsample_backward: grad does not fit flow and factor");
   const auto [grad_flow, grad_mask] = any_double(flow, mask) ? backward_as<double>(grad, flow, mask, factor)
                                                              : backward_as<float>(grad, flow, mask, factor);
-  return {torch::stable::to(grad_flow, flow.scalar_type()), torch::stable::to(grad_mask, mask.scalar_type())};
+  return {in_type(grad_flow, flow.scalar_type()), in_type(grad_mask, mask.scalar_type())};
 }
 
 }  // namespace ggf::convex_upsample

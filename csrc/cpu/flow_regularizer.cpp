@@ -78,7 +78,7 @@ GGF_MULTIVERSION void sum_rows(const T* flow, int64_t height, int64_t row, int64
 
 std::tuple<Tensor, Tensor> forward(const Tensor& flow_) {
   STD_TORCH_CHECK(flow_.dim() == 4 && flow_.size(3) == 2, "flow_regularizer: flow must be [N, H, W, 2]");
-  const Tensor flow = torch::stable::contiguous(flow_);
+  const Tensor flow = in_layout(flow_, false);
   const int64_t batch = flow.size(0), height = flow.size(1), row = flow.size(2) * 2;
   STD_TORCH_CHECK(height > 0 && row > 0, "flow_regularizer: flow has no points");
   return dispatch_floating(flow.scalar_type(), "flow_regularizer", [&]<typename T>() {
@@ -143,10 +143,10 @@ GGF_MULTIVERSION void gradient_rows(const T* flow, T* output, const Factors<Comp
 
 Tensor backward(const Tensor& grad_variation_, const Tensor& grad_identity_, const Tensor& flow_) {
   STD_TORCH_CHECK(flow_.dim() == 4 && flow_.size(3) == 2, "flow_regularizer_backward: flow must be [N, H, W, 2]");
-  const Tensor flow = torch::stable::contiguous(flow_);
+  const Tensor flow = in_layout(flow_, false);
   const int64_t batch = flow.size(0), height = flow.size(1), row = flow.size(2) * 2;
-  const Tensor grad_variation = torch::stable::contiguous(grad_variation_);
-  const Tensor grad_identity = torch::stable::contiguous(grad_identity_);
+  const Tensor grad_variation = in_layout(grad_variation_, false);
+  const Tensor grad_identity = in_layout(grad_identity_, false);
   STD_TORCH_CHECK(grad_variation.numel() == batch && grad_identity.numel() == batch && height > 0 && row > 0,
                   "flow_regularizer_backward: one gradient per sample is needed");
   const Tensor result = empty(sizes_of(flow), flow.scalar_type());

@@ -197,7 +197,7 @@ Tensor forward(const Tensor& x, const Tensor& grid, int64_t padding, bool align_
   check(x, grid, padding);
   const Tensor output = widest(x, grid) == ScalarType::Double ? forward_as<double>(x, grid, padding, align_corners)
                                                               : forward_as<float>(x, grid, padding, align_corners);
-  return torch::stable::to(output, x.scalar_type());
+  return in_type(output, x.scalar_type());
 }
 
 template <typename A>
@@ -235,7 +235,7 @@ std::tuple<Tensor, Tensor> backward(const Tensor& grad, const Tensor& x, const T
       widest(x, grid) == ScalarType::Double
           ? backward_as<double>(grad, x, grid, padding, align_corners, need_x, need_grid)
           : backward_as<float>(grad, x, grid, padding, align_corners, need_x, need_grid);
-  return {torch::stable::to(grad_x, x.scalar_type()), torch::stable::to(grad_grid, grid.scalar_type())};
+  return {in_type(grad_x, x.scalar_type()), in_type(grad_grid, grid.scalar_type())};
 }
 
 }  // namespace ggf::grid_sample

@@ -6,7 +6,7 @@
 // neighbouring small ones, so three small ones in all, whose weights are worked out for a block of grid points at a
 // time. Work is divided by grid rows and, where gradients are scattered, by samples: no result depends on the number of
 // threads.
-#include "../mipmap_taps.h"
+#include "mipmap_samples.h"
 
 #include <algorithm>
 #include <array>
@@ -201,7 +201,7 @@ struct Plan {
   std::array<int64_t, 4> strides;
 
   Plan(const Tensor& x_, const Tensor& grid_, int64_t padding, double max_levels)
-      : x(std::is_same_v<A, double> ? torch::stable::to(x_, ScalarType::Double) : x_),
+      : x(std::is_same_v<A, double> ? in_type(x_, ScalarType::Double) : x_),
         grid(converted(grid_, compute_scalar_type<A>)),
         squared(grid.numel()),
         nearest(grid.numel()) {
@@ -268,7 +268,7 @@ Tensor forward(const Tensor& x, const Tensor& grid, int64_t padding, double max_
   check(x, grid, padding, max_levels);
   const Tensor output = widest(x, grid) == ScalarType::Double ? forward_as<double>(x, grid, padding, max_levels)
                                                               : forward_as<float>(x, grid, padding, max_levels);
-  return torch::stable::to(output, x.scalar_type());
+  return in_type(output, x.scalar_type());
 }
 
 template <typename A>
@@ -323,7 +323,7 @@ std::tuple<Tensor, Tensor> backward(const Tensor& grad, const Tensor& x, const T
   const auto [grad_x, grad_grid] = widest(x, grid) == ScalarType::Double
                                        ? backward_as<double>(grad, x, grid, padding, max_levels, need_x, need_grid)
                                        : backward_as<float>(grad, x, grid, padding, max_levels, need_x, need_grid);
-  return {torch::stable::to(grad_x, x.scalar_type()), torch::stable::to(grad_grid, grid.scalar_type())};
+  return {in_type(grad_x, x.scalar_type()), in_type(grad_grid, grid.scalar_type())};
 }
 
 }  // namespace ggf::mipmap_warp

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from gangealing_fast.ops._common import check_device, check_tensor
 from gangealing_fast.ops._dispatch import reference_wanted, run_reference
+from gangealing_fast.ops._eager import eager
 from gangealing_fast.ops._reference import reference_vjp
 from gangealing_fast.ops.grid_sample import widest_dtype
 
@@ -85,6 +86,7 @@ def _double_backward(ctx, grad_grad_flow: Tensor, grad_grad_mask: Tensor):
 
 _convex_upsample.register_autograd(_backward, setup_context=_setup_context)
 _convex_upsample_backward.register_autograd(_double_backward, setup_context=_setup_context)
+_call = eager(_convex_upsample, _setup_context, _backward)
 
 
 def convex_upsample(flow: Tensor, mask: Tensor, factor: int = 8) -> Tensor:
@@ -111,4 +113,4 @@ def convex_upsample(flow: Tensor, mask: Tensor, factor: int = 8) -> Tensor:
         )
     if reference_wanted():
         return run_reference(convex_upsample_reference, flow, mask, factor)
-    return _convex_upsample(flow, mask, factor)
+    return _call(flow, mask, factor)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from gangealing_fast.ops._common import check_tensor, compute_dtype
 from gangealing_fast.ops._dispatch import reference_wanted, run_reference
+from gangealing_fast.ops._eager import eager
 from gangealing_fast.ops._reference import reference_vjp
 
 
@@ -74,6 +75,7 @@ def _double_backward(ctx, grad_grad_flow: Tensor):
 
 _flow_regularizer.register_autograd(_backward, setup_context=_setup_context)
 _flow_regularizer_backward.register_autograd(_double_backward, setup_context=_setup_context)
+_call = eager(_flow_regularizer, _setup_context, _backward)
 
 
 def flow_regularizer(flow: Tensor) -> tuple[Tensor, Tensor]:
@@ -92,4 +94,4 @@ def flow_regularizer(flow: Tensor) -> tuple[Tensor, Tensor]:
         raise ValueError(f"flow_regularizer: flow has no points; its shape is {list(flow.shape)}.")
     if reference_wanted():
         return run_reference(flow_regularizer_reference, flow)
-    return _flow_regularizer(flow)
+    return _call(flow)

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from gangealing_fast.ops._common import check_device, check_tensor
 from gangealing_fast.ops._dispatch import reference_wanted, run_reference
-from gangealing_fast.ops._reference import reference_vjp
+from gangealing_fast.ops._sampling import register_sampler
 
 PADDING_MODES = ("zeros", "border", "reflection")
 
@@ -74,73 +74,11 @@ def grid_sample_reference(x: Tensor, grid: Tensor, *, padding_mode: str = "zeros
     return torch.where(finite.unsqueeze(1), result, torch.nan).to(x.dtype)
 
 
-@torch.library.custom_op("gangealing_fast::grid_sample", mutates_args=())
-def _grid_sample(x: Tensor, grid: Tensor, padding_mode: int, align_corners: bool) -> Tensor:
+def _by_number(x: Tensor, grid: Tensor, padding_mode: int, align_corners: bool) -> Tensor:
     return grid_sample_reference(x, grid, padding_mode=PADDING_MODES[padding_mode], align_corners=align_corners)
 
 
-@_grid_sample.register_fake
-def _(x: Tensor, grid: Tensor, padding_mode: int, align_corners: bool) -> Tensor:
-    return x.new_empty(x.shape[0], x.shape[1], grid.shape[1], grid.shape[2])
-
-
-def _vjp(grad: Tensor, x: Tensor, grid: Tensor, padding_mode: int, align_corners: bool) -> tuple[Tensor, Tensor]:
-    def forward(x: Tensor, grid: Tensor) -> Tensor:
-        return grid_sample_reference(x, grid, padding_mode=PADDING_MODES[padding_mode], align_corners=align_corners)
-
-    return torch.func.vjp(forward, x, grid)[1](grad)
-
-
-@torch.library.custom_op("gangealing_fast::grid_sample_backward", mutates_args=())
-def _grid_sample_backward(
-    grad: Tensor, x: Tensor, grid: Tensor, padding_mode: int, align_corners: bool, need_x: bool, need_grid: bool
-) -> tuple[Tensor, Tensor]:
-    def forward(x: Tensor, grid: Tensor) -> Tensor:
-        return grid_sample_reference(x, grid, padding_mode=PADDING_MODES[padding_mode], align_corners=align_corners)
-
-    grad_x, grad_grid = reference_vjp(forward, (x, grid), grad)
-    return grad_x if need_x else x.new_empty(0), grad_grid if need_grid else grid.new_empty(0)
-
-
-@_grid_sample_backward.register_fake
-def _(
-    grad: Tensor, x: Tensor, grid: Tensor, padding_mode: int, align_corners: bool, need_x: bool, need_grid: bool
-) -> tuple[Tensor, Tensor]:
-    return x.new_empty(x.shape if need_x else 0), grid.new_empty(grid.shape if need_grid else 0)
-
-
-def _setup_context(ctx, inputs, output) -> None:
-    x, grid, ctx.padding_mode, ctx.align_corners = inputs
-    ctx.save_for_backward(x, grid)
-
-
-def _backward(ctx, grad: Tensor):
-    need_x, need_grid = ctx.needs_input_grad[:2]
-    grad_x, grad_grid = _grid_sample_backward(grad, *ctx.saved_tensors, ctx.padding_mode, ctx.align_corners, need_x, need_grid)
-    return grad_x if need_x else None, grad_grid if need_grid else None, None, None
-
-
-def _setup_context_backward(ctx, inputs, output) -> None:
-    grad, x, grid, ctx.padding_mode, ctx.align_corners, ctx.need_x, ctx.need_grid = inputs
-    ctx.save_for_backward(grad, x, grid)
-
-
-def _double_backward(ctx, grad_grad_x: Tensor, grad_grad_grid: Tensor):
-    grad, x, grid = ctx.saved_tensors
-    tangents = (
-        grad_grad_x if ctx.need_x else torch.zeros_like(x),
-        grad_grad_grid if ctx.need_grid else torch.zeros_like(grid),
-    )
-
-    def first_order(grad: Tensor, x: Tensor, grid: Tensor) -> tuple[Tensor, Tensor]:
-        return _vjp(grad, x, grid, ctx.padding_mode, ctx.align_corners)
-
-    gradients = torch.func.vjp(first_order, grad, x, grid)[1](tangents)
-    return *gradients, None, None, None, None
-
-
-_grid_sample.register_autograd(_backward, setup_context=_setup_context)
-_grid_sample_backward.register_autograd(_double_backward, setup_context=_setup_context_backward)
+_grid_sample = register_sampler("grid_sample", "bool align_corners", _by_number)
 
 
 def check_image_and_grid(operator: str, x: Tensor, grid: Tensor, padding_mode: str) -> None:

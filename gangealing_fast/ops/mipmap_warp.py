@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gangealing_fast.ops._dispatch import reference_wanted, run_reference
-from gangealing_fast.ops._reference import reference_vjp
+from gangealing_fast.ops._sampling import register_sampler
 from gangealing_fast.ops.grid_sample import (
     PADDING_MODES,
     check_image_and_grid,
@@ -104,73 +104,11 @@ def mipmap_warp_reference(x: Tensor, grid: Tensor, *, padding_mode: str = "borde
     return torch.where(broken.unsqueeze(1), torch.nan, result).to(x.dtype)
 
 
-@torch.library.custom_op("gangealing_fast::mipmap_warp", mutates_args=())
-def _mipmap_warp(x: Tensor, grid: Tensor, padding_mode: int, max_levels: float) -> Tensor:
+def _by_number(x: Tensor, grid: Tensor, padding_mode: int, max_levels: float) -> Tensor:
     return mipmap_warp_reference(x, grid, padding_mode=PADDING_MODES[padding_mode], max_levels=max_levels)
 
 
-@_mipmap_warp.register_fake
-def _(x: Tensor, grid: Tensor, padding_mode: int, max_levels: float) -> Tensor:
-    return x.new_empty(x.shape[0], x.shape[1], grid.shape[1], grid.shape[2])
-
-
-def _vjp(grad: Tensor, x: Tensor, grid: Tensor, padding_mode: int, max_levels: float) -> tuple[Tensor, Tensor]:
-    def forward(x: Tensor, grid: Tensor) -> Tensor:
-        return mipmap_warp_reference(x, grid, padding_mode=PADDING_MODES[padding_mode], max_levels=max_levels)
-
-    return torch.func.vjp(forward, x, grid)[1](grad)
-
-
-@torch.library.custom_op("gangealing_fast::mipmap_warp_backward", mutates_args=())
-def _mipmap_warp_backward(
-    grad: Tensor, x: Tensor, grid: Tensor, padding_mode: int, max_levels: float, need_x: bool, need_grid: bool
-) -> tuple[Tensor, Tensor]:
-    def forward(x: Tensor, grid: Tensor) -> Tensor:
-        return mipmap_warp_reference(x, grid, padding_mode=PADDING_MODES[padding_mode], max_levels=max_levels)
-
-    grad_x, grad_grid = reference_vjp(forward, (x, grid), grad)
-    return grad_x if need_x else x.new_empty(0), grad_grid if need_grid else grid.new_empty(0)
-
-
-@_mipmap_warp_backward.register_fake
-def _(
-    grad: Tensor, x: Tensor, grid: Tensor, padding_mode: int, max_levels: float, need_x: bool, need_grid: bool
-) -> tuple[Tensor, Tensor]:
-    return x.new_empty(x.shape if need_x else 0), grid.new_empty(grid.shape if need_grid else 0)
-
-
-def _setup_context(ctx, inputs, output) -> None:
-    x, grid, ctx.padding_mode, ctx.max_levels = inputs
-    ctx.save_for_backward(x, grid)
-
-
-def _backward(ctx, grad: Tensor):
-    need_x, need_grid = ctx.needs_input_grad[:2]
-    grad_x, grad_grid = _mipmap_warp_backward(grad, *ctx.saved_tensors, ctx.padding_mode, ctx.max_levels, need_x, need_grid)
-    return grad_x if need_x else None, grad_grid if need_grid else None, None, None
-
-
-def _setup_context_backward(ctx, inputs, output) -> None:
-    grad, x, grid, ctx.padding_mode, ctx.max_levels, ctx.need_x, ctx.need_grid = inputs
-    ctx.save_for_backward(grad, x, grid)
-
-
-def _double_backward(ctx, grad_grad_x: Tensor, grad_grad_grid: Tensor):
-    grad, x, grid = ctx.saved_tensors
-    tangents = (
-        grad_grad_x if ctx.need_x else torch.zeros_like(x),
-        grad_grad_grid if ctx.need_grid else torch.zeros_like(grid),
-    )
-
-    def first_order(grad: Tensor, x: Tensor, grid: Tensor) -> tuple[Tensor, Tensor]:
-        return _vjp(grad, x, grid, ctx.padding_mode, ctx.max_levels)
-
-    gradients = torch.func.vjp(first_order, grad, x, grid)[1](tangents)
-    return *gradients, None, None, None, None
-
-
-_mipmap_warp.register_autograd(_backward, setup_context=_setup_context)
-_mipmap_warp_backward.register_autograd(_double_backward, setup_context=_setup_context_backward)
+_mipmap_warp = register_sampler("mipmap_warp", "float max_levels", _by_number)
 
 
 def mipmap_warp(x: Tensor, grid: Tensor, *, padding_mode: str = "border", max_levels: float = 3.5) -> Tensor:
