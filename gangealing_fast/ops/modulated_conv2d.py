@@ -2,24 +2,55 @@
 """Modulated convolution (StyleGAN2, arXiv 1912.04958, section 2.2): a convolution whose input channels are scaled per sample.
 
     W'[n, o, i, k] = weight[o, i, k] * style[n, i]
-    W''            = W' / sqrt(sum over i, k of W'^2 + 1e-8)          (demodulation)
-    y[n]           = W''[n] * x[n]                                     (correlation, same padding)
+    W''            = W' * d[n, o],   d[n, o] = 1 / sqrt(sum over i, k of W'^2 + 1e-8)     (demodulation, else d = 1)
+    y[n]           = W''[n] * x[n]                                                        (correlation, same padding)
+    y              = gain * lrelu(y + noise * noise_strength + bias)                      (where a bias is given)
 
-Scaling the activations instead of the weight, `y = d * (weight * (style * x))` with `d[n, o]` the reciprocal norm above, is the
-same number with one shared convolution instead of N grouped ones; it is what `modulated_conv2d` computes.
-`modulated_conv2d_reference` follows the definition, sample by sample.
+Scaling the activations instead of the weight, `y = d * (weight * (style * x))`, is the same number with one shared convolution
+instead of N grouped ones. The references follow the definition, sample by sample; `composed` is the shared convolution in
+torch's own operators; compiled kernels fuse style, d and the activation into the convolution. The registered operator takes d
+as an input, so that its gradient leaves by plain autograd, and keeps x and y alone for its backward: the activation and d
+are undone from y, as slope > 0.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gangealing_fast.ops._dispatch import reference_wanted
+from gangealing_fast.ops._common import check_device, check_tensor, output_format, parameter
+from gangealing_fast.ops._reference import reference_vjp
+from gangealing_fast.ops.bias_act import bias_act, bias_act_reference
 from gangealing_fast.ops.upfirdn2d import blur_filter, upfirdn2d, upfirdn2d_reference
 
 EPSILON = 1e-8
+Algorithm = Literal["auto", "library", "fused"]
+_algorithm: Algorithm = "auto"
+_ops = torch.ops.gangealing_fast
+
+
+@contextmanager
+def convolution_algorithm(name: Algorithm) -> Iterator[None]:
+    """Choose how `modulated_conv2d` convolves inside a `with` block; process-wide, forward and backward alike.
+
+    "library": torch's convolution (oneDNN, cuDNN) on scaled activations. "fused": this package's own kernel wherever it can
+    serve; on CPUs that is a Winograd convolution F(4x4, 3x3) for float32 3x3 kernels, whose results err by 1e-5 relatively
+    (2-norm) where the library's err by 5e-7. "auto", the default: the faster one for the shape at hand.
+    """
+    global _algorithm
+    if name not in ("auto", "library", "fused"):
+        raise ValueError(f'convolution_algorithm: choose "auto", "library" or "fused", not {name!r}.')
+    previous, _algorithm = _algorithm, name
+    try:
+        yield
+    finally:
+        _algorithm = previous
 
 
 def blur_padding(filter_size: int, kernel_size: int, *, up: bool) -> tuple[int, int]:
@@ -31,39 +62,19 @@ def blur_padding(filter_size: int, kernel_size: int, *, up: bool) -> tuple[int, 
     return (total + 1) // 2, total // 2
 
 
-def _check(x: Tensor, weight: Tensor, style: Tensor, up: bool, down: bool) -> None:
-    if x.dim() != 4:
-        raise ValueError(f"modulated_conv2d: x must be [N, Cin, H, W], got {list(x.shape)}")
-    if weight.dim() != 4 or weight.shape[2] != weight.shape[3]:
-        raise ValueError(f"modulated_conv2d: weight must be [Cout, Cin, k, k], got {list(weight.shape)}")
-    if weight.shape[1] != x.shape[1]:
-        raise ValueError(f"modulated_conv2d: weight expects {weight.shape[1]} input channels, x has {x.shape[1]}")
-    if tuple(style.shape) != (x.shape[0], x.shape[1]):
-        raise ValueError(f"modulated_conv2d: style must be [{x.shape[0]}, {x.shape[1]}], got {list(style.shape)}")
-    if up and down:
-        raise ValueError("modulated_conv2d: up and down exclude each other; choose one")
-    if len({x.device, weight.device, style.device}) > 1:
-        raise ValueError("modulated_conv2d: x, weight and style must be on one device")
+def demodulation_of(weight: Tensor, style: Tensor) -> Tensor:
+    """d `[N, Cout]` of `weight` `[Cout, Cin, k, k]` and `style` `[N, Cin]`, in the dtype of `style`."""
+    energy = weight.to(style.dtype).square().sum((2, 3))
+    return torch.rsqrt(style.square() @ energy.t() + EPSILON)
 
 
-def modulated_conv2d_reference(
-    x: Tensor,
-    weight: Tensor,
-    style: Tensor,
-    *,
-    up: bool = False,
-    down: bool = False,
-    demodulate: bool = True,
-    f: Tensor | None = None,
-) -> Tensor:
-    """The definition, one grouped convolution with a weight per sample; arguments as `modulated_conv2d`."""
+def _per_sample(x: Tensor, modulated: Tensor, f: Tensor, up: bool, down: bool) -> Tensor:
+    """One grouped convolution with a weight per sample, `modulated` `[N, Cout, Cin, k, k]`."""
     n, cin, h, w = x.shape
-    cout, _, k, _ = weight.shape
-    modulated = weight[None] * style[:, None, :, None, None]
-    if demodulate:
-        modulated = modulated * torch.rsqrt(modulated.square().sum((2, 3, 4), keepdim=True) + EPSILON)
-    modulated = modulated.to(x.dtype)
-    f = blur_filter(device=x.device) if f is None else f
+    cout, k = modulated.shape[1], modulated.shape[3]
+    if n == 0:  # there is no convolution of no groups
+        one = F.pad(x, (0, 0) * 3 + (0, 1)), F.pad(modulated, (0, 0) * 4 + (0, 1))
+        return _per_sample(*one, f, up, down)[:0]
     if up:
         grouped = modulated.transpose(1, 2).reshape(n * cin, cout, k, k)
         y = F.conv_transpose2d(x.reshape(1, n * cin, h, w), grouped, stride=2, groups=n)
@@ -78,7 +89,7 @@ def modulated_conv2d_reference(
     return y.reshape(n, cout, y.shape[2], y.shape[3])
 
 
-def modulated_conv2d(
+def modulated_conv2d_reference(
     x: Tensor,
     weight: Tensor,
     style: Tensor,
@@ -87,20 +98,44 @@ def modulated_conv2d(
     down: bool = False,
     demodulate: bool = True,
     f: Tensor | None = None,
+    bias: Tensor | None = None,
+    noise: Tensor | None = None,
+    noise_strength: Tensor | None = None,
+    slope: float = 0.2,
+    gain: float = 2**0.5,
 ) -> Tensor:
-    """Convolve `x` with `weight` scaled per sample by `style`; differentiable to any order.
+    """The definition in plain torch; arguments as `modulated_conv2d`."""
+    modulated = weight[None] * style[:, None, :, None, None]
+    if demodulate:
+        modulated = modulated * torch.rsqrt(modulated.square().sum((2, 3, 4), keepdim=True) + EPSILON)
+    y = _per_sample(x, modulated.to(x.dtype), blur_filter(device=x.device) if f is None else f, up, down)
+    if bias is None:
+        return y
+    return bias_act_reference(y, bias, slope=slope, gain=gain, noise=noise, noise_strength=noise_strength)
 
-    x: `[N, Cin, H, W]`. weight: `[Cout, Cin, k, k]`, already multiplied by its run-time scale. style: `[N, Cin]`.
-    up: double the size (stride-2 transposed convolution, then the low-pass filter with gain 4).
-    down: halve the size (low-pass filter, then a stride-2 convolution). demodulate: normalise every output map (eq. 3).
-    f: low-pass filter `[a, b]`, [1, 3, 3, 1] by default. Returns `[N, Cout, H', W']`, H' = H, 2H or H/2.
-    Raises ValueError for shapes or devices that do not fit, or up and down together.
-    """
-    _check(x, weight, style, up, down)
+
+def operator_reference(
+    x: Tensor, weight: Tensor, style: Tensor, demodulation: Tensor | None, f: Tensor,
+    bias: Tensor | None, noise: Tensor | None, noise_strength: Tensor | None,
+    up: bool, down: bool, slope: float, gain: float,
+) -> Tensor:  # fmt: skip
+    """The registered operator in plain torch: as the definition, with d given."""
+    modulated = weight.to(style.dtype)[None] * style[:, None, :, None, None]
+    if demodulation is not None:
+        modulated = modulated * demodulation[:, :, None, None, None]
+    y = _per_sample(x, modulated.to(x.dtype), f, up, down)
+    if bias is not None:
+        y = bias_act_reference(y, bias, slope=slope, gain=gain, noise=noise, noise_strength=noise_strength)
+    return y.contiguous(memory_format=output_format(x))
+
+
+def composed(
+    x: Tensor, weight: Tensor, style: Tensor, demodulation: Tensor | None, f: Tensor,
+    bias: Tensor | None, noise: Tensor | None, noise_strength: Tensor | None,
+    up: bool, down: bool, slope: float, gain: float,
+) -> Tensor:  # fmt: skip
+    """The registered operator by a shared convolution of scaled activations, differentiable to any order."""
     k = weight.shape[2]
-    f = blur_filter(device=x.device) if f is None else f
-    if reference_wanted():
-        return modulated_conv2d_reference(x, weight, style, up=up, down=down, demodulate=demodulate, f=f)
     scaled = x * style.to(x.dtype)[:, :, None, None]
     kernel = weight.to(x.dtype)
     if up:
@@ -110,8 +145,261 @@ def modulated_conv2d(
         y = F.conv2d(upfirdn2d(scaled, f, padding=blur_padding(f.shape[0], k, up=False)), kernel, stride=2)
     else:
         y = F.conv2d(scaled, kernel, padding=k // 2)
-    if demodulate:
-        energy = weight.float().square().sum((2, 3)) if weight.dtype != torch.float64 else weight.square().sum((2, 3))
-        norm = torch.rsqrt(style.to(energy.dtype).square() @ energy.t() + EPSILON)
-        y = y * norm.to(y.dtype)[:, :, None, None]
-    return y
+    if demodulation is not None:
+        y = y * demodulation.to(y.dtype)[:, :, None, None]
+    if bias is not None:
+        y = bias_act(y, bias, slope=slope, gain=gain, noise=noise, noise_strength=noise_strength)
+    return y.contiguous(memory_format=output_format(x))
+
+
+@torch.library.custom_op("gangealing_fast::modulated_conv2d", mutates_args=())
+def _modulated_conv2d(
+    x: Tensor, weight: Tensor, style: Tensor, demodulation: Tensor | None, f: Tensor,
+    bias: Tensor | None, noise: Tensor | None, noise_strength: Tensor | None,
+    up: bool, down: bool, slope: float, gain: float, algorithm: str,
+) -> Tensor:  # fmt: skip
+    return operator_reference(x, weight, style, demodulation, f, bias, noise, noise_strength, up, down, slope, gain)
+
+
+@_modulated_conv2d.register_fake
+def _(x, weight, style, demodulation, f, bias, noise, noise_strength, up, down, slope, gain, algorithm):
+    n, _, h, w = x.shape
+    k = weight.shape[2]
+    if up:
+        h, w = 2 * h, 2 * w
+    elif down:
+        h, w = h // 2, w // 2
+    else:
+        h, w = h + 1 - k % 2, w + 1 - k % 2
+    return torch.empty((n, weight.shape[0], h, w), dtype=x.dtype, device=x.device, memory_format=output_format(x))
+
+
+@_modulated_conv2d.register_kernel("cpu")
+def _(x, weight, style, demodulation, f, bias, noise, noise_strength, up, down, slope, gain, algorithm):
+    return composed(x, weight, style, demodulation, f, bias, noise, noise_strength, up, down, slope, gain)
+
+
+def _transposed(function, grad, inputs, needs, f, options) -> tuple[Tensor, ...]:
+    """The gradients of `function`, one of the two above, for those of `inputs` that need one; `[0]` for the others."""
+    wanted = [i for i, (t, needed) in enumerate(zip(inputs, needs, strict=True)) if needed and t is not None]
+
+    def of_wanted(*leaves: Tensor) -> Tensor:
+        values = list(inputs)
+        for i, leaf in zip(wanted, leaves, strict=True):
+            values[i] = leaf
+        return function(*values[:4], f, *values[4:], *options)
+
+    found = dict(zip(wanted, reference_vjp(of_wanted, tuple(inputs[i] for i in wanted), grad), strict=True))
+    if 0 in found:
+        found[0] = found[0].contiguous(memory_format=output_format(inputs[0]))
+    return tuple(found[i] if i in found else grad.new_empty(0) for i in range(7))
+
+
+@torch.library.custom_op("gangealing_fast::modulated_conv2d_backward", mutates_args=())
+def _modulated_conv2d_backward(
+    grad: Tensor, x: Tensor, weight: Tensor, style: Tensor, demodulation: Tensor | None, f: Tensor,
+    bias: Tensor | None, noise: Tensor | None, noise_strength: Tensor | None,
+    y: Tensor | None, up: bool, down: bool, slope: float, gain: float, algorithm: str,
+    need_x: bool, need_weight: bool, need_style: bool, need_demodulation: bool, need_activation: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """Gradients of x, weight, style, demodulation, bias, noise and noise_strength, `[0]` where not needed (the last three are
+    needed together). y: the operator's output, given where there is a bias or d's gradient is needed."""
+    inputs = (x, weight, style, demodulation, bias, noise, noise_strength)
+    needs = (need_x, need_weight, need_style, need_demodulation, *[need_activation] * 3)
+    return _transposed(operator_reference, grad, inputs, needs, f, (up, down, slope, gain))
+
+
+@_modulated_conv2d_backward.register_fake
+def _(
+    grad, x, weight, style, demodulation, f, bias, noise, noise_strength, y, up, down, slope, gain, algorithm,
+    need_x, need_weight, need_style, need_demodulation, need_activation,
+):  # fmt: skip
+    inputs = (x, weight, style, demodulation, bias, noise, noise_strength)
+    needs = (need_x, need_weight, need_style, need_demodulation, *[need_activation] * 3)
+    empty = [
+        torch.empty(t.shape, dtype=t.dtype, device=t.device) if needed and t is not None else grad.new_empty(0)
+        for t, needed in zip(inputs, needs, strict=True)
+    ]
+    if need_x:
+        empty[0] = torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=output_format(x))
+    return tuple(empty)
+
+
+@_modulated_conv2d_backward.register_kernel("cpu")
+def _(
+    grad, x, weight, style, demodulation, f, bias, noise, noise_strength, y, up, down, slope, gain, algorithm,
+    need_x, need_weight, need_style, need_demodulation, need_activation,
+):  # fmt: skip
+    inputs = (x, weight, style, demodulation, bias, noise, noise_strength)
+    needs = (need_x, need_weight, need_style, need_demodulation, *[need_activation] * 3)
+    return _transposed(composed, grad, inputs, needs, f, (up, down, slope, gain))
+
+
+def _setup_context(ctx, inputs, output):
+    *tensors, ctx.up, ctx.down, ctx.slope, ctx.gain, ctx.algorithm = inputs
+    bias, demodulation = tensors[5], tensors[3]
+    keeps_output = bias is not None or (demodulation is not None and demodulation.requires_grad)
+    ctx.save_for_backward(*tensors, output if keeps_output else None)
+
+
+def _backward(ctx, grad):
+    x, weight, style, demodulation, f, bias, noise, noise_strength, y = ctx.saved_tensors
+    needs = ctx.needs_input_grad
+    found = _ops.modulated_conv2d_backward(
+        grad, x, weight, style, demodulation, f, bias, noise, noise_strength, y,
+        ctx.up, ctx.down, ctx.slope, ctx.gain, ctx.algorithm, *needs[:4], any(needs[5:8]),
+    )  # fmt: skip
+    gradients = [g if needed else None for g, needed in zip(found, (*needs[:4], *needs[5:8]), strict=True)]
+    return *gradients[:4], None, *gradients[4:], *[None] * 5
+
+
+def _setup_backward_context(ctx, inputs, output):
+    *tensors, ctx.up, ctx.down, ctx.slope, ctx.gain, ctx.algorithm = inputs[:15]
+    ctx.computed = (*inputs[15:19], *[inputs[19]] * 3)
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*tensors)
+
+
+def _double_backward(ctx, *tangents):
+    """The backward is the transpose of the operator's derivative: its own gradient is that derivative along `tangents`
+    (for grad), and the transpose of that derivative's derivatives (for the rest). Without the activation the operator is
+    linear in each tensor, so that all of it is the operator again."""
+    grad, *saved, y = ctx.saved_tensors
+    needs = ctx.needs_input_grad[1:9]
+    with torch.enable_grad():
+        leaves = [t if t is None else t.detach().requires_grad_(needed) for t, needed in zip(saved, needs, strict=True)]
+        x, weight, style, demodulation, f, bias, noise, strength = leaves
+        tangents = [t if computed else None for t, computed in zip(tangents, ctx.computed, strict=True)]
+        along_x, along_weight, along_style, along_d, *along_activation = tangents
+        convolve = partial(
+            _ops.modulated_conv2d, f=f, bias=None, noise=None, noise_strength=None,
+            up=ctx.up, down=ctx.down, slope=1.0, gain=1.0, algorithm=ctx.algorithm,
+        )  # fmt: skip
+        scaled = [along_x * style[:, :, None, None]] if along_x is not None else []
+        scaled += [x * along_style[:, :, None, None]] if along_style is not None else []
+        terms = [convolve(sum(scaled).to(x.dtype), weight, torch.ones_like(style), demodulation)] if scaled else []
+        terms += [convolve(x, along_weight, style, demodulation)] if along_weight is not None else []
+        terms += [convolve(x, weight, style, along_d)] if along_d is not None and demodulation is not None else []
+        factors = (bias if bias is None else bias.new_ones(()), strength, noise)
+        shapes = ((1, -1, 1, 1), None, (1,))
+        for along, factor, shape in zip(along_activation, factors, shapes, strict=True):
+            if along is not None and factor is not None:
+                terms += [(along.reshape(shape) if shape else along) * factor]
+        if not terms:
+            return (None,) * 20
+        total = sum(terms).to(x.dtype)
+        if bias is not None:
+            total = _ops.bias_act_backward(total.expand(y.shape), y, ctx.slope, ctx.gain, False, -1)[0]
+        wanted = [t for t in leaves if t is not None and t.requires_grad]
+        found = iter(torch.autograd.grad(total, wanted, grad, allow_unused=True) if wanted and total.requires_grad else ())
+    rest = [next(found, None) if t is not None and t.requires_grad else None for t in leaves]
+    return total.detach(), *rest, *[None] * 11
+
+
+_modulated_conv2d.register_autograd(_backward, setup_context=_setup_context)
+_modulated_conv2d_backward.register_autograd(_double_backward, setup_context=_setup_backward_context)
+
+
+def _check(x: Tensor, weight: Tensor, style: Tensor, f: Tensor | None, up: bool, down: bool) -> None:
+    check_tensor("modulated_conv2d", "x", x, 4, "[N, Cin, H, W]")
+    check_tensor("modulated_conv2d", "weight", weight, 4, "[Cout, Cin, k, k]")
+    check_tensor("modulated_conv2d", "style", style, 2, "[N, Cin]")
+    if weight.shape[2] != weight.shape[3] or weight.shape[2] < 1:
+        raise ValueError(f"modulated_conv2d: weight must have shape [Cout, Cin, k, k], but it has shape {list(weight.shape)}.")
+    if weight.shape[1] != x.shape[1]:
+        raise ValueError(f"modulated_conv2d: weight expects {weight.shape[1]} input channels but x has {x.shape[1]}.")
+    if tuple(style.shape) != (x.shape[0], x.shape[1]):
+        raise ValueError(f"modulated_conv2d: style must be {[x.shape[0], x.shape[1]]}, but it has shape {list(style.shape)}.")
+    if up and down:
+        raise ValueError("modulated_conv2d: up and down exclude each other; choose one.")
+    if min(x.shape[2:]) < (2 if down else 1):
+        raise ValueError(f"modulated_conv2d: x of {x.shape[2]} x {x.shape[3]} is too small.")
+    if f is not None and (f.dim() != 2 or f.shape[0] != f.shape[1] or f.shape[0] < 1):
+        raise ValueError(f"modulated_conv2d: f must be a square filter [n, n], but it has shape {list(f.shape)}.")
+
+
+def _check_activation(x, weight, up, down, bias, noise, noise_strength, slope, gain) -> None:
+    if list(bias.shape) != [weight.shape[0]]:
+        raise ValueError(f"modulated_conv2d: bias must have shape {[weight.shape[0]]}, but it has shape {list(bias.shape)}.")
+    if not gain > 0 or not slope >= 0:
+        raise ValueError(f"modulated_conv2d: gain must be positive and slope not negative, not gain={gain}, slope={slope}.")
+    if (noise is None) != (noise_strength is None):
+        raise ValueError("modulated_conv2d: noise and noise_strength belong together; give both or neither.")
+    if noise is not None:
+        even = 1 - weight.shape[2] % 2
+        size = [2 * s if up else s // 2 if down else s + even for s in x.shape[2:]]
+        if list(noise.shape) not in ([x.shape[0], 1, *size], [1, 1, *size]):
+            raise ValueError(
+                f"modulated_conv2d: noise has shape {list(noise.shape)}, expected {[x.shape[0], 1, *size]} or a batch of 1."
+            )
+        if noise_strength.numel() != 1:
+            raise ValueError(
+                f"modulated_conv2d: noise_strength must be one number, but has shape {list(noise_strength.shape)}."
+            )
+
+
+def _under_autocast(x: Tensor) -> Tensor:
+    """`x` in the dtype that autocast would give a convolution's input."""
+    device = x.device.type
+    if x.dtype != torch.float64 and torch.is_autocast_enabled(device):
+        return x.to(torch.get_autocast_dtype(device))
+    return x
+
+
+def modulated_conv2d(
+    x: Tensor,
+    weight: Tensor,
+    style: Tensor,
+    *,
+    up: bool = False,
+    down: bool = False,
+    demodulate: bool = True,
+    f: Tensor | None = None,
+    bias: Tensor | None = None,
+    noise: Tensor | None = None,
+    noise_strength: Tensor | None = None,
+    slope: float = 0.2,
+    gain: float = 2**0.5,
+) -> Tensor:
+    """Convolve `x` with `weight` scaled per sample by `style`; with a bias, add noise and bias and apply a leaky ReLU too.
+
+    Args:
+        x: activations `[N, Cin, H, W]`, any floating dtype; channels-last is fastest on CPUs. Autocast applies.
+        weight: `[Cout, Cin, k, k]`, already multiplied by its run-time scale; of the dtype of `x` or float32 beside half precision.
+        style: `[N, Cin]`, of the dtype of `x` or float32 beside half precision, like the parameters below.
+        up: double the size (stride-2 transposed convolution, then the low-pass filter with gain 4).
+        down: halve the size (low-pass filter, then a stride-2 convolution).
+        demodulate: normalise every output map (eq. 3 of the paper).
+        f: constant low-pass filter `[n, n]`, [1, 3, 3, 1] by default.
+        bias: `[Cout]`; where given, the result is `bias_act` of the convolution, with the arguments below.
+        noise, noise_strength, slope, gain: as in `bias_act`.
+
+    Returns:
+        `[N, Cout, H', W']`, H' = H, 2H or H/2, in the dtype and layout of `x`. Twice differentiable in all tensors but f.
+        `convolution_algorithm` chooses between kernels.
+
+    Raises:
+        ValueError, TypeError: an argument does not fit; the message says which and how.
+    """
+    _check(x, weight, style, f, up, down)
+    check_device("modulated_conv2d", x, weight=weight, style=style, f=f, bias=bias, noise=noise, noise_strength=noise_strength)
+    x = _under_autocast(x)
+    style = parameter("modulated_conv2d", "style", style, x)
+    if weight.dtype not in (x.dtype, style.dtype):
+        parameter("modulated_conv2d", "weight", weight, x)
+    demodulation = demodulation_of(weight, style) if demodulate else None
+    f = blur_filter(device=x.device).to(style.dtype) if f is None else f.detach().to(style.dtype)
+    arguments = (x, weight, style, demodulation, f)
+    if bias is None:
+        if noise is not None or noise_strength is not None:
+            raise ValueError("modulated_conv2d: noise is added where a bias is given; pass a bias too.")
+        return _ops.modulated_conv2d(*arguments, None, None, None, up, down, 1.0, 1.0, _algorithm)
+    _check_activation(x, weight, up, down, bias, noise, noise_strength, slope, gain)
+    if slope == 0:  # the activation could not be undone in the backward
+        y = _ops.modulated_conv2d(*arguments, None, None, None, up, down, 1.0, 1.0, _algorithm)
+        return bias_act(y, bias, slope=slope, gain=gain, noise=noise, noise_strength=noise_strength)
+    bias, noise, noise_strength = (
+        None if t is None else parameter("modulated_conv2d", name, t, x)
+        for name, t in (("bias", bias), ("noise", noise), ("noise_strength", noise_strength))
+    )
+    return _ops.modulated_conv2d(*arguments, bias, noise, noise_strength, up, down, float(slope), float(gain), _algorithm)
