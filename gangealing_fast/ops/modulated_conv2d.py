@@ -25,6 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gangealing_fast.ops._common import check_device, check_tensor, output_format, parameter
+from gangealing_fast.ops._dispatch import reference_wanted, run_reference
 from gangealing_fast.ops._reference import reference_vjp
 from gangealing_fast.ops.bias_act import bias_act, bias_act_reference
 from gangealing_fast.ops.upfirdn2d import blur_filter, upfirdn2d, upfirdn2d_reference
@@ -158,7 +159,7 @@ def _modulated_conv2d(
     bias: Tensor | None, noise: Tensor | None, noise_strength: Tensor | None,
     up: bool, down: bool, slope: float, gain: float, algorithm: str,
 ) -> Tensor:  # fmt: skip
-    return operator_reference(x, weight, style, demodulation, f, bias, noise, noise_strength, up, down, slope, gain)
+    return composed(x, weight, style, demodulation, f, bias, noise, noise_strength, up, down, slope, gain)
 
 
 @_modulated_conv2d.register_fake
@@ -172,11 +173,6 @@ def _(x, weight, style, demodulation, f, bias, noise, noise_strength, up, down, 
     else:
         h, w = h + 1 - k % 2, w + 1 - k % 2
     return torch.empty((n, weight.shape[0], h, w), dtype=x.dtype, device=x.device, memory_format=output_format(x))
-
-
-@_modulated_conv2d.register_kernel("cpu")
-def _(x, weight, style, demodulation, f, bias, noise, noise_strength, up, down, slope, gain, algorithm):
-    return composed(x, weight, style, demodulation, f, bias, noise, noise_strength, up, down, slope, gain)
 
 
 def _transposed(function, grad, inputs, needs, f, options) -> tuple[Tensor, ...]:
@@ -206,7 +202,7 @@ def _modulated_conv2d_backward(
     needed together). y: the operator's output, given where there is a bias or d's gradient is needed."""
     inputs = (x, weight, style, demodulation, bias, noise, noise_strength)
     needs = (need_x, need_weight, need_style, need_demodulation, *[need_activation] * 3)
-    return _transposed(operator_reference, grad, inputs, needs, f, (up, down, slope, gain))
+    return _transposed(composed, grad, inputs, needs, f, (up, down, slope, gain))
 
 
 @_modulated_conv2d_backward.register_fake
@@ -223,16 +219,6 @@ def _(
     if need_x:
         empty[0] = torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=output_format(x))
     return tuple(empty)
-
-
-@_modulated_conv2d_backward.register_kernel("cpu")
-def _(
-    grad, x, weight, style, demodulation, f, bias, noise, noise_strength, y, up, down, slope, gain, algorithm,
-    need_x, need_weight, need_style, need_demodulation, need_activation,
-):  # fmt: skip
-    inputs = (x, weight, style, demodulation, bias, noise, noise_strength)
-    needs = (need_x, need_weight, need_style, need_demodulation, *[need_activation] * 3)
-    return _transposed(composed, grad, inputs, needs, f, (up, down, slope, gain))
 
 
 def _setup_context(ctx, inputs, output):
@@ -387,19 +373,22 @@ def modulated_conv2d(
     style = parameter("modulated_conv2d", "style", style, x)
     if weight.dtype not in (x.dtype, style.dtype):
         parameter("modulated_conv2d", "weight", weight, x)
-    demodulation = demodulation_of(weight, style) if demodulate else None
     f = blur_filter(device=x.device).to(style.dtype) if f is None else f.detach().to(style.dtype)
-    arguments = (x, weight, style, demodulation, f)
-    if bias is None:
-        if noise is not None or noise_strength is not None:
-            raise ValueError("modulated_conv2d: noise is added where a bias is given; pass a bias too.")
-        return _ops.modulated_conv2d(*arguments, None, None, None, up, down, 1.0, 1.0, _algorithm)
-    _check_activation(x, weight, up, down, bias, noise, noise_strength, slope, gain)
-    if slope == 0:  # the activation could not be undone in the backward
-        y = _ops.modulated_conv2d(*arguments, None, None, None, up, down, 1.0, 1.0, _algorithm)
-        return bias_act(y, bias, slope=slope, gain=gain, noise=noise, noise_strength=noise_strength)
-    bias, noise, noise_strength = (
-        None if t is None else parameter("modulated_conv2d", name, t, x)
-        for name, t in (("bias", bias), ("noise", noise), ("noise_strength", noise_strength))
-    )
-    return _ops.modulated_conv2d(*arguments, bias, noise, noise_strength, up, down, float(slope), float(gain), _algorithm)
+    if bias is not None:
+        _check_activation(x, weight, up, down, bias, noise, noise_strength, slope, gain)
+        bias, noise, noise_strength = (
+            None if t is None else parameter("modulated_conv2d", name, t, x)
+            for name, t in (("bias", bias), ("noise", noise), ("noise_strength", noise_strength))
+        )
+    elif noise is not None or noise_strength is not None:
+        raise ValueError("modulated_conv2d: noise is added where a bias is given; pass a bias too.")
+    if reference_wanted():
+        return run_reference(
+            modulated_conv2d_reference, x, weight, style, up=up, down=down, demodulate=demodulate, f=f,
+            bias=bias, noise=noise, noise_strength=noise_strength, slope=slope, gain=gain,
+        )  # fmt: skip
+    convolve = partial(_ops.modulated_conv2d, x, weight, style, demodulation_of(weight, style) if demodulate else None, f)
+    if bias is None or slope == 0:  # which the backward could not undo
+        y = convolve(None, None, None, up, down, 1.0, 1.0, _algorithm)
+        return y if bias is None else bias_act(y, bias, slope=slope, gain=gain, noise=noise, noise_strength=noise_strength)
+    return convolve(bias, noise, noise_strength, up, down, float(slope), float(gain), _algorithm)
