@@ -7,6 +7,7 @@ import importlib
 
 _EXPORTS = {
     "Alignment": "spatial_transformer",
+    "ClusterClassifier": "cluster_classifier",
     "Discriminator": "discriminator",
     "EfficientNetPerceptual": "efficientnet",
     "Generator": "generator",
