@@ -16,7 +16,7 @@ from gangealing_fast.ops import bilinear_downsample
 
 
 class ClusterClassifier(Trunk):
-    """Pictures `[N, 3, H, W]` in [-1, 1] to logits `[N, K]`, or `[N, 2K]` with flips (class c + K: the mirror image is of cluster c).
+    """`[N, 3, H, W]` in [-1, 1] to logits `[N, K]`, or `[N, 2K]` with flips (class c + K: its mirror image is of cluster c).
 
     size: side at which it looks at a picture, a power of two >= 8; larger pictures are downsampled. clusters: K. flips: whether
     mirrored pictures are classes of their own. Widths as in `SpatialTransformer`. State-dict keys are the published ones.
