@@ -74,6 +74,9 @@ def measure(options: argparse.Namespace) -> int:
         print("These benchmarks need a CUDA device, and torch finds none on this machine; nothing was measured.", file=sys.stderr)
         return 2
     threads = [1] if device.type == "cuda" else options.threads
+    # float32 means float32, and torch may choose its fastest convolutions, as a user who wants speed would have it.
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cudnn.benchmark = True
     kept = options.allocator == "keep" and device.type == "cpu" and machine.keep_freed_memory()
     if options.json:
         found = {str(count): machine.limits(count, device) for count in threads}
@@ -100,7 +103,7 @@ def measure(options: argparse.Namespace) -> int:
                 memory.append(peaks(case, index, options.device))
                 print(f"{operator} {case.name}, peak bytes beyond the inputs: {memory[-1]['bytes']}", flush=True)
             machine.release_memory()
-        torch.compiler.reset()
+            torch.compiler.reset()  # after too many recompilations of one function dynamo would quietly run it uncompiled
         if options.json:
 
             def replaced(_: str, record: dict[str, Any], name: str = operator) -> bool:

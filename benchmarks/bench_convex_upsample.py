@@ -42,6 +42,7 @@ def cases() -> list[Case]:
                 ),
                 moved={FORWARD: mask + flow + fine, BOTH: 3 * (mask + flow) + 2 * fine},
                 targets={"reference": 20, "compile": 6} if batch == 5 else {},
+                peak=batch == 40,
             )
         )
     return result

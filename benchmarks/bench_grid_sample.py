@@ -46,6 +46,7 @@ def cases() -> list[Case]:
                 ),
                 moved={FORWARD: picture + grid + out, BOTH: 3 * (picture + grid) + 2 * out},
                 targets={"torch": 1.0},
+                everywhere=True,
             )
         )
     return result

@@ -45,6 +45,7 @@ def cases() -> list[Case]:
                 moved={FORWARD: 1.67 * picture + grid + out, BOTH: 5 * picture + 3 * grid + 2 * out},
                 targets={"reference": target},
                 kinks=0.002,
+                peak=name == "four levels",
             )
         )
     return result

@@ -13,7 +13,7 @@ How to write a benchmark. One file per operator, `bench_<operator>.py`, with one
 - `moved` and `operations`: for every timed pass the bytes that any implementation has to move (each input read once, each
   output written once, what backward needs read once again) and the floating point operations that it has to do. They turn
   times into fractions of what the machine can do;
-- `targets`: what the project wants, for one thread and the case's last pass: `{"reference": 13, "compile": 5}` are ratios,
+- `targets`: what the project wants on a CPU, for one thread and the case's last pass: `{"reference": 13, "compile": 5}` are ratios,
   `{"bandwidth": 0.5, "throughput": 1.0}` fractions of the limits, `{"memory": 0.5}` the peak against the reference's.
 
 `compare(case, threads)` first checks that all variants agree and refuses to time them otherwise. Then it runs them in turn,
@@ -70,6 +70,7 @@ class Case:
     None means the one of `dtype`.
     kinks: share of every gradient's entries, those that differ most, that is left out of that: functions with kinks have
     several right gradients where the inputs hit one by chance.
+    everywhere: the targets hold for every pass and number of threads, not only for the last pass on one.
     peak: measure every variant's peak memory too, each in a process of its own.
     """
 
@@ -84,6 +85,7 @@ class Case:
     targets: dict[str, float] = field(default_factory=dict)
     tolerance: float | None = None
     kinks: float = 0.0
+    everywhere: bool = False
     peak: bool = False
 
 
@@ -281,6 +283,7 @@ def compare(case: Case, threads: int, *, plan: Plan | None = None, device: torch
                     runner = Runner(case, variant, device)
                 runners.append(runner)
             check_agreement(case, runners, what)
+            aimed = case.everywhere or (what == case.passes[-1] and threads == 1)
             calls = {runner.variant.name: partial(runner.run, what) for runner in runners}
             records.append({
                 "operator": case.operator,
@@ -291,7 +294,7 @@ def compare(case: Case, threads: int, *, plan: Plan | None = None, device: torch
                 "dtype": str(case.dtype).removeprefix("torch."),
                 "bytes": case.moved.get(what),
                 "operations": case.operations.get(what),
-                "targets": case.targets if what == case.passes[-1] and threads == 1 and device.type == "cpu" else {},
+                "targets": case.targets if aimed and device.type == "cpu" else {},
                 "notes": {variant.name: variant.note for variant in case.variants if variant.note},
                 "variants": {**summarise(interleave(calls, plan, _clock(device))), **failures},
             })

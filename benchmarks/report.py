@@ -66,7 +66,8 @@ def verdicts(found: Record) -> list[Record]:
         reached = fractions(record, found["limits"])
         held = memory.get((record["operator"], record["case"]), {})
         for name, goal in record["targets"].items():
-            case = f"{record['case']}, {record['dtype']}, {record['pass']}"
+            threads = f", {record['threads']} threads" if record["threads"] > 1 else ""
+            case = f"{record['case']}, {record['dtype']}, {record['pass']}{threads}"
             if name in ("bandwidth", "throughput"):
                 rows.append(_verdict(record["operator"], case, f"of the {name} limit", goal, reached.get(name), share=True))
             elif name == "memory":
@@ -97,7 +98,7 @@ def _targets(found: Record) -> list[str]:
     lines = [
         "## Targets",
         "",
-        f"{sum(row['met'] is True for row in rows)} of {len(rows)} met. One thread; the ratio of the medians is compared.",
+        f"{sum(row['met'] is True for row in rows)} of {len(rows)} met. One thread unless said; ratios of medians.",
         "",
     ]
     body = [[row["operator"], row["case"], row["what"], row["goal"], row["measured"], words[row["met"]]] for row in rows]
@@ -157,7 +158,7 @@ def _machine(found: Record) -> list[str]:
         f"{machine['device'] or machine['processor']}, {machine['cores']} cores, {machine['memory_gb']} GB, {machine['vectors']};"
         f" {machine['system']}, Python {machine['python']}, torch {machine['torch']}."
         f" Commit {machine['commit']}, {machine['date']}."
-        f" malloc {kept}, for all variants alike.",
+        + (" TF32 off." if machine["device"] else f" malloc {kept}, for all variants alike."),
         "",
     ]
     rows = [
