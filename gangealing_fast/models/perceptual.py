@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from gangealing_fast.errors import UserError
 from gangealing_fast.models.efficientnet import EfficientNetPerceptual
+from gangealing_fast.models.self_supervised import SelfSupervisedPerceptual
 from gangealing_fast.ops.lpips_distance import lpips_distance
 
 # (index in VGG16's list of layers, output channels) of the convolutions of each slice; a slice but the first starts
@@ -30,7 +31,7 @@ _SLICES = (
 )
 _SELF_SUPERVISED_DIVISOR = 18.0
 BACKBONE_FILE = "vgg16-397923af.pth"
-PERCEPTUAL_NAMES = ("efficientnet", "lpips")
+PERCEPTUAL_NAMES = ("efficientnet", "lpips", "self")
 
 
 def _read(path: Path, what: str) -> dict[str, Tensor]:
@@ -212,10 +213,22 @@ def _drop_aliases(module: nn.Module, state: dict[str, Tensor], prefix: str, *_: 
         del state[key]
 
 
-def build_perceptual(name: str = "efficientnet", **options: Any) -> EfficientNetPerceptual | Lpips:
-    """The perceptual distance called `name`, "efficientnet" (works offline) or "lpips", with that class's options."""
+def build_perceptual(
+    name: str = "efficientnet", **options: Any
+) -> EfficientNetPerceptual | Lpips | SelfSupervisedPerceptual:
+    """The perceptual distance called `name`, with that class's options.
+
+    "efficientnet" works offline, "lpips" needs VGG16's weights, "self" the `weights` that the contrast command learned.
+    """
     if name == "efficientnet":
         return EfficientNetPerceptual(**options)
     if name == "lpips":
         return Lpips(**options)
+    if name == "self":
+        if options.get("weights") is None:
+            raise UserError(
+                "the self-supervised distance has no weights yet: learn them with python -m gangealing_fast.contrast and give its "
+                "results folder with --perceptual-weights"
+            )
+        return SelfSupervisedPerceptual.load(options["weights"])
     raise UserError(f"the perceptual distance must be one of {', '.join(PERCEPTUAL_NAMES)}, got {name!r}.")

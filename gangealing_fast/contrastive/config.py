@@ -1,0 +1,36 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Options of `python -m gangealing_fast.contrast`. Imports nothing heavy, so that --help is quick."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class ContrastConfig:
+    """Learn a perceptual distance from your own pictures and a generator's samples. The same command resumes a killed run."""
+
+    out: Path
+    """Results folder: perceptual.safetensors, checkpoint.pt, log.jsonl."""
+    data: Path | None = None
+    """Pictures: a folder or a .tar."""
+    generator: Path | None = None
+    """A generator; where --data is given too, half of each batch are samples."""
+    size: int = 64
+    """Side of the pictures, 16 or more."""
+    steps: int = 1500
+    batch: int = 64
+    """Pictures per step, each seen in two views."""
+    widths: tuple[int, ...] = (32, 64, 96, 128, 128)
+    """Channels of the five slices."""
+    temperature: float = 0.2
+    mirror: bool = True
+    """Whether a picture and its mirror image count as the same."""
+    learning_rate: float = 1e-3
+    snapshot: int = 250
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    seed: int = 0
+    threads: int = 0
+    device: str = "auto"
