@@ -46,6 +46,16 @@ def test_a_run_leaves_everything_it_promises(folder, transforms, capsys):
     assert "perceptual distance" in capsys.readouterr().out
 
 
+def test_the_perceptual_distance_can_be_learned_on_the_way(folder):
+    """Without outside weights; and a run that finds the distance learned already gives the same numbers."""
+    config = train_config(folder, perceptual="self", perceptual_steps=2, steps=2)
+    run(config)
+    assert (folder / "run-perceptual" / "perceptual.safetensors").exists()
+    again = dataclasses.replace(config, out=folder / "again", perceptual_weights=folder / "run-perceptual")
+    run(again)
+    assert without_time(config.out / "log.jsonl") == without_time(again.out / "log.jsonl")
+
+
 def test_stopped_and_resumed_equals_uninterrupted(folder, monkeypatch):
     config = train_config(folder, snapshot=25, steps=30)  # ticks of 2 steps, which do not divide 25
     run(dataclasses.replace(config, out=folder / "whole"))

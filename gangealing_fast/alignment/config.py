@@ -57,11 +57,14 @@ class TrainConfig:
     tv_weight: float = 1000.0
     identity_weight: float = 1.0
     padding_mode: Literal["reflection", "border", "zeros"] = "reflection"
-    perceptual: Literal["efficientnet", "lpips"] = "efficientnet"
+    perceptual: Literal["efficientnet", "lpips", "self"] = "efficientnet"
+    """self: features learned from --data and the generator's samples; done first, beside --out, where no weights are given."""
     perceptual_size: int = 64
     """Smaller pictures are enlarged to this side before the perceptual network looks at them (efficientnet)."""
     perceptual_weights: Path | None = None
-    """Backbone file of lpips, where it is not in torchvision's cache."""
+    """Backbone file of lpips, where it is not in torchvision's cache; for self, what the contrast command learned."""
+    perceptual_steps: int = 1500
+    """How long features are learned for --perceptual self where no weights are given."""
     sample_from_full_resolution: bool = True
     """Warp the generator's full-size samples; otherwise those already downsampled to --flow-size."""
     average_half_life: float = 10_000.0

@@ -80,6 +80,8 @@ def build(config: TrainConfig, device: torch.device) -> AlignmentStep:
     options: dict[str, Any] = {"min_size": config.perceptual_size} if config.perceptual == "efficientnet" else {}
     if config.perceptual == "lpips" and config.perceptual_weights is not None:
         options["backbone"] = config.perceptual_weights
+    elif config.perceptual == "self":
+        options["weights"] = config.perceptual_weights or learn_perceptual(config)
     micro = config.micro_batch or max(1, min(config.batch, PIXELS_PER_PASS // generator.size**2))
     return AlignmentStep(
         generator=generator,
@@ -106,6 +108,29 @@ def build(config: TrainConfig, device: torch.device) -> AlignmentStep:
         sample_from_full_resolution=config.sample_from_full_resolution,
         dtype=resolve(config.precision, device),
     )
+
+
+def learn_perceptual(config: TrainConfig) -> Path:
+    """Weights of the self-supervised distance, learned (or gone on learning) beside the run's folder."""
+    # Only here: few runs need it.
+    from gangealing_fast.contrastive.config import ContrastConfig
+    from gangealing_fast.contrastive.training import run as contrast
+
+    folder = config.out.with_name(f"{config.out.name}-perceptual")
+    print(f"learning the perceptual distance first, in {folder}")
+    options = ContrastConfig(
+        out=folder,
+        data=config.data,
+        generator=config.generator,
+        size=max(16, config.flow_size),
+        steps=config.perceptual_steps,
+        mirror=config.digit is None,
+        seed=config.seed,
+        threads=config.threads,
+        device=config.device,
+    )
+    with private_stream(config.seed):  # whether this was done before must not show in the run
+        return contrast(options)
 
 
 def real_pictures(config: TrainConfig, size: int) -> Tensor | None:
