@@ -6,6 +6,7 @@ from __future__ import annotations
 import importlib
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -76,6 +77,8 @@ def test_compare_returns_a_record_for_every_pass():
     (alone,) = compare(case, 2, plan=ONCE)
     assert alone["pass"] == BOTH and alone["threads"] == 2 and alone["targets"] == {}
     assert torch.get_num_threads() == threads
+    found = [*compare(replace(case, everywhere=True), 1, plan=ONCE), *compare(replace(case, everywhere=True), 2, plan=ONCE)]
+    assert [record["targets"] for record in found] == [{"reference": 2.0}] * 3
 
 
 @pytest.mark.parametrize(
