@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 // Bilinear sampling at grid points. Maths: gangealing_fast/ops/grid_sample.py.
 //
-// For a block of grid points the four offsets and weights are worked out once, in loops that vectorise, and then used
-// for every channel. Half-precision tensors are converted before and after. The image's gradient is scattered plane by
-// plane, each plane by one thread in the order of the grid, so that the result does not depend on the number of
-// threads.
-#include "../sampling.h"
+// For a block of grid points offsets and weights are worked out once, in loops that vectorise, and then used for every
+// channel. The image is read where it lies, whatever its strides. Half-precision tensors are converted before and after.
+// The image's gradient is scattered plane by plane, each plane by one thread in the order of the grid, so that the result
+// does not depend on the number of threads.
+#include "grid_points.h"
 
 #include <algorithm>
 #include <limits>
@@ -13,146 +13,154 @@
 
 namespace ggf::grid_sample {
 
-inline constexpr int64_t block = 128;  // grid points handled together
-
-// What a block of points reads: value = sum_k weight[k] * texel[offset[k]], and likewise its derivatives by the grid's
-// x, y.
-template <typename A>
-struct Taps {
-  int32_t offset[4][block];
-  A weight[4][block], by_x[4][block], by_y[4][block];
+// A run of grid points of one sample.
+struct Run {
+  int64_t sample, begin, count;
 };
 
-template <typename A>
-struct Problem {
-  const A* x;     // [N, C, H, W]
-  const A* grid;  // [N, points, 2]
-  int64_t channels, height, width, points;
-  int64_t padding;
-  bool align_corners;
-};
-
-template <typename A>
-GGF_INLINE A clamp(A value, A last) {
-  const A lifted = value > 0 ? value : A(0);
-  return lifted < last ? lifted : last;
-}
-
-template <Padding padding, bool derivatives, typename A>
-GGF_INLINE void find_taps(const Problem<A>& problem, const A* GGF_RESTRICT grid, int64_t count, A broken,
-                          Taps<A>& taps) {
-  const Axis<A> horizontal = axis_of<A>(problem.width, problem.align_corners);
-  const Axis<A> vertical = axis_of<A>(problem.height, problem.align_corners);
-  const A last_column = horizontal.size - 1, last_row = vertical.size - 1;
-  const int32_t width = static_cast<int32_t>(problem.width);
-  for (int64_t p = 0; p < count; ++p) {
-    const Position<A> x = locate<padding>(grid[2 * p], horizontal);
-    const Position<A> y = locate<padding>(grid[2 * p + 1], vertical);
-    const A finite = x.finite * y.finite;
-    // A texel outside the image counts as 0: it is read at the nearest place inside, with weight 0.
-    const A left = clamp(x.low, last_column), right = clamp(x.low + 1, last_column);
-    const A top = clamp(y.low, last_row), bottom = clamp(y.low + 1, last_row);
-    const A in_left = left == x.low ? finite : A(0), in_right = right == x.low + 1 ? finite : A(0);
-    const A in_top = top == y.low ? A(1) : A(0), in_bottom = bottom == y.low + 1 ? A(1) : A(0);
-    const A weight_left = in_left * (1 - x.part), weight_right = in_right * x.part;
-    const A weight_top = in_top * (1 - y.part), weight_bottom = in_bottom * y.part;
-    const int32_t first = static_cast<int32_t>(left), second = static_cast<int32_t>(right);
-    const int32_t upper = static_cast<int32_t>(top) * width, lower = static_cast<int32_t>(bottom) * width;
-    taps.offset[0][p] = upper + first;
-    taps.offset[1][p] = upper + second;
-    taps.offset[2][p] = lower + first;
-    taps.offset[3][p] = lower + second;
-    taps.weight[0][p] = finite > 0 ? weight_top * weight_left : broken;
-    taps.weight[1][p] = weight_top * weight_right;
-    taps.weight[2][p] = weight_bottom * weight_left;
-    taps.weight[3][p] = weight_bottom * weight_right;
-    if constexpr (derivatives) {
-      taps.by_x[0][p] = -weight_top * in_left * x.slope;
-      taps.by_x[1][p] = weight_top * in_right * x.slope;
-      taps.by_x[2][p] = -weight_bottom * in_left * x.slope;
-      taps.by_x[3][p] = weight_bottom * in_right * x.slope;
-      taps.by_y[0][p] = -in_top * weight_left * y.slope;
-      taps.by_y[1][p] = -in_top * weight_right * y.slope;
-      taps.by_y[2][p] = in_bottom * weight_left * y.slope;
-      taps.by_y[3][p] = in_bottom * weight_right * y.slope;
-    }
-  }
-}
-
-template <bool derivatives, typename A>
-GGF_INLINE void find_taps(const Problem<A>& problem, int64_t point, int64_t count, A broken, Taps<A>& taps) {
-  const A* grid = problem.grid + 2 * point;
-  if (problem.padding == zeros) find_taps<zeros, derivatives>(problem, grid, count, broken, taps);
-  if (problem.padding == border) find_taps<border, derivatives>(problem, grid, count, broken, taps);
-  if (problem.padding == reflection) find_taps<reflection, derivatives>(problem, grid, count, broken, taps);
-}
-
-// output: [N, C, points]; points [begin, end) of one sample
-template <typename A>
-GGF_MULTIVERSION void forward_block(const Problem<A>& problem, A* output, int64_t sample, int64_t begin, int64_t end) {
-  const int64_t count = end - begin, plane = problem.height * problem.width;
-  Taps<A> taps;
-  find_taps<false>(problem, sample * problem.points + begin, count, std::numeric_limits<A>::quiet_NaN(), taps);
+// output: [N, C, points]
+template <Layout layout, typename A>
+GGF_MULTIVERSION void forward_channels(const Problem<A>& problem, const Run& run, const Points<A>& points, A* output) {
+  const A* x = problem.x + run.sample * problem.sample_stride;
+  Row<A> upper, lower;
   for (int64_t c = 0; c < problem.channels; ++c) {
-    const A* GGF_RESTRICT x = problem.x + (sample * problem.channels + c) * plane;
-    A value[block];
-    for (int64_t p = 0; p < count; ++p)
-      value[p] = taps.weight[0][p] * x[taps.offset[0][p]] + taps.weight[1][p] * x[taps.offset[1][p]] +
-                  taps.weight[2][p] * x[taps.offset[2][p]] + taps.weight[3][p] * x[taps.offset[3][p]];
-    std::copy_n(value, count, output + (sample * problem.channels + c) * problem.points + begin);
+    const Texels<A> top = fetch<layout>(problem, x, c, points, run.count, upper);
+    const Texels<A> bottom = fetch<layout>(problem, x + step_down(problem), c, points, run.count, lower);
+    A* GGF_RESTRICT out = output + (run.sample * problem.channels + c) * problem.points + run.begin;
+    for (int64_t p = 0; p < run.count; ++p) {
+      const A above = points.x.first[p] * top.first[2 * p] + points.x.second[p] * top.second[2 * p];
+      const A below = points.x.first[p] * bottom.first[2 * p] + points.x.second[p] * bottom.second[2 * p];
+      out[p] = points.y.first[p] * above + points.y.second[p] * below;
+    }
   }
 }
 
 // grad: [N, C, points]; grad_grid: [N, points, 2]
-template <typename A>
-GGF_MULTIVERSION void grid_block(const Problem<A>& problem, const A* grad, A* grad_grid, int64_t sample, int64_t begin,
-                                 int64_t end) {
-  const int64_t count = end - begin, plane = problem.height * problem.width;
-  Taps<A> taps;
-  find_taps<true>(problem, sample * problem.points + begin, count, A(0), taps);
+template <Layout layout, typename A>
+GGF_MULTIVERSION void grid_channels(const Problem<A>& problem, const Run& run, const Points<A>& points, const A* grad,
+                                    A* GGF_RESTRICT grad_grid) {
+  const A* x = problem.x + run.sample * problem.sample_stride;
+  Row<A> upper, lower;
   A by_x[block], by_y[block];
-  for (int64_t p = 0; p < count; ++p) by_x[p] = by_y[p] = 0;
+  for (int64_t p = 0; p < run.count; ++p) by_x[p] = by_y[p] = 0;
   for (int64_t c = 0; c < problem.channels; ++c) {
-    const A* GGF_RESTRICT x = problem.x + (sample * problem.channels + c) * plane;
-    const A* GGF_RESTRICT g = grad + (sample * problem.channels + c) * problem.points + begin;
-    for (int64_t p = 0; p < count; ++p) {
-      const A t0 = x[taps.offset[0][p]], t1 = x[taps.offset[1][p]];
-      const A t2 = x[taps.offset[2][p]], t3 = x[taps.offset[3][p]];
-      by_x[p] += g[p] * (taps.by_x[0][p] * t0 + taps.by_x[1][p] * t1 + taps.by_x[2][p] * t2 + taps.by_x[3][p] * t3);
-      by_y[p] += g[p] * (taps.by_y[0][p] * t0 + taps.by_y[1][p] * t1 + taps.by_y[2][p] * t2 + taps.by_y[3][p] * t3);
+    const Texels<A> top = fetch<layout>(problem, x, c, points, run.count, upper);
+    const Texels<A> bottom = fetch<layout>(problem, x + step_down(problem), c, points, run.count, lower);
+    const A* GGF_RESTRICT g = grad + (run.sample * problem.channels + c) * problem.points + run.begin;
+    prefetch_next_run(g + run.count);
+    for (int64_t p = 0; p < run.count; ++p) {
+      const A t0 = top.first[2 * p], t1 = top.second[2 * p], b0 = bottom.first[2 * p], b1 = bottom.second[2 * p];
+      const A above = points.x.first[p] * t0 + points.x.second[p] * t1;
+      const A below = points.x.first[p] * b0 + points.x.second[p] * b1;
+      const A slope_above = points.x.slope_first[p] * t0 + points.x.slope_second[p] * t1;
+      const A slope_below = points.x.slope_first[p] * b0 + points.x.slope_second[p] * b1;
+      by_x[p] += g[p] * (points.y.first[p] * slope_above + points.y.second[p] * slope_below);
+      by_y[p] += g[p] * (points.y.slope_first[p] * above + points.y.slope_second[p] * below);
     }
   }
-  A* GGF_RESTRICT result = grad_grid + 2 * (sample * problem.points + begin);
-  for (int64_t p = 0; p < count; ++p) {
-    result[2 * p] = by_x[p];
-    result[2 * p + 1] = by_y[p];
+  for (int64_t p = 0; p < run.count; ++p) {
+    grad_grid[2 * p] = points.finite[p] > 0 ? by_x[p] : A(0);
+    grad_grid[2 * p + 1] = points.finite[p] > 0 ? by_y[p] : A(0);
   }
 }
 
-// The gradient of planes [begin, end) of the image, counted over all samples; grad_x is 0 before.
+inline constexpr int64_t lanes = 16;  // adjacent channels handled together
+
+// As forward_channels, for adjacent channels: vectors of channels instead of vectors of points.
 template <typename A>
-GGF_MULTIVERSION void image_planes(const Problem<A>& problem, const A* grad, A* grad_x, int64_t begin, int64_t end) {
-  const int64_t plane = problem.height * problem.width;
-  Taps<A> taps;
-  // Planes of one sample share their taps: the points are the outer loop.
-  while (begin < end) {
-    const int64_t sample = begin / problem.channels, last = std::min(end, (sample + 1) * problem.channels);
-    for (int64_t first = 0; first < problem.points; first += block) {
-      const int64_t count = std::min(block, problem.points - first);
-      find_taps<false>(problem, sample * problem.points + first, count, A(0), taps);
-      for (int64_t item = begin; item < last; ++item) {
-        const A* GGF_RESTRICT g = grad + item * problem.points + first;
-        A* result = grad_x + item * plane;
-        for (int64_t p = 0; p < count; ++p) {
-          const A value = g[p];
-          result[taps.offset[0][p]] += taps.weight[0][p] * value;
-          result[taps.offset[1][p]] += taps.weight[1][p] * value;
-          result[taps.offset[2][p]] += taps.weight[2][p] * value;
-          result[taps.offset[3][p]] += taps.weight[3][p] * value;
-        }
-      }
+GGF_MULTIVERSION void forward_vectors(const Problem<A>& problem, const Run& run, const Points<A>& points, A* output) {
+  const int64_t across = step_across(problem), down = step_down(problem);
+  A values[block][lanes];
+  for (int64_t c = 0; c < problem.channels; c += lanes) {
+    const int64_t width = std::min(lanes, problem.channels - c);
+    const A* x = problem.x + run.sample * problem.sample_stride + c;
+    for (int64_t p = 0; p < run.count; ++p) {
+      const A* GGF_RESTRICT top = x + points.offset[p];
+      const A* GGF_RESTRICT bottom = top + down;
+      const A x0 = points.x.first[p], x1 = points.x.second[p], y0 = points.y.first[p], y1 = points.y.second[p];
+      const auto value = [&](int64_t k) GGF_INLINE_LAMBDA {
+        return y0 * (x0 * top[k] + x1 * top[k + across]) + y1 * (x0 * bottom[k] + x1 * bottom[k + across]);
+      };
+      if (width == lanes)
+        for (int64_t k = 0; k < lanes; ++k) values[p][k] = value(k);
+      else
+        for (int64_t k = 0; k < width; ++k) values[p][k] = value(k);
     }
-    begin = last;
+    for (int64_t k = 0; k < width; ++k) {
+      A* GGF_RESTRICT out = output + (run.sample * problem.channels + c + k) * problem.points + run.begin;
+      for (int64_t p = 0; p < run.count; ++p) out[p] = values[p][k];
+    }
+  }
+}
+
+// As grid_channels, for adjacent channels.
+template <typename A>
+GGF_MULTIVERSION void grid_vectors(const Problem<A>& problem, const Run& run, const Points<A>& points, const A* grad,
+                                   A* GGF_RESTRICT grad_grid) {
+  const int64_t across = step_across(problem), down = step_down(problem);
+  A gradient[block][lanes], by_x[block][lanes], by_y[block][lanes];
+  for (int64_t p = 0; p < run.count; ++p)
+    for (int64_t k = 0; k < lanes; ++k) by_x[p][k] = by_y[p][k] = 0;
+  for (int64_t c = 0; c < problem.channels; c += lanes) {
+    const int64_t width = std::min(lanes, problem.channels - c);
+    for (int64_t k = 0; k < width; ++k) {
+      const A* GGF_RESTRICT g = grad + (run.sample * problem.channels + c + k) * problem.points + run.begin;
+      prefetch_next_run(g + run.count);
+      for (int64_t p = 0; p < run.count; ++p) gradient[p][k] = g[p];
+    }
+    const A* x = problem.x + run.sample * problem.sample_stride + c;
+    for (int64_t p = 0; p < run.count; ++p) {
+      const A* GGF_RESTRICT top = x + points.offset[p];
+      const A* GGF_RESTRICT bottom = top + down;
+      const A x0 = points.x.first[p], x1 = points.x.second[p], y0 = points.y.first[p], y1 = points.y.second[p];
+      const A dx0 = points.x.slope_first[p], dx1 = points.x.slope_second[p];
+      const A dy0 = points.y.slope_first[p], dy1 = points.y.slope_second[p];
+      const auto add = [&](int64_t k) GGF_INLINE_LAMBDA {
+        const A t0 = top[k], t1 = top[k + across], b0 = bottom[k], b1 = bottom[k + across];
+        by_x[p][k] += gradient[p][k] * (y0 * (dx0 * t0 + dx1 * t1) + y1 * (dx0 * b0 + dx1 * b1));
+        by_y[p][k] += gradient[p][k] * (dy0 * (x0 * t0 + x1 * t1) + dy1 * (x0 * b0 + x1 * b1));
+      };
+      if (width == lanes)
+        for (int64_t k = 0; k < lanes; ++k) add(k);
+      else
+        for (int64_t k = 0; k < width; ++k) add(k);
+    }
+  }
+  for (int64_t p = 0; p < run.count; ++p) {
+    for (int64_t half = lanes / 2; half > 0; half /= 2)
+      for (int64_t k = 0; k < half; ++k) {
+        by_x[p][k] += by_x[p][k + half];
+        by_y[p][k] += by_y[p][k + half];
+      }
+    grad_grid[2 * p] = points.finite[p] > 0 ? by_x[p][0] : A(0);
+    grad_grid[2 * p + 1] = points.finite[p] > 0 ? by_y[p][0] : A(0);
+  }
+}
+
+// Adds a run's gradient to planes [begin, end) of the image's gradient, counted over all samples; grad: [N, C, points]
+template <typename A>
+GGF_MULTIVERSION void scatter(const Problem<A>& problem, const Run& run, const Points<A>& points, const A* grad,
+                              A* grad_x, int64_t begin, int64_t end) {
+  const int64_t plane = problem.height * problem.width;
+  const int64_t across = problem.width > 1 ? 1 : 0, down = problem.height > 1 ? problem.width : 0;
+  A weight[4][block];
+  for (int64_t p = 0; p < run.count; ++p) {
+    weight[0][p] = points.y.first[p] * points.x.first[p];
+    weight[1][p] = points.y.first[p] * points.x.second[p];
+    weight[2][p] = points.y.second[p] * points.x.first[p];
+    weight[3][p] = points.y.second[p] * points.x.second[p];
+  }
+  for (int64_t item = begin; item < end; ++item) {
+    const A* GGF_RESTRICT g = grad + item * problem.points + run.begin;
+    A* result = grad_x + item * plane;
+    for (int64_t p = 0; p < run.count; ++p) {
+      A* texel = result + points.offset[p];
+      const A value = g[p];
+      texel[0] += weight[0][p] * value;
+      texel[across] += weight[1][p] * value;
+      texel[down] += weight[2][p] * value;
+      texel[down + across] += weight[3][p] * value;
+    }
   }
 }
 
@@ -165,30 +173,61 @@ void check(const Tensor& x, const Tensor& grid, int64_t padding) {
                   "grid_sample: a plane of x must have fewer than 2^31 texels, an axis fewer than 2^24");
 }
 
-template <typename A>
-Problem<A> problem_of(const Tensor& x, const Tensor& grid, int64_t padding, bool align_corners) {
-  return {x.const_data_ptr<A>(), grid.const_data_ptr<A>(), x.size(1), x.size(2), x.size(3),
-          grid.size(1) * grid.size(2), padding, align_corners};
+// Whether all offsets into a sample of x fit into 32 bits.
+bool has_short_offsets(const Tensor& x) {
+  return (x.size(2) - 1) * x.stride(2) + (x.size(3) - 1) * x.stride(3) <= INT32_MAX;
 }
 
-template <typename Body>
-void for_each_block(int64_t batch, int64_t points, int64_t channels, const Body& body) {
-  const int64_t blocks = ceil_divide(points, block);
-  parallel_for(0, batch * blocks, grain(4 * channels * block), [&](int64_t first, int64_t last) {
-    for (int64_t item = first; item < last; ++item)
-      body(item / blocks, item % blocks * block, std::min(points, (item % blocks + 1) * block));
+// `x` of type A, with strides that the kernels can use.
+template <typename A>
+Tensor readable(const Tensor& x) {
+  const Tensor result = in_type(x, compute_scalar_type<A>);
+  return has_short_offsets(result) ? result : in_layout(result, false);
+}
+
+template <typename A>
+Problem<A> problem_of(const Tensor& x, const Tensor& grid, int64_t padding, bool align_corners) {
+  return {x.const_data_ptr<A>(),
+          grid.const_data_ptr<A>(),
+          x.size(1),
+          x.size(2),
+          x.size(3),
+          grid.size(1) * grid.size(2),
+          padding,
+          x.stride(0),
+          x.stride(1),
+          x.stride(2),
+          x.stride(3),
+          axis_of<A>(x.size(3), align_corners),
+          axis_of<A>(x.size(2), align_corners)};
+}
+
+template <typename A, typename Body>
+void for_each_run(const Problem<A>& problem, int64_t batch, const Body& body) {
+  const int64_t blocks = ceil_divide(problem.points, block);
+  parallel_for(0, batch * blocks, grain(4 * problem.channels * block), [&](int64_t first, int64_t last) {
+    for (int64_t item = first; item < last; ++item) {
+      const int64_t begin = item % blocks * block;
+      body(Run{item / blocks, begin, std::min(block, problem.points - begin)});
+    }
   });
 }
 
 template <typename A>
 Tensor forward_as(const Tensor& x_, const Tensor& grid_, int64_t padding, bool align_corners) {
-  const Tensor x = converted(x_, compute_scalar_type<A>), grid = converted(grid_, compute_scalar_type<A>);
+  const Tensor x = readable<A>(x_), grid = converted(grid_, compute_scalar_type<A>);
   const Tensor output = empty({x.size(0), x.size(1), grid.size(1), grid.size(2)}, compute_scalar_type<A>);
   if (output.numel() == 0) return output;
   const Problem<A> problem = problem_of<A>(x, grid, padding, align_corners);
+  const Layout layout = layout_of(problem);
   A* data = output.mutable_data_ptr<A>();
-  for_each_block(x.size(0), problem.points, problem.channels, [&](int64_t sample, int64_t begin, int64_t end) {
-    forward_block<A>(problem, data, sample, begin, end);
+  for_each_run(problem, x.size(0), [&](const Run& run) {
+    Points<A> points;
+    find_points<false>(problem, run.sample, run.begin, run.count, std::numeric_limits<A>::quiet_NaN(), points);
+    if (layout == Layout::rows) forward_channels<Layout::rows>(problem, run, points, data);
+    if (layout == Layout::triples) forward_channels<Layout::triples>(problem, run, points, data);
+    if (layout == Layout::strided) forward_channels<Layout::strided>(problem, run, points, data);
+    if (layout == Layout::vectors) forward_vectors(problem, run, points, data);
   });
   return output;
 }
@@ -201,26 +240,53 @@ Tensor forward(const Tensor& x, const Tensor& grid, int64_t padding, bool align_
 }
 
 template <typename A>
+void image_gradient(const Problem<A>& problem, int64_t batch, const A* grad, A* grad_x) {
+  parallel_for(0, batch * problem.channels, grain(4 * problem.points), [&](int64_t begin, int64_t end) {
+    Points<A> points;
+    // Planes of one sample share their points: these are the outer loop.
+    while (begin < end) {
+      const int64_t sample = begin / problem.channels, last = std::min(end, (sample + 1) * problem.channels);
+      for (int64_t first = 0; first < problem.points; first += block) {
+        const Run run{sample, first, std::min(block, problem.points - first)};
+        find_points<false>(problem, sample, first, run.count, A(0), points);
+        scatter(problem, run, points, grad, grad_x, begin, last);
+      }
+      begin = last;
+    }
+  });
+}
+
+template <typename A>
+void grid_gradient(const Problem<A>& problem, int64_t batch, const A* grad, A* grad_grid) {
+  const Layout layout = layout_of(problem);
+  for_each_run(problem, batch, [&](const Run& run) {
+    Points<A> points;
+    find_points<true>(problem, run.sample, run.begin, run.count, A(0), points);
+    A* result = grad_grid + 2 * (run.sample * problem.points + run.begin);
+    if (layout == Layout::rows) grid_channels<Layout::rows>(problem, run, points, grad, result);
+    if (layout == Layout::triples) grid_channels<Layout::triples>(problem, run, points, grad, result);
+    if (layout == Layout::strided) grid_channels<Layout::strided>(problem, run, points, grad, result);
+    if (layout == Layout::vectors) grid_vectors(problem, run, points, grad, result);
+  });
+}
+
+template <typename A>
 std::tuple<Tensor, Tensor> backward_as(const Tensor& grad_, const Tensor& x_, const Tensor& grid_, int64_t padding,
                                        bool align_corners, bool need_x, bool need_grid) {
-  const Tensor x = converted(x_, compute_scalar_type<A>), grid = converted(grid_, compute_scalar_type<A>);
-  const Tensor grad = converted(grad_, compute_scalar_type<A>);
-  const Tensor grad_x = empty(need_x ? sizes_of(x) : std::vector<int64_t>{0}, compute_scalar_type<A>);
+  const Tensor grad = converted(grad_, compute_scalar_type<A>), grid = converted(grid_, compute_scalar_type<A>);
+  const Tensor grad_x = empty(need_x ? sizes_of(x_) : std::vector<int64_t>{0}, compute_scalar_type<A>);
   const Tensor grad_grid = empty(need_grid ? sizes_of(grid) : std::vector<int64_t>{0}, compute_scalar_type<A>);
-  const Problem<A> problem = problem_of<A>(x, grid, padding, align_corners);
-  const int64_t batch = x.size(0), planes = batch * problem.channels;
   const A* grad_data = grad.const_data_ptr<A>();
   if (grad_x.numel() > 0) {
     A* data = grad_x.mutable_data_ptr<A>();
     std::fill_n(data, grad_x.numel(), A(0));
-    parallel_for(0, planes, grain(4 * problem.points),
-                 [&](int64_t begin, int64_t end) { image_planes<A>(problem, grad_data, data, begin, end); });
+    // Of the image the shape alone matters: offsets are those of the gradient.
+    image_gradient(problem_of<A>(grad_x, grid, padding, align_corners), x_.size(0), grad_data, data);
   }
   if (grad_grid.numel() > 0) {
-    A* data = grad_grid.mutable_data_ptr<A>();
-    for_each_block(batch, problem.points, problem.channels, [&](int64_t sample, int64_t begin, int64_t end) {
-      grid_block<A>(problem, grad_data, data, sample, begin, end);
-    });
+    const Tensor x = readable<A>(x_);
+    grid_gradient(problem_of<A>(x, grid, padding, align_corners), x.size(0), grad_data,
+                  grad_grid.mutable_data_ptr<A>());
   }
   return {grad_x, grad_grid};
 }

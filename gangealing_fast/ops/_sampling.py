@@ -51,14 +51,16 @@ def register_sampler(name: str, option: str, reference: Sampler) -> Sampler:
     ) -> tuple[Tensor, Tensor]:
         return x.new_empty(x.shape if need_x else 0), grid.new_empty(grid.shape if need_grid else 0)
 
+    backward_overload = backward_op._opoverload
+
     def setup_context(ctx, inputs, output) -> None:
         x, grid, *ctx.options = inputs
         ctx.save_for_backward(x, grid)
 
     def backward(ctx, grad: Tensor):
-        needs = ctx.needs_input_grad[:2]
-        grads = backward_op._opoverload(grad, *ctx.saved_tensors, *ctx.options, *needs)
-        return *(grad if need else None for grad, need in zip(grads, needs, strict=True)), None, None
+        need_x, need_grid, *_ = ctx.needs_input_grad
+        grad_x, grad_grid = backward_overload(grad, *ctx.saved_tensors, *ctx.options, need_x, need_grid)
+        return grad_x if need_x else None, grad_grid if need_grid else None, None, None
 
     def setup_context_backward(ctx, inputs, output) -> None:
         grad, x, grid, *ctx.options, ctx.need_x, ctx.need_grid = inputs

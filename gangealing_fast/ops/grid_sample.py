@@ -86,11 +86,12 @@ def check_image_and_grid(operator: str, x: Tensor, grid: Tensor, padding_mode: s
     check_tensor(operator, "x", x, 4, "[N, C, H, W]")
     check_tensor(operator, "grid", grid, 4, "[N, h, w, 2]")
     check_device(operator, x, grid=grid)
-    if grid.shape[3] != 2:
+    (batch, _, height, width), (grid_batch, _, _, last) = x.shape, grid.shape
+    if last != 2:
         raise ValueError(f"{operator}: the last axis of grid must be 2 (x, y), but its shape is {list(grid.shape)}.")
-    if x.shape[0] != grid.shape[0]:
-        raise ValueError(f"{operator}: x has batch size {x.shape[0]} and grid {grid.shape[0]}; they must be equal.")
-    if x.shape[2] == 0 or x.shape[3] == 0:
+    if batch != grid_batch:
+        raise ValueError(f"{operator}: x has batch size {batch} and grid {grid_batch}; they must be equal.")
+    if height == 0 or width == 0:
         raise ValueError(f"{operator}: x has no pixels to sample; its shape is {list(x.shape)}.")
     if padding_mode not in PADDING_MODES:
         raise ValueError(f"{operator}: padding_mode must be one of {', '.join(PADDING_MODES)}, not {padding_mode!r}.")
