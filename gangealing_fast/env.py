@@ -12,7 +12,7 @@ import sys
 from importlib import metadata
 from typing import Any
 
-from gangealing_fast import __version__, _extension
+from gangealing_fast import __version__, _extension, memory
 
 NAMESPACE = "gangealing_fast"
 DEVICES = {"cpu": "CPU", "cuda": "CUDA"}
@@ -75,6 +75,7 @@ def collect() -> dict[str, Any]:
         "cpu": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
         "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "memory": memory.describe(),
         "library": library_state(),
         "operators": serves,
     }
@@ -86,6 +87,7 @@ def describe(record: dict[str, Any]) -> str:
     lines += [f"  {package:<34}{version or 'not installed'}" for package, version in record["packages"].items()]
     lines.append(f"  {'CPU vectors (torch)':<34}{record['cpu']}, {record['threads']} threads")
     lines.append(f"  {'CUDA device':<34}{record['cuda'] or 'none'}")
+    lines.append(f"  {'large blocks of memory':<34}{record['memory']}; train and pretrain keep them unless --no-reuse-memory")
     library, build = record["library"], record["library"]["build"]
     if library["loaded"]:
         lines.append(f"compiled library: {library['path']}")

@@ -17,7 +17,7 @@ from gangealing_fast.errors import UserError
 from gangealing_fast.files import write_text
 
 # What a resumed run may change without becoming another run.
-FREE = {"threads", "out", "tensorboard"}
+FREE = {"threads", "out", "tensorboard", "reuse_memory"}
 
 
 def plain(config: Any) -> dict[str, Any]:
@@ -48,6 +48,9 @@ def open_run(folder: Path, command: str, config: Any, *, free: set[str] = FREE) 
         raise UserError(f"{path} is not a run's configuration; choose another --out or delete the folder") from None
     if there != command:
         raise UserError(f"{folder} holds a run of {there}, not of {command}; choose another --out")
+    for field in dataclasses.fields(config):  # an option younger than the run had its default then
+        if field.name not in before and field.default is not dataclasses.MISSING:
+            before[field.name] = json.loads(json.dumps(field.default, default=str))
     differing = [k for k in options if k not in free and before.get(k, "(absent)") != options[k]]
     if differing:
         changes = ", ".join(f"{k}: {before.get(k, '(absent)')} there, {options[k]} now" for k in differing)

@@ -60,6 +60,7 @@ def train_config(folder: Path, **changes: Any) -> TrainConfig:
         "perceptual_size": 32,
         "snapshot": 2,
         "threads": 1,
+        "reuse_memory": False,
     }
     return TrainConfig(**(options | changes))
 
@@ -80,6 +81,7 @@ def pretrain_config(folder: Path, **changes: Any) -> PretrainConfig:
         "snapshot_kimg": 0.008,
         "score_pictures": 8,
         "threads": 1,
+        "reuse_memory": False,
     }
     return PretrainConfig(**(options | changes))
 

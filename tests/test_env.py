@@ -27,7 +27,7 @@ def python(*arguments: str, path: Path | None = None, **environment: str) -> sub
 
 def copy_of_package(folder: Path) -> Path:
     """The operators alone, without the compiled library."""
-    for part in ("__init__.py", "_extension.py", "env.py", "errors.py"):
+    for part in ("__init__.py", "_extension.py", "env.py", "errors.py", "memory.py"):
         (folder / "gangealing_fast").mkdir(exist_ok=True)
         shutil.copy(PACKAGE / part, folder / "gangealing_fast" / part)
     shutil.copytree(PACKAGE / "ops", folder / "gangealing_fast" / "ops")

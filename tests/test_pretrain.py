@@ -50,10 +50,10 @@ def test_stopped_and_resumed_equals_uninterrupted(folder, monkeypatch, discrimin
     original = step_module.AdversarialStep.generator_step
     calls = iter(range(100))
 
-    def interrupted(self, n):
+    def interrupted(self, n, decay):
         if next(calls) == 5:
             raise KeyboardInterrupt
-        return original(self, n)
+        return original(self, n, decay)
 
     monkeypatch.setattr(step_module.AdversarialStep, "generator_step", interrupted)
     with pytest.raises(KeyboardInterrupt):
@@ -121,7 +121,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(folder, monkeypatch):
     monkeypatch.setattr(
         step_module.AdversarialStep,
         "generator_step",
-        lambda self, n: {"generator": math.nan} if next(calls) == 4 else original(self, n),
+        lambda self, n, decay: {"generator": math.nan} if next(calls) == 4 else original(self, n, decay),
     )
     config = pretrain_config(folder, score_pictures=0)
     with pytest.raises(UserError, match="not finite at step 5"):

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 from runs import assert_identical, train_config, write_generator, write_pictures
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from gangealing_fast import checkpoint
+from gangealing_fast import checkpoint, ops
 from gangealing_fast.alignment import step as step_module
 from gangealing_fast.alignment.aligner import Aligner
 from gangealing_fast.alignment.trainer import build, run
@@ -54,6 +55,30 @@ def test_the_perceptual_distance_can_be_learned_on_the_way(folder):
     again = dataclasses.replace(config, out=folder / "again", perceptual_weights=folder / "run-perceptual")
     run(again)
     assert without_time(config.out / "log.jsonl") == without_time(again.out / "log.jsonl")
+
+
+class _Kernels(TorchDispatchMode):
+    """Counts calls of this package's operators."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func.namespace == "gangealing_fast"
+        return func(*args, **(kwargs or {}))
+
+
+def test_on_the_references_alone_no_kernel_runs_and_the_losses_agree(folder):
+    losses = {}
+    try:
+        for kind in ("fused", "reference"):
+            config = train_config(folder, ops=kind, out=folder / kind, steps=2, precision="float32")
+            with _Kernels() as kernels:
+                run(config)
+            assert (kernels.count == 0) is (kind == "reference")
+            losses[kind] = [line["loss"] for line in read_json_lines(config.out / "log.jsonl")]
+    finally:
+        ops.use("fused")
+    assert losses["fused"] == pytest.approx(losses["reference"], rel=1e-4)
 
 
 def test_stopped_and_resumed_equals_uninterrupted(folder, monkeypatch):

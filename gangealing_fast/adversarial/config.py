@@ -53,6 +53,10 @@ class PretrainConfig:
     score_pictures: int = 2000
     """How many real and generated pictures the score compares; 0 for no score."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    ops: Literal["fused", "reference"] = "fused"
+    """reference: every operator as its plain definition in torch, in torch's default layout, to see what the kernels buy."""
+    reuse_memory: bool = True
+    """Keep freed memory for the next step instead of handing it back to the system (CPU, glibc): saves the kernel its zeroing."""
     seed: int = 0
     threads: int = 0
     """CPU threads; 0 leaves torch's choice."""

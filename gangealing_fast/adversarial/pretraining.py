@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from gangealing_fast import checkpoint
+from gangealing_fast import checkpoint, memory, ops
 from gangealing_fast.adversarial.augment import Augmentation
 from gangealing_fast.adversarial.config import PretrainConfig
 from gangealing_fast.adversarial.growing import start_critic, start_generator, start_options
@@ -27,7 +27,7 @@ from gangealing_fast.files import JsonLines
 from gangealing_fast.foreign.reading import load_generator
 from gangealing_fast.metrics import FeatureStatistics, frechet_distance
 from gangealing_fast.models import Discriminator, EfficientNetPerceptual, Generator
-from gangealing_fast.models.averaging import update_average
+from gangealing_fast.optim import AdamEma
 from gangealing_fast.precision import autocast, resolve
 from gangealing_fast.randomness import private_stream
 from gangealing_fast.report.pictures import save_grid
@@ -44,8 +44,8 @@ class Networks:
     generator: Generator
     average: Generator
     critic: nn.Module
-    generator_optimizer: torch.optim.Optimizer
-    critic_optimizer: torch.optim.Optimizer
+    generator_optimizer: AdamEma
+    critic_optimizer: AdamEma
 
 
 def build(config: PretrainConfig, device: torch.device) -> Networks:
@@ -73,16 +73,15 @@ def build(config: PretrainConfig, device: torch.device) -> Networks:
     # A lazy penalty leaves out r1_interval - 1 of r1_interval updates: learning rate and moments shrink with it (StyleGAN2).
     lazy = config.r1_interval / (config.r1_interval + 1) if config.r1 > 0 else 1.0
     trained = [p for p in critic.parameters() if p.requires_grad]
+    average = copy.deepcopy(generator).eval().requires_grad_(False)
     return Networks(
         generator=generator,
-        average=copy.deepcopy(generator).eval().requires_grad_(False),
+        average=average,
         critic=critic,
-        generator_optimizer=torch.optim.Adam(
-            generator.parameters(), config.generator_learning_rate, betas=(0.0, 0.99), fused=True
+        generator_optimizer=AdamEma(
+            generator.parameters(), config.generator_learning_rate, (0.0, 0.99), averages=average.parameters()
         ),
-        critic_optimizer=torch.optim.Adam(
-            trained, config.critic_learning_rate * lazy, betas=(0.0, 0.99**lazy), fused=True
-        ),
+        critic_optimizer=AdamEma(trained, config.critic_learning_rate * lazy, (0.0, 0.99**lazy)),
     )
 
 
@@ -151,6 +150,9 @@ def run(config: PretrainConfig) -> Path:
     print(source.summary())
     resuming = open_run(config.out, "pretrain", config)
     dtype = resolve(config.precision, device)
+    ops.use(config.ops)
+    if config.reuse_memory and memory.keep_large_blocks():
+        print(f"large blocks of memory: {memory.describe()} (--no-reuse-memory leaves malloc alone)")
     torch.manual_seed(config.seed)
     networks = build(config, device)
     augmentation = Augmentation(
@@ -184,11 +186,11 @@ def run(config: PretrainConfig) -> Path:
     progress = tqdm(total=total, initial=step, unit="step", desc="pretrain", mininterval=1.0, dynamic_ncols=True)
     while step < total:
         statistics = trainer.critic_step(source.next(config.batch).to(device), step)
-        statistics |= trainer.generator_step(config.batch)
         step += 1
         shown = step * config.batch
         half_life = max(1.0, min(config.ema_kimg * 1000, shown * 0.05))
-        update_average(networks.average, networks.generator, 0.5 ** (config.batch / half_life))
+        memory.trim()
+        statistics |= trainer.generator_step(config.batch, 0.5 ** (config.batch / half_life))
         if not all(math.isfinite(value) for value in statistics.values()):
             raise UserError(
                 f"the loss is not finite at step {step} ({statistics}); the last good state is in {config.out}: "

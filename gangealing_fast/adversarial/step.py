@@ -12,6 +12,7 @@ from gangealing_fast.adversarial.augment import Augmentation
 from gangealing_fast.adversarial.objectives import Objective
 from gangealing_fast.adversarial.penalties import r1_penalty
 from gangealing_fast.models.generator import Generator
+from gangealing_fast.optim import AdamEma
 from gangealing_fast.precision import autocast
 
 
@@ -26,7 +27,7 @@ class AdversarialStep:
 
     generator: Generator
     critic: nn.Module
-    generator_optimizer: torch.optim.Optimizer
+    generator_optimizer: AdamEma
     critic_optimizer: torch.optim.Optimizer
     objective: Objective
     augmentation: Augmentation
@@ -72,13 +73,13 @@ class AdversarialStep:
         self.augmentation.adapt(real_logits.detach())
         return statistics
 
-    def generator_step(self, n: int) -> dict[str, float]:
-        """Improve the generator on n samples."""
+    def generator_step(self, n: int, decay: float) -> dict[str, float]:
+        """Improve the generator on n samples; its running average keeps the share `decay`."""
         self.critic.requires_grad_(False)
         with autocast(self.generator.input.input.device, self.dtype):
             logits = self.critic(self.augmentation(self.sample(n)))
             loss = self.objective.generator(logits)
         self.generator_optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        self.generator_optimizer.step()
+        self.generator_optimizer.step(decay=decay)
         return {"generator": loss.item()}

@@ -13,11 +13,11 @@ from torch import Tensor
 
 from gangealing_fast.alignment.losses import AlignmentLoss, alignment_loss
 from gangealing_fast.alignment.schedules import learning_rate_factor, psi_at
-from gangealing_fast.models.averaging import update_average
 from gangealing_fast.models.generator import Generator
 from gangealing_fast.models.latent_target import LatentTarget
 from gangealing_fast.models.spatial_transformer import Alignment, SpatialTransformer
-from gangealing_fast.ops import bilinear_downsample
+from gangealing_fast.ops import bilinear_downsample, used
+from gangealing_fast.optim import AdamEma
 from gangealing_fast.precision import autocast
 
 
@@ -35,15 +35,18 @@ class NotFinite(RuntimeError):
 
 @dataclass
 class AlignmentStep:
-    """Networks and weights of one training step; `step(i)` changes the transformer, the target and the running average."""
+    """Networks and weights of one training step; `step(i)` changes the transformer, the target and the running average.
+
+    `transformer_optimizer` keeps `average`, the running average of the transformer.
+    """
 
     generator: Generator
     transformer: SpatialTransformer
     average: SpatialTransformer
     target: LatentTarget
     perceptual: Callable[[Tensor, Tensor], Tensor]
-    transformer_optimizer: torch.optim.Optimizer
-    target_optimizer: torch.optim.Optimizer
+    transformer_optimizer: AdamEma
+    target_optimizer: AdamEma
     batch: int
     micro_batch: int
     anneal_psi: int
@@ -56,7 +59,6 @@ class AlignmentStep:
     identity_weight: float
     padding_mode: str
     iters: int
-    average_decay: float
     freeze_target: bool = False
     sample_from_full_resolution: bool = True
     dtype: torch.dtype = torch.float32
@@ -69,7 +71,8 @@ class AlignmentStep:
             with torch.no_grad():
                 w = generator.map(torch.randn(n, generator.latent_dim, device=device)).float()
                 unaligned = generator.synthesize(w)
-            latents = self.target.mix_layers(w, psi, self.inject, generator.n_latent)
+            mix = self.target.mix if used() == "reference" else self.target.mix_layers
+            latents = mix(w, psi, self.inject, generator.n_latent)
             # The noise is drawn anew: sharing it between sample and target makes training worse (SPEC of the method).
             with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze_target):
                 target = generator.synthesize(latents)
@@ -116,7 +119,6 @@ class AlignmentStep:
         self.transformer_optimizer.step()
         if not self.freeze_target:
             self.target_optimizer.step()
-        update_average(self.average, self.transformer, self.average_decay)
         return {**sums, "psi": psi, "lr": self.learning_rate * factor}
 
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from gangealing_fast import checkpoint
+from gangealing_fast import checkpoint, memory, ops
 from gangealing_fast.alignment.aligner import EXPORT_KIND
 from gangealing_fast.alignment.config import ASSETS, TrainConfig
 from gangealing_fast.alignment.evaluation import Evaluation, align_batches, evaluate_digits, evaluate_pictures, held_out
@@ -27,8 +27,10 @@ from gangealing_fast.files import JsonLines
 from gangealing_fast.foreign.reading import load_generator
 from gangealing_fast.metrics import average_image, identity_grid, inspect_warps
 from gangealing_fast.models.latent_target import LatentTarget, principal_components
+from gangealing_fast.models.layers import activation_format
 from gangealing_fast.models.perceptual import build_perceptual
 from gangealing_fast.models.spatial_transformer import SpatialTransformer
+from gangealing_fast.optim import AdamEma
 from gangealing_fast.precision import resolve
 from gangealing_fast.randomness import private_stream
 from gangealing_fast.report.pictures import save_grid
@@ -72,7 +74,7 @@ def build(config: TrainConfig, device: torch.device) -> AlignmentStep:
         ).to(device)
     except ValueError as error:
         raise UserError(f"the transformer's options do not fit: {error}") from None
-    transformer.to(memory_format=torch.channels_last)
+    transformer.to(memory_format=activation_format())
     components = principal_components(
         generator.map, generator.latent_dim, components=config.directions, samples=config.principal_samples, device=device
     )
@@ -83,14 +85,20 @@ def build(config: TrainConfig, device: torch.device) -> AlignmentStep:
     elif config.perceptual == "self":
         options["weights"] = config.perceptual_weights or learn_perceptual(config)
     micro = config.micro_batch or max(1, min(config.batch, PIXELS_PER_PASS // generator.size**2))
+    average = copy.deepcopy(transformer).eval().requires_grad_(False)
     return AlignmentStep(
         generator=generator,
         transformer=transformer,
-        average=copy.deepcopy(transformer).eval().requires_grad_(False),
+        average=average,
         target=target,
         perceptual=build_perceptual(config.perceptual, **options).to(device),
-        transformer_optimizer=torch.optim.Adam(transformer.parameters(), config.learning_rate, fused=True),
-        target_optimizer=torch.optim.Adam(target.parameters(), config.target_learning_rate, fused=True),
+        transformer_optimizer=AdamEma(
+            transformer.parameters(),
+            config.learning_rate,
+            averages=average.parameters(),
+            decay=ema_decay(half_life=config.average_half_life),
+        ),
+        target_optimizer=AdamEma(target.parameters(), config.target_learning_rate),
         batch=config.batch,
         micro_batch=micro,
         anneal_psi=config.anneal_psi,
@@ -103,7 +111,6 @@ def build(config: TrainConfig, device: torch.device) -> AlignmentStep:
         identity_weight=config.identity_weight,
         padding_mode=config.padding_mode,
         iters=config.iters,
-        average_decay=ema_decay(half_life=config.average_half_life),
         freeze_target=config.freeze_target,
         sample_from_full_resolution=config.sample_from_full_resolution,
         dtype=resolve(config.precision, device),
@@ -151,6 +158,9 @@ def run(config: TrainConfig) -> None:
     device = choose_device(config.device)
     if config.threads > 0:
         torch.set_num_threads(config.threads)
+    ops.use(config.ops)
+    if config.reuse_memory and memory.keep_large_blocks():
+        print(f"large blocks of memory: {memory.describe()} (--no-reuse-memory leaves malloc alone)")
     torch.manual_seed(config.seed)
     trainer = build(config, device)
     real = real_pictures(config, trainer.generator.size)
@@ -186,6 +196,7 @@ def train(config: TrainConfig, trainer: AlignmentStep, real: Tensor | None, log:
     for index in range(start, config.steps):
         try:
             statistics = trainer.step(index)
+            memory.trim()
         except NotFinite as error:
             raise UserError(
                 f"{error}; training stopped and the last good state is in {config.out}: lower --learning-rate, raise --batch "

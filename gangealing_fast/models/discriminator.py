@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from gangealing_fast.models.generator import Widths
-from gangealing_fast.models.layers import ConvLayer, EqualLinear, ResBlock
+from gangealing_fast.models.layers import ConvLayer, EqualLinear, ResBlock, activation_format
 
 
 def minibatch_deviation(x: Tensor, group: int = 4) -> Tensor:
@@ -43,7 +43,7 @@ class Discriminator(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         if images.dim() != 4 or images.shape[1:] != (3, self.size, self.size):
             raise ValueError(f"Discriminator: images must be [N, 3, {self.size}, {self.size}], got {list(images.shape)}")
-        x = self.convs(images.contiguous(memory_format=torch.channels_last))
+        x = self.convs(images.contiguous(memory_format=activation_format()))
         # What tells samples of one batch apart may be small beside the features: float32 keeps it.
         with torch.autocast(x.device.type, enabled=False):
             x = self.final_conv(minibatch_deviation(x.to(self.final_conv[0].weight.dtype)))

@@ -17,6 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gangealing_fast.errors import UserError
+from gangealing_fast.models.layers import activation_format
+from gangealing_fast.ops._dispatch import reference_wanted
 from gangealing_fast.ops.lpips_distance import lpips_distance
 
 # (repeats, kernel, stride, expansion, channels) of the seven stages
@@ -84,7 +86,7 @@ class _FoldedConv(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.stride == 1:
             x = F.conv2d(x, self.weight, self.bias, 1, self.kernel // 2, 1, self.groups)
-        elif self.groups > 1:
+        elif self.groups > 1 and not reference_wanted():
             # oneDNN's backward of a strided depthwise convolution takes over ten times that of a full one, so every position is
             # computed and every second kept.
             x = F.conv2d(x, self.weight, self.bias, 1, self.kernel // 2, 1, self.groups)
@@ -92,7 +94,7 @@ class _FoldedConv(nn.Module):
             x = _EverySecond.apply(x, top, left)
         else:
             left, right, top, bottom = (*self._padding(x.shape[3]), *self._padding(x.shape[2]))
-            x = F.conv2d(F.pad(x, (left, right, top, bottom)), self.weight, self.bias, self.stride)
+            x = F.conv2d(F.pad(x, (left, right, top, bottom)), self.weight, self.bias, self.stride, 0, 1, self.groups)
         # not in place: the pre-activation of a depthwise convolution may be saved by autograd
         return F.hardtanh(x, 0.0, 6.0) if self.activate else x
 
@@ -148,7 +150,7 @@ class EfficientNetPerceptual(nn.Module):
                 channels = cout
             self.stages.append(nn.Sequential(*blocks))
         self._load(Path(weights) if weights is not None else weights_file())
-        self.to(memory_format=torch.channels_last)
+        self.to(memory_format=activation_format())
         self.eval()
 
     @torch.no_grad()
@@ -188,7 +190,7 @@ class EfficientNetPerceptual(nn.Module):
             x = F.interpolate(
                 x, scale_factor=float(-(-self.min_size // smallest)), mode="bilinear", align_corners=False
             )
-        x = self.stem(x.contiguous(memory_format=torch.channels_last))
+        x = self.stem(x.contiguous(memory_format=activation_format()))
         maps = []
         for index, stage in enumerate(self.stages):
             x = stage(x)

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from gangealing_fast.models.layers import EqualLinear, FusedLeakyReLU, ModulatedConv2d, PixelNorm
+from gangealing_fast.models.layers import EqualLinear, FusedLeakyReLU, ModulatedConv2d, PixelNorm, activation_format
 from gangealing_fast.ops.upfirdn2d import blur_filter, upfirdn2d
 
 Noise = Literal["random", "fixed"]
@@ -178,7 +178,7 @@ class Generator(nn.Module):
         if noise not in ("random", "fixed"):
             raise ValueError(f'Generator.synthesize: noise must be "random" or "fixed", got {noise!r}')
         fixed = list(self.noises.buffers()) if noise == "fixed" else [None] * (self.n_latent - 1)
-        x = self.input.input.expand(w[0].shape[0], -1, -1, -1).contiguous(memory_format=torch.channels_last)
+        x = self.input.input.expand(w[0].shape[0], -1, -1, -1).contiguous(memory_format=activation_format())
         x = self.conv1(x, w[0], fixed[0])
         image = self.to_rgb1(x, w[1])
         for k, to_rgb in enumerate(self.to_rgbs):

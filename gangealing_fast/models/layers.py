@@ -13,9 +13,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gangealing_fast.ops._dispatch import reference_wanted
 from gangealing_fast.ops.bias_act import bias_act
 from gangealing_fast.ops.modulated_conv2d import blur_padding, modulated_conv2d
 from gangealing_fast.ops.upfirdn2d import blur_filter, upfirdn2d
+
+
+def activation_format() -> torch.memory_format:
+    """The layout that networks compute in: channels-last, which suits the kernels; torch's default under `ops.use("reference")`."""
+    return torch.contiguous_format if reference_wanted() else torch.channels_last
 
 
 class PixelNorm(nn.Module):
@@ -46,9 +52,14 @@ class EqualLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         bias = self.bias * self.multiplier
-        if self.activation:
-            return F.leaky_relu(F.linear(x, self.weight * self.scale, bias), 0.2) * math.sqrt(2)
-        return F.linear(x, self.weight * self.scale, bias)
+        if reference_wanted():
+            y = F.linear(x, self.weight * self.scale, bias)
+        else:
+            # A batch is smaller than the weight: it is the one to scale, and casting the weight for autocast would cost more than
+            # the product.
+            with torch.autocast(x.device.type, enabled=False):
+                y = F.linear(x.to(self.weight.dtype) * self.scale, self.weight, bias)
+        return F.leaky_relu(y, 0.2) * math.sqrt(2) if self.activation else y
 
 
 class EqualConv2d(nn.Module):
@@ -107,6 +118,17 @@ class ConvLayer(nn.Sequential):
         if activate:
             layers.append(FusedLeakyReLU(out_channels))
         super().__init__(*layers)
+        self.activate = activate
+
+    def forward(self, x: Tensor) -> Tensor:
+        if reference_wanted() or not self.activate:
+            return super().forward(x)
+        *before, convolution, activation = self
+        for layer in before:
+            x = layer(x)
+        # lrelu(s y + b) = s lrelu(y + b / s): the run-time scale s of the weight costs nothing in the activation.
+        y = F.conv2d(x, convolution.weight, stride=convolution.stride, padding=convolution.padding)
+        return bias_act(y, activation.bias / convolution.scale, gain=math.sqrt(2) * convolution.scale)
 
 
 class ResBlock(nn.Module):
@@ -142,7 +164,8 @@ class ModulatedConv2d(nn.Module):
         normalize: bool = False,
     ) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.randn(1, out_channels, in_channels, kernel_size, kernel_size))
+        weight = torch.randn(1, out_channels, in_channels, kernel_size, kernel_size)
+        self.weight = nn.Parameter(weight[0].contiguous(memory_format=activation_format())[None])
         self.modulation = EqualLinear(latent_dim, in_channels, bias_init=1.0)
         self.scale = 1 / math.sqrt(in_channels * kernel_size**2)
         self.demodulate, self.up, self.down, self.normalize = demodulate, up, down, normalize
@@ -153,6 +176,8 @@ class ModulatedConv2d(nn.Module):
         if self.demodulate and (self.normalize or x.dtype == torch.float16):
             style = style / style.abs().amax().clamp_min(1e-20)
             weight = weight * (self.scale / weight.abs().amax((1, 2, 3), keepdim=True).clamp_min(1e-20))
-        else:
+        elif reference_wanted():
             weight = weight * self.scale
+        else:
+            style = style * self.scale  # W' is the same, without a pass over the weight
         return modulated_conv2d(x, weight, style, up=self.up, down=self.down, demodulate=self.demodulate)

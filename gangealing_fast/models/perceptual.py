@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from gangealing_fast.errors import UserError
 from gangealing_fast.models.efficientnet import EfficientNetPerceptual
+from gangealing_fast.models.layers import activation_format
 from gangealing_fast.models.self_supervised import SelfSupervisedPerceptual
 from gangealing_fast.ops.lpips_distance import lpips_distance
 
@@ -141,7 +142,7 @@ class Lpips(nn.Module):
         self.register_load_state_dict_pre_hook(_drop_aliases)
         if pretrained:
             self._load(backbone, heads)
-        self.requires_grad_(False).to(memory_format=torch.channels_last)
+        self.requires_grad_(False).to(memory_format=activation_format())
         self.eval()
 
     def _load(self, backbone: str | Path | None, heads: str | Path | None) -> None:
@@ -187,7 +188,7 @@ class Lpips(nn.Module):
             raise ValueError(
                 f"pictures must be [N, 3, H, W] (or [N, 1, H, W]) with sides of 16 or more, got {list(x.shape)}."
             )
-        return self.net(self.scaling_layer(x).contiguous(memory_format=torch.channels_last))
+        return self.net(self.scaling_layer(x).contiguous(memory_format=activation_format()))
 
     def embedding(self, x: Tensor) -> Tensor:
         """`[N, D]`: the spatial means of all feature maps, side by side, in float32."""
