@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import quantiles
@@ -76,13 +77,12 @@ def serve(options: dict[str, Any]) -> None:
     makes so many steps and prints the seconds of the timed ones; at the end of the input prints the peak memory."""
     import torch
 
-    from gangealing_fast import ops
     from gangealing_fast.alignment.config import TrainConfig
     from gangealing_fast.alignment.trainer import build
+    from gangealing_fast.runs import prepare_process
 
     if options["keep"]:
         machine.keep_freed_memory()
-    torch.set_num_threads(options["threads"])
     folder, device = Path(options["folder"]), torch.device(options["device"])
     config = TrainConfig(
         generator=folder / "generator.safetensors",
@@ -96,8 +96,11 @@ def serve(options: dict[str, Any]) -> None:
         perceptual_weights=folder / "vgg16.safetensors",
         precision=options["precision"],
         ops=options["ops"],
+        threads=options["threads"],
+        reuse_memory=not options["keep"],
     )
-    ops.use(config.ops)
+    with redirect_stdout(sys.stderr):  # standard output carries the figures
+        prepare_process(config)
     torch.manual_seed(0)
     trainer = build(config, device)
 

@@ -58,6 +58,22 @@ def open_run(folder: Path, command: str, config: Any, *, free: set[str] = FREE) 
     return True
 
 
+def prepare_process(config: Any) -> None:
+    """What a training command sets for its whole process: threads, kernels or references, and whether large blocks are kept.
+
+    On the references alone malloc is left as it is, like everything else.
+    """
+    import torch
+
+    from gangealing_fast import memory, ops
+
+    if config.threads > 0:
+        torch.set_num_threads(config.threads)
+    ops.use(config.ops)
+    if config.reuse_memory and config.ops == "fused" and memory.keep_large_blocks():
+        print(f"large blocks of memory: {memory.describe()} (--no-reuse-memory leaves malloc alone)")
+
+
 def choose_device(name: str) -> Any:
     """The torch device behind a `--device` option; "auto" takes CUDA where there is one. Raises UserError for others."""
     import torch

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from gangealing_fast import checkpoint, memory, ops
+from gangealing_fast import checkpoint, memory
 from gangealing_fast.adversarial.augment import Augmentation
 from gangealing_fast.adversarial.config import PretrainConfig
 from gangealing_fast.adversarial.growing import start_critic, start_generator, start_options
@@ -31,7 +31,7 @@ from gangealing_fast.optim import AdamEma
 from gangealing_fast.precision import autocast, resolve
 from gangealing_fast.randomness import private_stream
 from gangealing_fast.report.pictures import save_grid
-from gangealing_fast.runs import choose_device, open_run
+from gangealing_fast.runs import choose_device, open_run, prepare_process
 
 CHECKPOINT_KIND = "pretrain"
 PROJECTED_TAPS = (1, 2, 4, 6)
@@ -142,17 +142,13 @@ def sample_grid(generator: Generator, path: Path, *, columns: int = 8, seed: int
 def run(config: PretrainConfig) -> Path:
     """Train, or go on training; returns the exported generator's path. Raises UserError for a user's mistakes."""
     device = choose_device(config.device)
-    if config.threads > 0:
-        torch.set_num_threads(config.threads)
     if config.batch < 2:
         raise UserError(f"--batch must be at least 2, got {config.batch}")
     source = open_source(config)
     print(source.summary())
     resuming = open_run(config.out, "pretrain", config)
     dtype = resolve(config.precision, device)
-    ops.use(config.ops)
-    if config.reuse_memory and memory.keep_large_blocks():
-        print(f"large blocks of memory: {memory.describe()} (--no-reuse-memory leaves malloc alone)")
+    prepare_process(config)
     torch.manual_seed(config.seed)
     networks = build(config, device)
     augmentation = Augmentation(

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from gangealing_fast import checkpoint, memory, ops
+from gangealing_fast import checkpoint, memory
 from gangealing_fast.alignment.aligner import EXPORT_KIND
 from gangealing_fast.alignment.config import ASSETS, TrainConfig
 from gangealing_fast.alignment.evaluation import Evaluation, align_batches, evaluate_digits, evaluate_pictures, held_out
@@ -35,7 +35,7 @@ from gangealing_fast.precision import resolve
 from gangealing_fast.randomness import private_stream
 from gangealing_fast.report.pictures import save_grid
 from gangealing_fast.report.run import write_run_report
-from gangealing_fast.runs import choose_device, open_run, plain
+from gangealing_fast.runs import choose_device, open_run, plain, prepare_process
 
 CHECKPOINT_KIND = "train"
 WATCHED = 16
@@ -156,11 +156,7 @@ def real_pictures(config: TrainConfig, size: int) -> Tensor | None:
 def run(config: TrainConfig) -> None:
     """Train, or go on training, then evaluate and write the report. Raises UserError for a user's mistakes."""
     device = choose_device(config.device)
-    if config.threads > 0:
-        torch.set_num_threads(config.threads)
-    ops.use(config.ops)
-    if config.reuse_memory and memory.keep_large_blocks():
-        print(f"large blocks of memory: {memory.describe()} (--no-reuse-memory leaves malloc alone)")
+    prepare_process(config)
     torch.manual_seed(config.seed)
     trainer = build(config, device)
     real = real_pictures(config, trainer.generator.size)
