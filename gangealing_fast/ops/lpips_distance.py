@@ -16,6 +16,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from gangealing_fast.ops._common import output_format
 from gangealing_fast.ops._dispatch import reference_wanted, run_reference
 
 _EPS = 1e-10
@@ -47,18 +48,19 @@ def _unit_backward(x: Tensor, grad: Tensor) -> Tensor:
 
 
 def lpips_distance_backward_reference(
-    grad: Tensor, a: Tensor, b: Tensor, head: Tensor
+    grad: Tensor, a: Tensor, b: Tensor, head: Tensor, need_a: bool = True, need_b: bool = True, need_head: bool = True
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of `a`, `b`, `head` for `grad` `[N]`; itself differentiable."""
+    """Gradients of `a`, `b`, `head` for `grad` `[N]`, `[0]` where not needed; itself differentiable."""
     accumulate = _accumulate_type(a.dtype)
     wide_a, wide_b = a.to(accumulate), b.to(accumulate)
     difference = _unit(wide_a) - _unit(wide_b)
     scale = (grad.to(accumulate) / (a.shape[2] * a.shape[3]))[:, None, None, None]
     grad_unit = difference * (2 * scale * head.to(accumulate)[:, None, None])
+    memory_format = output_format(a)
     return (
-        _unit_backward(wide_a, grad_unit).to(a.dtype),
-        _unit_backward(wide_b, -grad_unit).to(b.dtype),
-        (difference.square() * scale).sum((0, 2, 3)).to(head.dtype),
+        _unit_backward(wide_a, grad_unit).to(a.dtype).contiguous(memory_format=memory_format) if need_a else a.new_empty(0),
+        _unit_backward(wide_b, -grad_unit).to(b.dtype).contiguous(memory_format=memory_format) if need_b else b.new_empty(0),
+        (difference.square() * scale).sum((0, 2, 3)).to(head.dtype) if need_head else head.new_empty(0),
     )
 
 
@@ -68,18 +70,25 @@ def _lpips_distance(a: Tensor, b: Tensor, head: Tensor) -> Tensor:
 
 
 @_lpips_distance.register_fake
-def _(a: Tensor, b: Tensor, head: Tensor) -> Tensor:
+def _(a, b, head):
     return a.new_empty(a.shape[0], dtype=_accumulate_type(a.dtype))
 
 
 @torch.library.custom_op("gangealing_fast::lpips_distance_backward", mutates_args=())
-def _lpips_distance_backward(grad: Tensor, a: Tensor, b: Tensor, head: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    return lpips_distance_backward_reference(grad, a, b, head)
+def _lpips_distance_backward(
+    grad: Tensor, a: Tensor, b: Tensor, head: Tensor, need_a: bool, need_b: bool, need_head: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    return lpips_distance_backward_reference(grad, a, b, head, need_a, need_b, need_head)
 
 
 @_lpips_distance_backward.register_fake
-def _(grad: Tensor, a: Tensor, b: Tensor, head: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    return torch.empty_like(a), torch.empty_like(b), torch.empty_like(head)
+def _(grad, a, b, head, need_a, need_b, need_head):
+    def features(needed: bool) -> Tensor:
+        if not needed:
+            return a.new_empty(0)
+        return torch.empty(a.shape, dtype=a.dtype, device=a.device, memory_format=output_format(a))
+
+    return features(need_a), features(need_b), head.new_empty(head.shape if need_head else 0)
 
 
 def _setup_forward(ctx, inputs, output) -> None:
@@ -87,24 +96,31 @@ def _setup_forward(ctx, inputs, output) -> None:
 
 
 def _forward_autograd(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
-    grads = _lpips_distance_backward(grad, *ctx.saved_tensors)
+    grads = _lpips_distance_backward(grad, *ctx.saved_tensors, *ctx.needs_input_grad)
     return tuple(g if needed else None for g, needed in zip(grads, ctx.needs_input_grad, strict=True))
 
 
+def _setup_backward(ctx, inputs, output) -> None:
+    ctx.set_materialize_grads(False)
+    ctx.needs = inputs[4:]
+    ctx.save_for_backward(*inputs[:4])
+
+
 def _backward_autograd(ctx, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+    wanted = ctx.needs_input_grad[:4]
     with torch.enable_grad():
-        inputs = [
-            x.detach().requires_grad_(needed) for x, needed in zip(ctx.saved_tensors, ctx.needs_input_grad, strict=True)
-        ]
-        outputs = lpips_distance_backward_reference(*inputs)
-        pairs = [(y, g) for y, g in zip(outputs, grads, strict=True) if g is not None and y.requires_grad]
-        wanted = [x for x in inputs if x.requires_grad]
-        found = iter(torch.autograd.grad([y for y, _ in pairs], wanted, [g for _, g in pairs], allow_unused=True))
-    return tuple(next(found) if x.requires_grad else None for x in inputs)
+        inputs = [x.detach().requires_grad_(needed) for x, needed in zip(ctx.saved_tensors, wanted, strict=True)]
+        outputs = lpips_distance_backward_reference(*inputs, *ctx.needs)
+        triples = zip(outputs, grads, ctx.needs, strict=True)
+        pairs = [(y, g) for y, g, needed in triples if needed and g is not None and y.requires_grad]
+        leaves = [x for x in inputs if x.requires_grad]
+        outputs, cotangents = [y for y, _ in pairs], [g for _, g in pairs]
+        found = iter(torch.autograd.grad(outputs, leaves, cotangents, allow_unused=True) if pairs else ())
+    return *(next(found, None) if x.requires_grad else None for x in inputs), *[None] * 3
 
 
 _lpips_distance.register_autograd(_forward_autograd, setup_context=_setup_forward)
-_lpips_distance_backward.register_autograd(_backward_autograd, setup_context=_setup_forward)
+_lpips_distance_backward.register_autograd(_backward_autograd, setup_context=_setup_backward)
 
 
 def lpips_distance(
