@@ -10,7 +10,8 @@ cell's four edges an odd number of times. Neighbouring cells judge their common 
 multiply-adds), so no point inside the grid's outline falls between two cells. Several cells hold a point where the grid
 folds: the first in reading order is taken and the confidence is one over their number. A point that no cell holds, but
 which lies within a thousandth of a cell around its nearest vertex, counts as held by that cell (points on the outline);
-any other gets its nearest vertex and the confidence 0, as does one whose cell is degenerate.
+any other gets its nearest vertex and the confidence 0, as does one whose cell is degenerate. A cell with a corner that is
+not finite holds nothing.
 
 In a cell, with e and f its upper and left edge, h = g11 - g10 - f and d = point - g00, u solves the quadratic
 `(d - u e) × (f + u h) = 0` (of both roots the one nearer to the cell's middle), and one Newton step polishes it. With
@@ -106,6 +107,7 @@ def _locate(grid: Tensor, points: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         point = points.unsqueeze(2)
         odd = _crosses(first, right, point) ^ _crosses(lower, last, point)
         odd = odd ^ _crosses(first, lower, point) ^ _crosses(right, last, point)  # [N, P, cells]
+        odd = odd & torch.cat([first, right, lower, last], -1).isfinite().all(-1)
         count, index = odd.sum(-1), odd.int().argmax(-1)
         other = torch.stack([index % (width - 1), index // (width - 1)], -1)
         found, solved = _solve(_gather(grid, other), points)
@@ -113,7 +115,7 @@ def _locate(grid: Tensor, points: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         use = inside & solved & ((found - 0.5).abs().amax(-1) <= 0.5 + MARGIN)
         cell = torch.where(inside.unsqueeze(-1), torch.where(use.unsqueeze(-1), other, nearest), cell)
         offset = torch.where(inside.unsqueeze(-1), torch.where(use.unsqueeze(-1), found, 0.0), offset)
-        confidence = torch.where(inside, torch.where(use, 1 / count, 0.0), confidence)
+        confidence = torch.where(inside, torch.where(use, 1 / count.to(points.dtype), 0.0), confidence)
     return cell, torch.where(lost.unsqueeze(-1), torch.nan, offset), torch.where(lost, 0.0, confidence).to(points.dtype)
 
 
@@ -138,7 +140,7 @@ def invert_grid_reference(grid: Tensor, points: Tensor) -> tuple[Tensor, Tensor]
     held = (confidence > 0).unsqueeze(-1)
     inside = torch.where(held, offset, 0.0)
     corners = _gather(grid, cell)
-    across, down = (derivative.detach() for derivative in _jacobian(corners, inside))
+    across, down = (torch.where(held, derivative.detach(), 0.0) for derivative in _jacobian(corners, inside))
     rest = points - sum(weight * corner for weight, corner in zip(_weights(inside), corners, strict=True))
     rest = torch.where(held, rest - rest.detach(), 0.0)  # 0, but with the derivative of one Newton step
     area = torch.where(held, _cross(across, down).unsqueeze(-1), 1.0)
