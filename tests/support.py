@@ -195,7 +195,7 @@ def check_operator(
     check_empty_batch(function, tensors, kwargs, differentiable, batched)
     check_gradients(function, small or tensors, kwargs, differentiable, second_order)
     if registration:
-        check_registration(function, small or tensors, kwargs, differentiable)
+        check_registration(function, small or tensors, kwargs, differentiable, second_order)
     if compile:
         check_compile(function, tensors, kwargs, differentiable)
 
@@ -257,8 +257,11 @@ def check_gradients(function, tensors, kwargs, differentiable=(0,), second_order
             assert torch.autograd.gradgradcheck(lambda *a: function(*a, **kwargs), inputs, fast_mode=False)
 
 
-def check_registration(function, tensors, kwargs, differentiable=(0,)):
-    """The four opchecks on every operator of this package that a forward and a differentiable backward call."""
+def check_registration(function, tensors, kwargs, differentiable=(0,), second_order=True):
+    """The four opchecks on every operator of this package that a forward and a differentiable backward call.
+
+    Without second order an operator's backward is checked as one that nothing is to be derived from.
+    """
     inputs = [
         t.detach().float().clone().requires_grad_(i in differentiable) if t.is_floating_point() else t
         for i, t in enumerate(tensors)
@@ -267,9 +270,11 @@ def check_registration(function, tensors, kwargs, differentiable=(0,)):
         outputs = _outputs(function(*inputs, **kwargs))
         if differentiable:
             weights = [torch.rand_like(o).requires_grad_() for o in outputs]
-            torch.autograd.grad(outputs, [inputs[i] for i in differentiable], weights, create_graph=True)
+            torch.autograd.grad(outputs, [inputs[i] for i in differentiable], weights, create_graph=second_order)
     assert recorder.calls, "no registered operator was called"
     for operator, (args, keywords) in recorder.calls.items():
+        if not second_order and "_backward" in operator.name():
+            args = tuple(a.detach() if isinstance(a, Tensor) else a for a in args)
         torch.library.opcheck(
             operator, _fresh(args), {k: _fresh(v) for k, v in keywords.items()}, test_utils=OPCHECKS
         )

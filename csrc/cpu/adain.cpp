@@ -146,7 +146,7 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& x_, const Tensor& scale
   check_vectors(x_, {&scale_, &shift_});
   const bool channels_last = is_channels_last(x_);
   const Tensor x = in_layout(x_, channels_last);
-  const Tensor scale = torch::stable::contiguous(scale_), shift = torch::stable::contiguous(shift_);
+  const Tensor scale = in_layout(scale_, false), shift = in_layout(shift_, false);
   const Tensor y = empty(sizes_of(x), x.scalar_type(), channels_last);
   const Tensor mean = empty(sizes_of(scale), scale.scalar_type()), rstd = empty(sizes_of(scale), scale.scalar_type());
   if (x.numel() == 0) return {y, mean, rstd};
@@ -268,8 +268,8 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad_, const Tensor& x
                   "adain_backward: grad and x must agree in shape and dtype");
   const bool channels_last = is_channels_last(x_);
   const Tensor x = in_layout(x_, channels_last), grad = in_layout(grad_, channels_last);
-  const Tensor scale = torch::stable::contiguous(scale_), mean = torch::stable::contiguous(mean_);
-  const Tensor rstd = torch::stable::contiguous(rstd_);
+  const Tensor scale = in_layout(scale_, false), mean = in_layout(mean_, false);
+  const Tensor rstd = in_layout(rstd_, false);
   const Tensor grad_x = empty(sizes_of(x), x.scalar_type(), channels_last);
   const Tensor grad_scale = empty(sizes_of(scale), scale.scalar_type());
   const Tensor grad_shift = empty(sizes_of(scale), scale.scalar_type());

@@ -118,7 +118,7 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& grid_, const Tensor& po
                       grid_.size(0) == points_.size(0) && grid_.size(1) > 0 && grid_.size(2) > 0 &&
                       grid_.scalar_type() == points_.scalar_type(),
                   "invert_grid: grid must be [N, H, W, 2] and points [N, P, 2], of one dtype");
-  const Tensor grid = torch::stable::contiguous(grid_), points = torch::stable::contiguous(points_);
+  const Tensor grid = in_layout(grid_, false), points = in_layout(points_, false);
   const int64_t batch = grid.size(0), height = grid.size(1), width = grid.size(2), per_sample = points.size(1);
   const Tensor cell = empty(sizes_of(points), ScalarType::Long);
   const Tensor offset = empty(sizes_of(points), points.scalar_type());
@@ -139,9 +139,9 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& grid_, const Tensor& po
 
 std::tuple<Tensor, Tensor> backward(const Tensor& grad_, const Tensor& grid_, const Tensor& cell_,
                                     const Tensor& offset_, const Tensor& confidence_) {
-  const Tensor grad = torch::stable::contiguous(grad_), grid = torch::stable::contiguous(grid_);
-  const Tensor cell = torch::stable::contiguous(cell_), offset = torch::stable::contiguous(offset_);
-  const Tensor confidence = torch::stable::contiguous(confidence_);
+  const Tensor grad = in_layout(grad_, false), grid = in_layout(grid_, false);
+  const Tensor cell = in_layout(cell_, false), offset = in_layout(offset_, false);
+  const Tensor confidence = in_layout(confidence_, false);
   STD_TORCH_CHECK(grid.dim() == 4 && grid.size(3) == 2 && offset.dim() == 3 && offset.size(0) == grid.size(0) &&
                       offset.size(2) == 2 && sizes_of(grad) == sizes_of(offset) && sizes_of(cell) == sizes_of(offset) &&
                       confidence.numel() * 2 == offset.numel() && grad.scalar_type() == grid.scalar_type() &&

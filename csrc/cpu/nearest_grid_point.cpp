@@ -29,7 +29,7 @@ Tensor forward(const Tensor& grid_, const Tensor& points_) {
                       grid_.size(0) == points_.size(0) && grid_.size(1) > 0 && grid_.size(2) > 0 &&
                       grid_.scalar_type() == points_.scalar_type(),
                   "nearest_grid_point: grid must be [N, H, W, 2] and points [N, P, 2], of one dtype");
-  const Tensor grid = torch::stable::contiguous(grid_), points = torch::stable::contiguous(points_);
+  const Tensor grid = in_layout(grid_, false), points = in_layout(points_, false);
   const int64_t batch = grid.size(0), height = grid.size(1), width = grid.size(2), per_sample = points.size(1);
   const Tensor found = empty(sizes_of(points), ScalarType::Long);
   if (points.numel() == 0) return found;

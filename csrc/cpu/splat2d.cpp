@@ -167,8 +167,8 @@ std::tuple<Tensor, Tensor> forward(const Tensor& background_, const Tensor& xy_,
                                    const Tensor& sigma_, bool soft) {
   check_points(background_, xy_, values_, sigma_);
   const bool channels_last = is_channels_last(background_);
-  const Tensor background = in_layout(background_, channels_last), xy = torch::stable::contiguous(xy_);
-  const Tensor values = torch::stable::contiguous(values_), sigma = torch::stable::contiguous(sigma_);
+  const Tensor background = in_layout(background_, channels_last), xy = in_layout(xy_, false);
+  const Tensor values = in_layout(values_, false), sigma = in_layout(sigma_, false);
   const int64_t batch = background.size(0), height = background.size(2), width = background.size(3);
   const Tensor result = empty(sizes_of(background), background.scalar_type(), channels_last);
   const Tensor total = empty({batch, 1, height, width}, background.scalar_type());
@@ -292,8 +292,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Tensor& grad_, const T
                   "splat2d_backward: the arguments do not fit together");
   const bool channels_last = is_channels_last(result_);
   const Tensor grad = in_layout(grad_, channels_last), result = in_layout(result_, channels_last);
-  const Tensor total = torch::stable::contiguous(total_), xy = torch::stable::contiguous(xy_);
-  const Tensor values = torch::stable::contiguous(values_), sigma = torch::stable::contiguous(sigma_);
+  const Tensor total = in_layout(total_, false), xy = in_layout(xy_, false);
+  const Tensor values = in_layout(values_, false), sigma = in_layout(sigma_, false);
   const ScalarType type = result.scalar_type();
   const int64_t batch = result.size(0), channels = result.size(1), height = result.size(2), width = result.size(3);
   const Tensor grad_background = empty(sizes_of(result), type, channels_last), grad_xy = empty(sizes_of(xy), type);

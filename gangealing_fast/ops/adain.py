@@ -17,6 +17,7 @@ from torch import Tensor
 
 from gangealing_fast.ops._common import check_device, check_tensor, compute_dtype, output_format, parameter
 from gangealing_fast.ops._dispatch import reference_wanted, run_reference
+from gangealing_fast.ops._eager import eager
 
 
 def _statistics(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
@@ -111,6 +112,7 @@ def _double_backward(ctx, *tangents: Tensor):
 
 _adain.register_autograd(_backward, setup_context=_setup_context)
 _adain_backward.register_autograd(_double_backward, setup_context=_setup_context_backward)
+_call = eager(_adain, _setup_context, _backward)
 
 
 def adain(x: Tensor, scale: Tensor, shift: Tensor, eps: float = 1e-5) -> Tensor:
@@ -135,4 +137,4 @@ def adain(x: Tensor, scale: Tensor, shift: Tensor, eps: float = 1e-5) -> Tensor:
         raise ValueError(f"adain: eps must be positive, not {eps!r}.")
     if reference_wanted():
         return run_reference(adain_reference, x, scale, shift, eps)
-    return _adain(x, parameter("adain", "scale", scale, x), parameter("adain", "shift", shift, x), float(eps))[0]
+    return _call(x, parameter("adain", "scale", scale, x), parameter("adain", "shift", shift, x), float(eps))[0]

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from gangealing_fast.ops._dispatch import reference_wanted, run_reference
+from gangealing_fast.ops._eager import eager
 from gangealing_fast.ops.grid_sample import widest_dtype
 from gangealing_fast.ops.nearest_grid_point import check_grid_and_points, nearest_grid_point_reference
 
@@ -208,6 +209,7 @@ def _double_backward(ctx, *tangents: Tensor):
 
 _invert_grid.register_autograd(_backward, setup_context=_setup_context)
 _invert_grid_backward.register_autograd(_double_backward)
+_call = eager(_invert_grid, _setup_context, _backward)
 
 
 def invert_grid(grid: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
@@ -226,5 +228,5 @@ def invert_grid(grid: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
     if reference_wanted():
         return run_reference(invert_grid_reference, grid, points)
     dtype = widest_dtype(grid, points)
-    cell, offset, confidence = _invert_grid(grid.to(dtype), points.to(dtype))
+    cell, offset, confidence = _call(grid.to(dtype), points.to(dtype))
     return cell + offset, confidence

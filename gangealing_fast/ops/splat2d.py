@@ -24,6 +24,7 @@ from torch import Tensor
 
 from gangealing_fast.ops._common import check_tensor, compute_dtype, output_format, parameter
 from gangealing_fast.ops._dispatch import reference_wanted, run_reference
+from gangealing_fast.ops._eager import eager
 from gangealing_fast.ops._reference import reference_vjp
 
 _EPSILON = 1e-8
@@ -118,6 +119,7 @@ def _double_backward(ctx, *tangents: Tensor):
 
 _splat2d.register_autograd(_backward, setup_context=_setup_context)
 _splat2d_backward.register_autograd(_double_backward)
+_call = eager(_splat2d, _setup_context, _backward)
 
 
 def splat2d(background: Tensor, xy: Tensor, values: Tensor, sigma: Tensor, *, soft: bool = False) -> Tensor:
@@ -154,4 +156,4 @@ def splat2d(background: Tensor, xy: Tensor, values: Tensor, sigma: Tensor, *, so
         return run_reference(splat2d_reference, background, xy, values, sigma, soft=bool(soft))
     sigma = sigma.unsqueeze(1).expand(xy.shape[:2]) if sigma.dim() == 1 else sigma
     compute = compute_dtype(background.dtype)
-    return _splat2d(background.to(compute), xy, values.to(compute), sigma, bool(soft))[0].to(background.dtype)
+    return _call(background.to(compute), xy, values.to(compute), sigma, bool(soft))[0].to(background.dtype)
