@@ -68,6 +68,7 @@ def measure(options: argparse.Namespace) -> int:
     from benchmarks import machine, results
     from benchmarks.harness import QUICK, Disagreement, Plan, compare
     from benchmarks.peaks import peaks
+    from gangealing_fast import memory
 
     device = torch.device(options.device)
     if device.type == "cuda" and not torch.cuda.is_available():
@@ -77,7 +78,7 @@ def measure(options: argparse.Namespace) -> int:
     # float32 means float32, and torch may choose its fastest convolutions, as a user who wants speed would have it.
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     torch.backends.cudnn.benchmark = True
-    kept = options.allocator == "keep" and device.type == "cpu" and machine.keep_freed_memory()
+    kept = options.allocator == "keep" and device.type == "cpu" and memory.keep_large_blocks()
     if options.json:
         found = {str(count): machine.limits(count, device) for count in threads}
         description = {**machine.describe(device), "freed_memory_kept": kept}
@@ -85,7 +86,7 @@ def measure(options: argparse.Namespace) -> int:
         print(f"limits by threads (GB/s, GFLOP/s): {found}", flush=True)
     status = 0
     for operator in options.operators or operators():
-        records, refused, memory = [], [], []
+        records, refused, held = [], [], []
         for index, case in enumerate(importlib.import_module(f"benchmarks.bench_{operator}").cases()):
             if options.match not in case.name:
                 continue
@@ -100,9 +101,9 @@ def measure(options: argparse.Namespace) -> int:
                 records += fresh
                 print("\n".join(line(record) for record in fresh), flush=True)
             if case.peak:
-                memory.append(peaks(case, index, options.device))
-                print(f"{operator} {case.name}, peak bytes beyond the inputs: {memory[-1]['bytes']}", flush=True)
-            machine.release_memory()
+                held.append(peaks(case, index, options.device))
+                print(f"{operator} {case.name}, peak bytes beyond the inputs: {held[-1]['bytes']}", flush=True)
+            memory.release()
             torch.compiler.reset()  # after too many recompilations of one function dynamo would quietly run it uncompiled
         if options.json:
 
@@ -110,7 +111,7 @@ def measure(options: argparse.Namespace) -> int:
                 measured = record["operator"] == name and options.match in record["case"]
                 return measured and record.get("threads", threads[0]) in threads
 
-            results.merge(options.json, replaces=replaced, records=records, refused=refused, memory=memory)
+            results.merge(options.json, replaces=replaced, records=records, refused=refused, memory=held)
     return status
 
 

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the machine is and what it can do at best: the yardsticks of the reports. Also memory: one allocator for all, and peaks."""
+"""What the machine is and what it can do at best, the yardsticks of the reports; and the memory a computation takes."""
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import os
 import platform
@@ -18,32 +17,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gangealing_fast import memory
+
 TRIAD_BYTES = 256 << 20
 # The convolution that most of a 256² generator's time goes to: 512 to 512 channels at 32², a batch of 5.
 CONVOLUTION = {"batch": 5, "channels": 512, "size": 32}
-_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
-
-
-def keep_freed_memory() -> bool:
-    """Make this process's malloc keep freed memory, so that no variant pays for fresh pages at every call; False without glibc.
-
-    With glibc's defaults tensors above 32 MB are given back at once and their pages fault in anew in every call, which
-    can cost more than the arithmetic and would drown the difference between the variants. It is the same for all of them.
-    """
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError):
-        return False
-    return bool(mallopt(_M_MMAP_MAX, 0)) and bool(mallopt(_M_TRIM_THRESHOLD, -1))
-
-
-def release_memory() -> None:
-    """Give back what is free."""
-    gc.collect()
-    try:
-        ctypes.CDLL(None).malloc_trim(0)
-    except (OSError, AttributeError):
-        pass
 
 
 def _status(field: str) -> int:
@@ -58,6 +36,13 @@ def peak_resident() -> int:
     return _status("VmHWM")
 
 
+def memory_is_short() -> bool:
+    """Whether less than half of the machine's memory is available."""
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    sizes = {line.split(":")[0]: int(line.split()[1]) for line in lines}
+    return sizes["MemAvailable"] < sizes["MemTotal"] / 2
+
+
 def peak_during(function: Callable[[], Any], device: torch.device) -> int:
     """Bytes by which memory in use rises above what it was before while `function` runs (resident size on a CPU)."""
     function()
@@ -67,7 +52,8 @@ def peak_during(function: Callable[[], Any], device: torch.device) -> int:
         torch.cuda.reset_peak_memory_stats(device)
         function()
         return torch.cuda.max_memory_allocated(device) - before
-    release_memory()
+    gc.collect()
+    memory.release()
     before = _status("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # sets VmHWM back to the present size
     function()

@@ -23,7 +23,7 @@ from typing import Any
 from benchmarks import machine, results
 from gangealing_fast.errors import UserError
 
-WARM, INDEX = 1, 500
+INDEX = 500
 VARIANTS = {
     "ours, float32": {"precision": "float32", "ops": "fused"},
     "ours, bfloat16": {"precision": "bfloat16", "ops": "fused"},
@@ -73,16 +73,15 @@ def write_weights(folder: Path, size: int) -> None:
 
 
 def serve(options: dict[str, Any]) -> None:
-    """The child's side: builds the step as `gangealing_fast.train` does, then for every line "WARM TIMED" on standard input
-    makes so many steps and prints the seconds of the timed ones; at the end of the input prints the peak memory."""
+    """The child's side: builds the step as `gangealing_fast.train` does, then for every line on standard input makes a step, after
+    some to warm up where that is needed, and prints its seconds; at the end of the input prints the peak memory."""
     import torch
 
+    from gangealing_fast import memory
     from gangealing_fast.alignment.config import TrainConfig
     from gangealing_fast.alignment.trainer import build
     from gangealing_fast.runs import prepare_process
 
-    if options["keep"]:
-        machine.keep_freed_memory()
     folder, device = Path(options["folder"]), torch.device(options["device"])
     config = TrainConfig(
         generator=folder / "generator.safetensors",
@@ -97,26 +96,28 @@ def serve(options: dict[str, Any]) -> None:
         precision=options["precision"],
         ops=options["ops"],
         threads=options["threads"],
-        reuse_memory=not options["keep"],
     )
     with redirect_stdout(sys.stderr):  # standard output carries the figures
         prepare_process(config)
+        kept = memory.keep_large_blocks() if options["keep"] else config.reuse_memory and config.ops == "fused"
     torch.manual_seed(0)
     trainer = build(config, device)
 
     def step() -> float:
         start = time.perf_counter()
         trainer.step(INDEX)
+        memory.trim()  # as the training loop does
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         return time.perf_counter() - start
 
-    for line in sys.stdin:
-        warm, timed = map(int, line.split())
-        seconds = [step() for _ in range(warm + timed)][warm:]
-        if options["keep"]:
-            machine.release_memory()  # the others need the room
-        print(json.dumps(seconds), flush=True)
+    # Kept memory is complete after a few steps only, and has to be given back where the other processes need the room.
+    cold = True
+    for _ in sys.stdin:
+        for _ in range((2 if kept else 1) if cold else 0):
+            step()
+        print(json.dumps(step()), flush=True)
+        cold = kept and machine.memory_is_short() and memory.release()
     print(torch.cuda.max_memory_allocated(device) if device.type == "cuda" else machine.peak_resident(), flush=True)
 
 
@@ -125,8 +126,8 @@ class _Child:
         command = [sys.executable, "-m", "benchmarks.training_step", "--serve", json.dumps(options)]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
-    def ask(self, warm: int, timed: int) -> list[float]:
-        self.process.stdin.write(f"{warm} {timed}\n")
+    def step(self) -> float:
+        self.process.stdin.write("\n")
         self.process.stdin.flush()
         return self._read()
 
@@ -162,9 +163,7 @@ def measure(key: str, allocator: str, options: argparse.Namespace) -> list[dict[
             for turn in range(options.rounds):
                 names = list(children)[turn % len(children) :] + list(children)[: turn % len(children)]
                 for name in names:
-                    # A process that gave its memory back has to warm up again.
-                    warm = WARM if turn == 0 or shared["keep"] else 0
-                    seconds[name] += children[name].ask(warm, 1)
+                    seconds[name].append(children[name].step())
                     print(f"{configuration}, {allocator} allocator, {name}: {seconds[name][-1]:.3f} s", flush=True)
             peaks = {name: child.finish() for name, child in children.items()}
         finally:
