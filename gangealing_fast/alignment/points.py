@@ -2,7 +2,8 @@
 """Maps of points between a picture and the template it is aligned to, by the grid that aligned it.
 
 A grid says for every template pixel where to read the picture, so template → picture is a bilinear look-up, and
-picture → template the nearest grid point (arXiv 2112.05143, section 4.3). Points are pixels (x, y), 0 at the centre
+picture → template the nearest grid point (arXiv 2112.05143, section 4.3) or, between the grid's points, the inverse of
+that look-up. Points are pixels (x, y), 0 at the centre
 of the first pixel; normalised they are `((p / (n - 1)) - 0.5) * 2 * (r - 1) / r`, which for r = n puts pixel edges at
 -1 and 1.
 """
@@ -10,12 +11,15 @@ of the first pixel; normalised they are `((p / (n - 1)) - 0.5) * 2 * (r - 1) / r
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-_CHUNK = 1 << 24  # distances held at a time
+from gangealing_fast.ops import invert_grid, nearest_grid_point
+
+Method = Literal["nearest", "subpixel"]
 
 
 def normalize_points(points: Tensor, size: int, resolution: int | None = None) -> Tensor:
@@ -43,25 +47,21 @@ def _check(grid: Tensor, points: Tensor) -> None:
         )
 
 
-@torch.no_grad()
-def to_template(grid: Tensor, points: Tensor, image_size: int) -> Tensor:
-    """Points `[N, P, 2]` of square pictures of side `image_size` to template pixels `[N, P, 2]`, int64.
+def to_template(grid: Tensor, points: Tensor, image_size: int, *, method: Method = "nearest") -> Tensor:
+    """Points `[N, P, 2]` of square pictures of side `image_size` to template pixels `[N, P, 2]`.
 
-    The template pixel whose grid point lies nearest to the point; the first of them in reading order where several do.
+    "nearest": the template pixel, int64, whose grid point lies nearest to the point; the first of them in reading order
+    where several do, (-1, -1) for a point that is not finite. "subpixel": the place in the template that `from_template`
+    takes to the point, in the grid's dtype (at least float32) and differentiable once, by `ops.invert_grid`, which also
+    tells how sure it is; where the grid does not reach the point, the pixel that "nearest" gives.
     """
     _check(grid, points)
-    height, width = grid.shape[1:3]
-    cells = grid.reshape(grid.shape[0], -1, 2)
     wanted = normalize_points(points.to(grid.dtype), image_size)
-    found = torch.empty(points.shape[:2], dtype=torch.long, device=grid.device)
-    step = max(1, _CHUNK // max(1, height * width))
-    for sample in range(grid.shape[0]):
-        for start in range(0, points.shape[1], step):
-            part = wanted[sample, start : start + step]
-            # differences, not the expanded square: cancellation would move ties
-            squared = (cells[sample, :, 0] - part[:, :1]).square() + (cells[sample, :, 1] - part[:, 1:]).square()
-            found[sample, start : start + step] = squared.argmin(1)
-    return torch.stack([found % width, found // width], -1)
+    if method == "nearest":
+        return nearest_grid_point(grid, wanted)
+    if method == "subpixel":
+        return invert_grid(grid, wanted)[0]
+    raise ValueError(f"the method to find points in the template is one of {', '.join(get_args(Method))}, not {method!r}.")
 
 
 def from_template(grid: Tensor, points: Tensor, image_size: int) -> Tensor:
@@ -75,9 +75,17 @@ def from_template(grid: Tensor, points: Tensor, image_size: int) -> Tensor:
     return denormalize_points(sampled[:, :, 0].mT, image_size)
 
 
-def transfer(grid_a: Tensor, grid_b: Tensor, points: Tensor, image_size_a: int, image_size_b: int) -> Tensor:
-    """Points `[N, P, 2]` of pictures A to the matching points of pictures B, through the template."""
-    return from_template(grid_b, to_template(grid_a, points, image_size_a), image_size_b)
+def transfer(
+    grid_a: Tensor,
+    grid_b: Tensor,
+    points: Tensor,
+    image_size_a: int,
+    image_size_b: int,
+    *,
+    method: Method = "nearest",
+) -> Tensor:
+    """Points `[N, P, 2]` of pictures A to the matching points of pictures B, through the template; see `to_template`."""
+    return from_template(grid_b, to_template(grid_a, points, image_size_a, method=method), image_size_b)
 
 
 def similarity_from_template(matrix: Tensor, points: Tensor, template_size: int, image_size: int) -> Tensor:
