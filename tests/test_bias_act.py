@@ -98,6 +98,21 @@ def test_fuzz(data):
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_outputs_beyond_the_caches(layout, dtype):
+    x = torch.randn(3, 37, 211, 199).to(dtype).contiguous(memory_format=layout).requires_grad_()
+    b, noise, strength = torch.randn(37, requires_grad=True), torch.randn(3, 1, 211, 199), torch.tensor(0.3)
+    y = bias_act(x, b, noise=noise, noise_strength=strength)
+    expected = bias_act_reference(x, b, noise=noise, noise_strength=strength)
+    tolerance = 1e-6 if dtype == torch.float32 else 1e-3
+    assert_close(y, expected, tolerance)
+    weight = torch.randn(x.shape).to(dtype).contiguous(memory_format=layout)
+    (grad, grad_b), others = torch.autograd.grad(y, [x, b], weight), torch.autograd.grad(expected, [x, b], weight)
+    assert_close(grad, others[0], 2 * tolerance)
+    assert_close(grad_b, others[1], 1e-4)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_threads_do_not_change_the_sums(layout):
     x = torch.randn(4, 24, 40, 31).contiguous(memory_format=layout).requires_grad_()
     b, noise = torch.randn(24, requires_grad=True), torch.randn(1, 1, 40, 31, requires_grad=True)

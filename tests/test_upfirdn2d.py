@@ -80,13 +80,20 @@ def test_extreme_values_stay_local():
     assert torch.isinf(y).sum() == 16 and not torch.isnan(y).any()
 
 
-def test_threads_do_not_change_the_result():
-    x = torch.randn(3, 8, 33, 65)
+@pytest.mark.parametrize("shape", [(1, 512, 67, 65), (1, 33, 131, 517)])
+def test_outputs_beyond_the_caches(shape):
+    x = torch.randn(shape).contiguous(memory_format=torch.channels_last)
+    assert_close(upfirdn2d(x, BLUR, padding=(1, 2)), upfirdn2d_reference(x, BLUR, padding=(1, 2)), 2e-6)
+
+
+@pytest.mark.parametrize("shape", [(3, 8, 33, 65), (2, 150, 11, 30)])
+def test_threads_do_not_change_the_result(shape):
+    x = torch.randn(shape).contiguous(memory_format=torch.channels_last)
     threads = torch.get_num_threads()
     results = []
     for count in (1, 2, 3):
         torch.set_num_threads(count)
-        results.append(upfirdn2d(x, BLUR, up=2, padding=(2, 1)))
+        results.append(torch.cat([upfirdn2d(x, BLUR, up=up, padding=(2, 1)).flatten() for up in (1, 2)]))
     torch.set_num_threads(threads)
     assert all(torch.equal(results[0], other) for other in results[1:])
 

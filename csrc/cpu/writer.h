@@ -22,7 +22,7 @@ inline constexpr int64_t cache_line = 64, beyond_caches = 8 << 20;  // bytes; ou
 template <typename T>
 GGF_INLINE void fetch_ahead(const T* position, int64_t count) {
 #ifdef __GNUC__
-  const auto* ahead = reinterpret_cast<const char*>(reinterpret_cast<uintptr_t>(position) + 2048);
+  const auto* ahead = reinterpret_cast<const char*>(reinterpret_cast<uintptr_t>(position) + 4096);
   for (int64_t i = 0; i < count * static_cast<int64_t>(sizeof(T)); i += cache_line) __builtin_prefetch(ahead + i, 0, 2);
 #endif
 }

@@ -43,6 +43,11 @@ CASES = {
     "blur-crop": Case((2, 3, 11, 8), BINOMIAL, {"padding": (-1, 1), "gain": 2.0}),
     "blur after an up-convolution": Case((2, 5, 9, 17), BINOMIAL, {"padding": (1, 1), "gain": 4.0}),
     "wide blur": Case((1, 32, 6, 37), BINOMIAL, {"padding": (2, 2)}),
+    "blur of long rows": Case((2, 517, 5, 9), BINOMIAL, {"padding": (2, 1)}),
+    "blur of long rows, cropped": Case(
+        (1, 1030, 9, 11), (1.0, 2.0, -0.5, 0.25), {"padding": (-2, 1, -3, 4), "gain": 0.5}, (1, 1, 9, 7)
+    ),
+    "blur of fewer rows than taps": Case((2, 1400, 1, 3), BINOMIAL, {"padding": (2, 1)}, (1, 1, 1, 4)),
     "blur of one row": Case((2, 4, 1, 6), BINOMIAL, {"padding": (2, 1)}, (1, 1, 1, 4)),
     "up": Case((2, 3, 11, 8), BINOMIAL, {"up": 2, "padding": (2, 1), "gain": 4.0}),
     "up of colours": Case((2, 3, 5, 33), BINOMIAL, {"up": 2, "padding": (2, 1), "gain": 4.0}),
