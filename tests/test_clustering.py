@@ -1,12 +1,30 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
+from runs import assert_identical, train_config, write_generator, write_pictures
 from support import assert_golden, golden, golden_state
 from test_perceptual import lpips_state
 
-from gangealing_fast.alignment.clustering import assign, cluster_distances, mirror_chosen, spread_centres, start_templates
+from gangealing_fast import checkpoint, ops
+from gangealing_fast.alignment import classifying
+from gangealing_fast.alignment.aligner import Aligner
+from gangealing_fast.alignment.clustering import (
+    align_assigned,
+    assign,
+    cluster_distances,
+    mirror_chosen,
+    spread_centres,
+    start_templates,
+)
+from gangealing_fast.alignment.trainer import build, run
+from gangealing_fast.classify import ClassifyConfig
+from gangealing_fast.errors import UserError
+from gangealing_fast.files import read_json_lines
+from gangealing_fast.metrics import cluster_purity
 from gangealing_fast.models import ClusterClassifier, Generator, LatentTarget, Lpips, SpatialTransformer
 
 
@@ -91,3 +109,126 @@ def test_a_classifier_starts_from_the_similaritys_trunk():
         classifier(torch.rand(1, 1, 32, 32))
     with pytest.raises(ValueError, match="power of two"):
         ClusterClassifier(24)
+
+
+# ---- training
+
+
+@pytest.fixture
+def folder(tmp_path):
+    write_generator(tmp_path / "generator.safetensors")
+    write_pictures(tmp_path / "pictures")
+    return tmp_path
+
+
+@pytest.mark.parametrize(("clusters", "flips"), [(3, False), (1, True), (2, True)])
+def test_the_gradient_is_that_of_the_least_distance(folder, clusters, flips):
+    """Only the chosen class is computed with gradients; the result is that of the minimum over all classes."""
+    trainer = build(train_config(folder, clusters=clusters, flips=flips, precision="float32"), torch.device("cpu"))
+    for head in trainer.transformer.stns:
+        for parameter in head.warp_head.parameters():
+            torch.nn.init.normal_(parameter, std=0.02)
+    psi, n = 0.3, 5
+    torch.manual_seed(3)
+    loss, _ = trainer.loss(n, psi)
+    loss.total.backward()
+    found = [p.grad.clone() for p in (*trainer.transformer.parameters(), trainer.target.coefficients)]
+    trainer.transformer.zero_grad()
+    trainer.target.zero_grad()
+
+    torch.manual_seed(3)
+    generator = trainer.generator
+    with torch.no_grad():
+        w = generator.map(torch.randn(n, generator.latent_dim))
+        unaligned = generator.synthesize(w)
+        noise = generator.draw_noise(n * clusters)
+    targets = generator.synthesize(trainer.target.mix_layers(w, psi, trainer.inject, generator.n_latent), noise)
+    rows, terms = [], []
+    for images in (unaligned, unaligned.flip(3)) if flips else (unaligned,):
+        aligned = trainer.transformer(images, padding_mode=trainer.padding_mode)
+        rows.append(trainer.perceptual(aligned.image, targets).reshape(n, clusters))
+        tv, identity = ops.flow_regularizer(aligned.residual_flow)
+        terms.append((trainer.tv_weight * tv + trainer.identity_weight * identity).reshape(n, clusters))
+    distances, terms = torch.cat(rows, 1), torch.cat(terms, 1)
+    best = distances.argmin(1, keepdim=True)
+    (distances.gather(1, best) + terms.gather(1, best)).mean().backward()
+    expected = [p.grad for p in (*trainer.transformer.parameters(), trainer.target.coefficients)]
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5 * float(b.abs().max() + 1))
+
+
+def test_clusters_are_trained_classified_and_used(folder, capsys):
+    config = train_config(folder, clusters=2, flips=True, data=folder / "pictures", steps=4)
+    run(config)
+    lines = read_json_lines(config.out / "log.jsonl")
+    assert all(abs(line["cluster_0"] + line["cluster_1"] - 1) < 1e-6 for line in lines)
+    assert "classify --checkpoint" in (config.out / "report.html").read_text()
+    images = torch.rand(5, 3, 32, 32) * 2 - 1
+    with pytest.raises(UserError, match="2 clusters but no classifier"):
+        Aligner.load(config.out).align(images)
+    options = ClassifyConfig(config.out, folder / "classified", flips=True, steps=6, batch=4, snapshot=2, threads=1)
+    classifying.run(options)
+    aligner = Aligner.load(folder / "classified")
+    cluster, mirrored = aligner.assign(images)
+    record = aligner.warp(images)
+    for k in range(5):
+        seen = images[k : k + 1].flip(3) if mirrored[k] else images[k : k + 1]
+        alone = aligner.transformer(seen, assignment=cluster[k : k + 1], padding_mode=aligner.padding_mode)
+        torch.testing.assert_close(record.image[k], alone.image[0])
+    assert "perceptual distance" in capsys.readouterr().out
+    assert (folder / "classified" / "report.html").exists()
+
+
+def test_classify_stopped_and_resumed_equals_uninterrupted(folder, monkeypatch):
+    config = train_config(folder, clusters=2, steps=2)
+    run(config)
+    options = ClassifyConfig(config.out, folder / "run2", steps=6, batch=4, snapshot=2, threads=1)
+    classifying.run(dataclasses.replace(options, out=folder / "whole"))
+    original, calls = classifying.Teacher.lesson, iter(range(100))
+
+    def interrupted(self, n):
+        if next(calls) == 3:
+            raise KeyboardInterrupt
+        return original(self, n)
+
+    monkeypatch.setattr(classifying.Teacher, "lesson", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        classifying.run(options)
+    monkeypatch.undo()
+    classifying.run(options)
+    assert_identical(*(checkpoint.load(folder / name / "checkpoint.pt") for name in ("whole", "run2")))
+
+
+def test_nothing_to_classify(folder):
+    config = train_config(folder, steps=2)
+    run(config)
+    with pytest.raises(UserError, match="one cluster"):
+        classifying.run(ClassifyConfig(config.out, folder / "classified"))
+    with pytest.raises(UserError, match="no aligner"):
+        classifying.run(ClassifyConfig(folder / "generator.safetensors", folder / "classified"))
+
+
+def test_clusters_of_digits_are_measured(folder):
+    config = train_config(folder, clusters=2, digit=(3, 7), transforms="similarity", steps=2, snapshot=2)
+    run(config)
+    page = (config.out / "report.html").read_text()
+    assert "Cluster purity" in page and "Pair error, cluster 1" in page
+
+
+def test_purity():
+    clusters, labels = torch.tensor([0, 0, 0, 2, 2]), torch.tensor([3, 3, 7, 7, 7])
+    assert cluster_purity(clusters, labels) == 0.8
+    assert cluster_purity(labels, labels) == 1.0
+    with pytest.raises(ValueError, match="1 or more"):
+        cluster_purity(clusters[:0], labels[:0])
+
+
+def test_mirrored_pictures_are_read_from_the_original():
+    transformer = SpatialTransformer(("similarity",), 16, channel_base=64, max_channels=8, heads=2)
+    torch.nn.init.normal_(transformer.similarity.warp_head.linear.weight, std=0.1)
+    images = torch.rand(3, 3, 16, 16)
+    cluster, mirrored = torch.tensor([0, 1, 1]), torch.tensor([True, False, True])
+    with torch.no_grad():
+        record = align_assigned(transformer, images, cluster, mirrored, batch=2)
+    again = ops.mipmap_warp(images, record.grid)
+    assert torch.allclose(again, record.image, atol=2e-3)

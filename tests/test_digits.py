@@ -56,7 +56,7 @@ def test_inverse_and_points():
 
 
 def test_ink_is_found_where_the_matrix_sends_it():
-    images = digits.load_heldout_digits(3).images[:100]
+    images = digits.load_heldout_digits((3,)).images[:100]
     a = digits.random_similarity(100, generator=generator())
     upright, warped = ink_of(digits.warp_digits(images)), ink_of(digits.warp_digits(images, a))
     scale = a[:, :, 0].norm(dim=1)
@@ -80,7 +80,7 @@ def test_known_quarter_turn():
 
 
 def test_identity_warp_and_background():
-    images = digits.load_heldout_digits(7).images[:5]
+    images = digits.load_heldout_digits((7,)).images[:5]
     plain = digits.warp_digits(images)
     assert plain.shape == (5, 3, 32, 32) and plain.min() == -1 and plain.max() <= 1
     assert torch.equal(plain[:, 0, 2:30, 2:30], images.float() / 255 * 2 - 1)
@@ -122,13 +122,13 @@ def test_heldout_digits():
     assert everything.images.shape == (900, 28, 28) and everything.images.dtype == torch.uint8
     assert "LeCun" in everything.attribution and "CC BY-SA 3.0" in everything.attribution
     for digit in (3, 4, 7):
-        part = digits.load_heldout_digits(digit)
+        part = digits.load_heldout_digits((digit,))
         assert len(part.images) == 300 and (part.labels == digit).all()
-    assert len(digits.load_heldout_digits(3, limit=10).images) == 10
+    assert len(digits.load_heldout_digits((3,), limit=10).images) == 10
     assert len(set(everything.ids.tolist())) == 900
     assert digits.ASSET.stat().st_size < 300_000
     with pytest.raises(UserError, match=r"no digits of class 5, only of \[3, 4, 7\]"):
-        digits.load_heldout_digits(5)
+        digits.load_heldout_digits((5,))
 
 
 def test_damaged_asset(tmp_path, monkeypatch):
@@ -156,7 +156,7 @@ def test_training_digits():
     images = digits.training_digits(folder, (3,))
     assert images.shape == (6131, 28, 28) and images.dtype == torch.uint8
     assert torch.equal(images, digits.training_digits(folder / "train-images-idx3-ubyte.gz", (3,)))
-    held = {image.numpy().tobytes() for image in digits.load_heldout_digits(3).images}
+    held = {image.numpy().tobytes() for image in digits.load_heldout_digits((3,)).images}
     assert not held & {image.numpy().tobytes() for image in images}
 
 
@@ -166,7 +166,7 @@ def test_training_digits_missing(tmp_path):
 
 
 def test_warped_digits_are_the_same_every_time():
-    images = digits.load_heldout_digits(4).images[:20]
+    images = digits.load_heldout_digits((4,)).images[:20]
     first, second = (digits.WarpedDigits(images, seed=5, copies=3) for _ in range(2))
     assert len(first) == 60 == len(first.names)
     assert torch.equal(first.batch([3, 59]), second.batch([3, 59])) and first.batch([0]).shape == (1, 3, 32, 32)

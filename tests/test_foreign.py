@@ -42,7 +42,7 @@ def small_parts() -> Parts:
     target = LatentTarget(torch.eye(8)[:3], torch.randn(8), heads=2)
     torch.nn.init.normal_(target.coefficients)
     settings = {"padding_mode": "reflection", "iters": 3, "inject": 4}
-    return Parts("a test", small_generator(), torch.randn(8), transformer, target, settings)
+    return Parts("a test", small_generator(), torch.randn(8), transformer, target, settings=settings)
 
 
 def assert_same_pictures(a: Generator, b: Generator) -> None:

@@ -141,8 +141,8 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_state(f
     original = step_module.AlignmentStep.loss
 
     def poisoned(self, n, psi):
-        parts = original(self, n, psi)
-        return parts._replace(total=parts.total * float("nan")) if psi < 0.5 else parts
+        parts, assignment = original(self, n, psi)
+        return parts._replace(total=parts.total * float("nan")) if psi < 0.5 else parts, assignment
 
     monkeypatch.setattr(step_module.AlignmentStep, "loss", poisoned)
     with pytest.raises(UserError, match="not finite|is nan"):
@@ -166,7 +166,7 @@ def test_frozen_target_stays_at_the_mean(folder):
         ({"batch": 0}, "at least 1"),
         ({"generator": Path("missing.safetensors")}, "missing.safetensors"),
         ({"data": Path("missing")}, "missing"),
-        ({"digit": 9}, "class 9"),
+        ({"digit": (9,)}, "class 9"),
         ({"flow_size": 16, "transforms": "flow"}, "at least 32"),
         ({"device": "cuda:7"}, "not available"),
         ({"perceptual": "lpips", "perceptual_weights": Path("nowhere.pth")}, "nowhere.pth"),

@@ -31,17 +31,30 @@ def run(config: AlignConfig) -> None:
     pictures = open_pictures(config.data, size=size, limit=config.limit)
     print(pictures.summary())
     folder = make_folder(config.out)
-    before = after = torch.zeros(())
+    sums: dict[int, list[torch.Tensor]] = {}
+    members: dict[int, int] = {}
     with JsonLines(folder / "warps.jsonl") as warps:
         for indices in tqdm(torch.arange(len(pictures)).split(config.batch), unit="batch", desc="align"):
             images = to_float(pictures.batch(indices))
-            record = aligner.warp(images, output_resolution=resolution)
-            before, after = before + images.sum(0), after + record.image.sum(0)
+            cluster, mirrored = aligner.assign(images)
+            record = aligner.warp(images, output_resolution=resolution, assignment=(cluster, mirrored))
+            for c in cluster.unique().tolist():
+                before, after = sums.setdefault(c, [torch.zeros(()), torch.zeros(())])
+                sums[c] = [before + images[cluster == c].sum(0), after + record.image[cluster == c].sum(0)]
+                members[c] = members.get(c, 0) + int((cluster == c).sum())
             for k, index in enumerate(indices.tolist()):
                 name = f"{index:06d}-{PurePath(pictures.names[index]).stem}.png"
                 save_picture(folder / name, record.image[k])
                 matrix = None if record.matrix is None else record.matrix[k].flatten().tolist()
-                warps.append({"picture": pictures.names[index], "file": name, "matrix": matrix})
-    averages = torch.nn.functional.interpolate((before / len(pictures))[None], size=(resolution, resolution), mode="bilinear")
-    save_grid(torch.cat([averages, (after / len(pictures))[None]]).clamp(-1, 1), folder / "average.png", columns=2)
+                line = {"picture": pictures.names[index], "file": name, "matrix": matrix}
+                if aligner.classifier is not None:
+                    line |= {"cluster": int(cluster[k]), "mirrored": bool(mirrored[k])}
+                warps.append(line)
+    averages = []
+    for c in sorted(sums):
+        before, after = (total / members[c] for total in sums[c])
+        averages += [torch.nn.functional.interpolate(before[None], size=(resolution, resolution), mode="bilinear"), after[None]]
+    save_grid(torch.cat(averages).clamp(-1, 1), folder / "average.png", columns=2)
+    if len(sums) > 1:
+        print("; ".join(f"cluster {c}: {members[c]} pictures" for c in sorted(sums)))
     print(f"{len(pictures)} aligned pictures, warps.jsonl and average.png (before, after) are in {folder}")

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from gangealing_fast.models.generator import Generator
 from gangealing_fast.models.latent_target import LatentTarget
-from gangealing_fast.models.spatial_transformer import SpatialTransformer
+from gangealing_fast.models.spatial_transformer import Alignment, SpatialTransformer
 from gangealing_fast.ops import bilinear_downsample
 
 Distance = Callable[[Tensor, Tensor], Tensor]
@@ -61,6 +61,61 @@ def assign(distances: Tensor, clusters: int) -> Assignment:
 def mirror_chosen(images: Tensor, mirrored: Tensor) -> Tensor:
     """`images` `[N, C, H, W]` with those of `mirrored` `[N]` flipped left to right."""
     return torch.where(mirrored.reshape(-1, 1, 1, 1), images.flip(3), images)
+
+
+@torch.no_grad()
+def assign_to_templates(
+    transformer: SpatialTransformer,
+    perceptual: Distance,
+    images: Tensor,
+    templates: Tensor,
+    *,
+    flips: bool = False,
+    padding_mode: str = "border",
+    iters: int = 1,
+    batch: int = 32,
+) -> Assignment:
+    """The cluster of real pictures `[N, 3, H, W]` by their distance to the K templates' own pictures `[K, 3, F, F]`.
+
+    For want of a classifier: a template's picture looks like one sample, a real picture like another.
+    """
+    options = {"flips": flips, "padding_mode": padding_mode, "iters": iters}
+    rows = [
+        cluster_distances(transformer, perceptual, chunk, templates.repeat(len(chunk), 1, 1, 1), **options)
+        for chunk in images.split(batch)
+    ]
+    return assign(torch.cat(rows), len(templates))
+
+
+@torch.no_grad()
+def align_assigned(
+    transformer: SpatialTransformer,
+    images: Tensor,
+    cluster: Tensor | None = None,
+    mirrored: Tensor | None = None,
+    *,
+    padding_mode: str = "border",
+    iters: int = 1,
+    output_resolution: int | None = None,
+    batch: int = 64,
+) -> Alignment:
+    """Align pictures `[N, 3, H, W]`, each by the head of its cluster `[N]`, those of `mirrored` `[N]` as their mirror images.
+
+    In batches of bounded memory. The grid reads the pictures as given (a mirrored warp's x is negated); residual flow and matrix
+    are those of the picture that the network saw.
+    """
+    if mirrored is not None:
+        images = mirror_chosen(images, mirrored)
+    parts = []
+    for start in range(0, len(images), batch):
+        chunk = slice(start, start + batch)
+        options = {"padding_mode": padding_mode, "iters": iters, "output_resolution": output_resolution}
+        parts.append(transformer(images[chunk], assignment=None if cluster is None else cluster[chunk], **options))
+    record = Alignment(*(None if values[0] is None else torch.cat(values) for values in zip(*parts, strict=True)))
+    if mirrored is None:
+        return record
+    sign = torch.where(mirrored, -1.0, 1.0).to(record.grid)
+    return record._replace(grid=torch.stack([record.grid[..., 0] * sign[:, None, None], record.grid[..., 1]], -1))
 
 
 @torch.no_grad()

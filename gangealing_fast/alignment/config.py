@@ -20,8 +20,14 @@ class TrainConfig:
     """Results folder: checkpoint.pt, aligner.safetensors, pictures, log.jsonl, report.html."""
     data: Path | None = None
     """Real pictures (folder, .tar or MNIST file) to watch and to evaluate on; never trained on."""
-    digit: int | None = None
-    """Evaluate on the package's held-out digits of this class, whose true warps are known."""
+    digit: tuple[int, ...] = ()
+    """Evaluate on the package's held-out digits of these classes, whose true warps are known."""
+    clusters: int = 1
+    """How many templates are learned, each with a warping head of its own."""
+    flips: bool = False
+    """Whether a sample or its mirror image is aligned, whichever comes nearer to the template."""
+    cluster_candidates: int = 256
+    """Among how many samples the first templates are chosen (K-means++)."""
     held_out: int = 500
     """How many of the last pictures of --data are used."""
     transforms: Literal["similarity", "flow", "similarity,flow"] = "similarity,flow"
@@ -87,7 +93,7 @@ PRESETS: dict[str, TrainConfig] = {
     "digits": TrainConfig(
         generator=ASSETS / "digits" / "generator.safetensors",
         out=Path("runs/digits"),
-        digit=3,
+        digit=(3,),
         transforms="similarity",
         flow_size=32,
         channel_base=2048,
@@ -99,6 +105,26 @@ PRESETS: dict[str, TrainConfig] = {
         period=700,
         inject=5,
         directions=5,
+        principal_samples=20_000,
+        padding_mode="border",
+        average_half_life=2000.0,
+        snapshot=500,
+    ),
+    "clusters": TrainConfig(
+        generator=ASSETS / "digits" / "generator-347.safetensors",
+        out=Path("runs/clusters"),
+        digit=(3, 4, 7),
+        clusters=3,
+        transforms="similarity",
+        flow_size=32,
+        channel_base=2048,
+        max_channels=128,
+        steps=2000,
+        batch=16,
+        anneal_psi=1300,
+        period=700,
+        inject=5,
+        directions=32,
         principal_samples=20_000,
         padding_mode="border",
         average_half_life=2000.0,

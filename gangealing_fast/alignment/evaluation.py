@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from gangealing_fast import metrics
+from gangealing_fast.alignment.clustering import align_assigned
 from gangealing_fast.congealing.similarity import congeal
 from gangealing_fast.data.digits import SIZE as DIGIT_SIZE
 from gangealing_fast.data.digits import load_heldout_digits, object_box, random_similarity, warp_digits
@@ -24,28 +25,22 @@ Distance = Callable[[Tensor, Tensor], Tensor]
 
 # What the digits preset is held to: the most each ratio may be, after over before.
 PAIR_ERROR_GOAL, SET_SPREAD_GOAL, ENTROPY_GOAL, INK_GOAL = 0.35, 0.60, 0.70, (0.9, 1.1)
+# What three classes in three clusters are held to.
+PURITY_GOAL, CLUSTER_PAIR_ERROR_GOAL = (0.85, 1.0), 0.45
 PAIRS = 1000
 
 
 @dataclass
 class Evaluation:
-    """figures: see `report.Metrics`. before, after: the pictures `[N, 3, F, F]`. grid: `[N, F, F, 2]`."""
+    """figures: see `report.Metrics`. before, after: the pictures `[N, 3, F, F]`. grid: `[N, F, F, 2]`. cluster: `[N]`, all 0 where
+    there is but one."""
 
     figures: Figures
     before: Tensor
     after: Tensor
     grid: Tensor
     baseline: Figures
-
-
-@torch.no_grad()
-def align_batches(
-    transformer: SpatialTransformer, images: Tensor, *, padding_mode: str, iters: int = 1, batch: int = 64
-) -> Alignment:
-    """`transformer(images)` in batches; one record for all of `images` `[N, 3, H, W]`."""
-    parts = [transformer(chunk, padding_mode=padding_mode, iters=iters) for chunk in images.split(batch)]
-    joined = [None if values[0] is None else torch.cat(values) for values in zip(*parts, strict=True)]
-    return Alignment(*joined)
+    cluster: Tensor
 
 
 def _look(distance: Distance, before: Tensor, after: Tensor) -> Figures:
@@ -63,9 +58,11 @@ def evaluate_pictures(
     transformer: SpatialTransformer, images: Tensor, distance: Distance, *, padding_mode: str, iters: int = 1
 ) -> Evaluation:
     """Figures on real pictures `[N, 3, H, W]` in [-1, 1] whose true warps nobody knows."""
-    aligned = align_batches(transformer, images, padding_mode=padding_mode, iters=iters)
+    aligned = align_assigned(transformer, images, padding_mode=padding_mode, iters=iters)
     before = transformer.network_input(images)
-    return Evaluation(_look(distance, before, aligned.image), before, aligned.image, aligned.grid, {})
+    return Evaluation(
+        _look(distance, before, aligned.image), before, aligned.image, aligned.grid, {}, torch.zeros(len(images), dtype=torch.long)
+    )
 
 
 def held_out(pictures: Pictures, count: int) -> Tensor:
@@ -75,24 +72,20 @@ def held_out(pictures: Pictures, count: int) -> Tensor:
 
 def evaluate_digits(
     transformer: SpatialTransformer,
-    digit: int,
+    classes: Sequence[int],
     distance: Distance,
     *,
     padding_mode: str,
     iters: int = 1,
     baseline: bool = True,
 ) -> Evaluation:
-    """Figures on the package's held-out digits of one class, each under two known random warps.
+    """Figures on the package's held-out digits of some classes, each under two known random warps.
 
     The pair error compares A1⁻¹W1 with A2⁻¹W2 for two warps of one picture; the set spread, A⁻¹W over different pictures.
     baseline: also what classical congealing reaches on the same pictures.
     """
-    digits = load_heldout_digits(digit)
-    corners = object_box(digits.images)
-    generator = torch.Generator().manual_seed(7)
-    warps = [random_similarity(len(corners), generator=generator) for _ in range(2)]
-    pictures = [warp_digits(digits.images, warp) for warp in warps]
-    aligned = [align_batches(transformer, images, padding_mode=padding_mode, iters=iters) for images in pictures]
+    corners, warps, pictures, _ = _warped_pairs(classes)
+    aligned = [align_assigned(transformer, images, padding_mode=padding_mode, iters=iters) for images in pictures]
     found = [_matrix_or_grid(record) for record in aligned]
     figures = _warp_figures(warps, found, corners) | _stack_figures(pictures[0], aligned[0].image)
     figures |= _look(distance, pictures[0], aligned[0].image)
@@ -101,7 +94,62 @@ def evaluate_digits(
         classical = congeal((torch.cat([image[:, :1] for image in pictures]) + 1) / 2)
         parts = list(classical.split(len(corners)))
         compared = _warp_figures(warps, parts, corners) | _stack_figures(pictures[0], _apply(pictures[0], parts[0]))
-    return Evaluation(figures, pictures[0], aligned[0].image, aligned[0].grid, compared)
+    cluster = torch.zeros(len(corners), dtype=torch.long)
+    return Evaluation(figures, pictures[0], aligned[0].image, aligned[0].grid, compared, cluster)
+
+
+def _warped_pairs(classes: Sequence[int]) -> tuple[Tensor, list[Tensor], list[Tensor], Tensor]:
+    """Corners of the object boxes, two warps of every held-out digit, the warped pictures, and the classes."""
+    digits = load_heldout_digits(classes)
+    generator = torch.Generator().manual_seed(7)
+    warps = [random_similarity(len(digits.images), generator=generator) for _ in range(2)]
+    return object_box(digits.images), warps, [warp_digits(digits.images, warp) for warp in warps], digits.labels
+
+
+def evaluate_clusters(
+    transformer: SpatialTransformer,
+    decide: Callable[[Tensor], tuple[Tensor, Tensor]],
+    classes: Sequence[int],
+    images: Tensor | None,
+    distance: Distance,
+    *,
+    padding_mode: str,
+    iters: int = 1,
+) -> Evaluation | None:
+    """Figures where every picture is aligned by the head of its cluster; `decide(images)` gives cluster and mirror, both `[N]`.
+
+    On the held-out digits of `classes`, each under two known warps: how pure the clusters are, and in each cluster the pair error
+    over the pictures both of whose warps came into it. Without classes, on `images`; None where there are none either.
+    """
+    use = {"padding_mode": padding_mode, "iters": iters}
+    if not classes:
+        if images is None:
+            return None
+        cluster, mirrored = decide(images)
+        aligned = align_assigned(transformer, images, cluster, mirrored, **use)
+        before = transformer.network_input(images)
+        return Evaluation(_look(distance, before, aligned.image), before, aligned.image, aligned.grid, {}, cluster)
+    corners, warps, pictures, labels = _warped_pairs(classes)
+    decided = [decide(half) for half in pictures]
+    aligned = [align_assigned(transformer, half, *found, **use) for half, found in zip(pictures, decided, strict=True)]
+    purity = metrics.cluster_purity(torch.cat([cluster for cluster, _ in decided]), labels.repeat(2))
+    figures: Figures = {"Cluster purity": {"ratio": purity, "goal": PURITY_GOAL, "note": "of both warps of every picture"}}
+    together = (decided[0][0] == decided[1][0]) & (decided[0][1] == decided[1][1])
+    figures["Pairs in one cluster"] = {"ratio": float(together.float().mean())}
+    for k in range(transformer.heads):
+        chosen = together & (decided[0][0] == k)
+        if not chosen.any():
+            figures[f"Pair error, cluster {k}"] = {"ratio": float("nan"), "note": "no pair came into it"}
+            continue
+        warp = [
+            record.grid[chosen] if mirror[chosen].any() else _matrix_or_grid(record)[chosen]
+            for record, (_, mirror) in zip(aligned, decided, strict=True)
+        ]
+        pair = metrics.pair_error_ratio(warps[0][chosen], warp[0], warps[1][chosen], warp[1], corners[chosen], DIGIT_SIZE)
+        note = f"{int(chosen.sum())} pictures, most of them {int(labels[chosen].mode().values)}"
+        figures[f"Pair error, cluster {k}"] = {**pair, "unit": "px", "goal": CLUSTER_PAIR_ERROR_GOAL, "note": note}
+    figures |= _look(distance, pictures[0], aligned[0].image)
+    return Evaluation(figures, pictures[0], aligned[0].image, aligned[0].grid, {}, decided[0][0])
 
 
 def _matrix_or_grid(record: Alignment) -> Tensor:

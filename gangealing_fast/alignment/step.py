@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from gangealing_fast.alignment.clustering import Assignment, assign, cluster_distances, mirror_chosen
 from gangealing_fast.alignment.losses import AlignmentLoss, alignment_loss
 from gangealing_fast.alignment.schedules import learning_rate_factor, psi_at
 from gangealing_fast.models.generator import Generator
@@ -22,11 +23,15 @@ from gangealing_fast.precision import autocast
 
 
 class Samples(NamedTuple):
-    """Generator samples `[N, 3, S, S]`, the targets they are aligned to `[N, 3, F, F]`, and the alignment itself."""
+    """Generator samples `[N, 3, S, S]`, the targets they are aligned to `[N, 3, F, F]`, and the alignment itself.
+
+    With clusters or flips: each sample as it was chosen (mirrored perhaps), the target of its cluster, and what was chosen.
+    """
 
     unaligned: Tensor
     target: Tensor
     aligned: Alignment
+    assignment: Assignment | None = None
 
 
 class NotFinite(RuntimeError):
@@ -60,6 +65,7 @@ class AlignmentStep:
     padding_mode: str
     iters: int
     freeze_target: bool = False
+    flips: bool = False
     sample_from_full_resolution: bool = True
     dtype: torch.dtype = torch.float32
 
@@ -71,23 +77,51 @@ class AlignmentStep:
             with torch.no_grad():
                 w = generator.map(torch.randn(n, generator.latent_dim, device=device)).float()
                 unaligned = generator.synthesize(w)
+            if self.target.heads > 1 or self.flips:
+                return self._assigned_samples(w, unaligned, psi, transformer)
             mix = self.target.mix if used() == "reference" else self.target.mix_layers
             latents = mix(w, psi, self.inject, generator.n_latent)
             # The noise is drawn anew: sharing it between sample and target makes training worse (SPEC of the method).
             with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze_target):
                 target = generator.synthesize(latents)
-            factor = generator.size // transformer.flow_size
-            if factor > 1:
-                target = bilinear_downsample(target, factor)
-                if not self.sample_from_full_resolution:
-                    unaligned = bilinear_downsample(unaligned, factor)
+            target = self._small(target)
+            if not self.sample_from_full_resolution:
+                unaligned = self._small(unaligned)
             return Samples(unaligned, target, transformer(unaligned, padding_mode=self.padding_mode, iters=self.iters))
 
-    def loss(self, n: int, psi: float) -> AlignmentLoss:
-        """Loss of n fresh samples."""
+    def _small(self, images: Tensor) -> Tensor:
+        factor = self.generator.size // self.transformer.flow_size
+        return bilinear_downsample(images, factor) if factor > 1 else images
+
+    def _assigned_samples(self, w: Tensor, unaligned: Tensor, psi: float, transformer: SpatialTransformer) -> Samples:
+        """Samples `w`, `unaligned` with the cluster (and mirror) whose target each comes nearest to.
+
+        All classes are compared without gradients, and the chosen one alone is computed again with them: the same gradient as that
+        of the least of all distances, for a fraction of the work. The noise of its target is the one it was compared with.
+        """
+        generator, clusters = self.generator, self.target.heads
+        if not self.sample_from_full_resolution:
+            unaligned = self._small(unaligned)
+        options = {"padding_mode": self.padding_mode, "iters": self.iters}
+        with torch.no_grad():
+            noise = generator.draw_noise(w.shape[0] * clusters)
+            targets = self._small(generator.synthesize(self.target.mix_layers(w, psi, self.inject, generator.n_latent), noise))
+            distances = cluster_distances(transformer, self.perceptual, unaligned, targets, flips=self.flips, **options)
+            found = assign(distances, clusters)
+        rows = torch.arange(w.shape[0], device=w.device) * clusters + found.cluster
+        target = targets[rows]
+        if torch.is_grad_enabled() and not self.freeze_target:
+            blended = self.target.blend(w, psi)[rows]
+            layers = [blended] * self.inject + [w] * (generator.n_latent - self.inject)
+            target = self._small(generator.synthesize(layers, [layer[rows] for layer in noise]))
+        unaligned = mirror_chosen(unaligned, found.mirrored)
+        return Samples(unaligned, target, transformer(unaligned, assignment=found.cluster, **options), found)
+
+    def loss(self, n: int, psi: float) -> tuple[AlignmentLoss, Assignment | None]:
+        """Loss of n fresh samples, and their clusters where there are several."""
         samples = self.samples(n, psi)
         with autocast(samples.target.device, self.dtype):
-            return alignment_loss(
+            loss = alignment_loss(
                 self.perceptual,
                 samples.aligned.image,
                 samples.target,
@@ -95,6 +129,7 @@ class AlignmentStep:
                 tv_weight=self.tv_weight,
                 identity_weight=self.identity_weight,
             )
+        return loss, samples.assignment
 
     def step(self, index: int) -> dict[str, float]:
         """Step number `index`, from 0: accumulate over micro-batches, update, average. Raises NotFinite before any change."""
@@ -103,13 +138,18 @@ class AlignmentStep:
         self.transformer_optimizer.zero_grad(set_to_none=True)
         self.target_optimizer.zero_grad(set_to_none=True)
         sums = dict.fromkeys(("loss", "perceptual", "tv", "identity"), 0.0)
+        if self.target.heads > 1:
+            sums |= {f"cluster_{k}": 0.0 for k in range(self.target.heads)}
         done = 0
         while done < self.batch:
             n = min(self.micro_batch, self.batch - done)
-            parts = self.loss(n, psi)
+            parts, assignment = self.loss(n, psi)
             share = n / self.batch
-            for key, part in zip(sums, parts, strict=True):
+            for key, part in zip(("loss", "perceptual", "tv", "identity"), parts, strict=True):
                 sums[key] += share * part.item()
+            if assignment is not None and self.target.heads > 1:
+                for cluster in assignment.cluster.tolist():
+                    sums[f"cluster_{cluster}"] += 1 / self.batch
             if not math.isfinite(sums["loss"]):
                 raise NotFinite(f"the loss is {sums['loss']} at step {index}")
             (parts.total * share).backward()

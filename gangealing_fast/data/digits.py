@@ -158,21 +158,23 @@ def _read_heldout() -> HeldOutDigits:
     return HeldOutDigits(images, labels.long(), ids.long(), about["attribution"])
 
 
-def load_heldout_digits(digit: int | None = None, limit: int | None = None) -> HeldOutDigits:
+def load_heldout_digits(classes: Sequence[int] | None = None, limit: int | None = None) -> HeldOutDigits:
     """The digits inside the package: 300 each of the classes 3, 4 and 7.
 
     Args:
-        digit: only this class.
+        classes: only these.
         limit: only the first so many.
 
     Raises:
         UserError: a class that the package does not hold, or a damaged installation.
     """
     stored = _read_heldout()
-    chosen = torch.arange(len(stored.labels)) if digit is None else (stored.labels == digit).nonzero()[:, 0]
-    if not len(chosen):
-        raise UserError(f"the package holds no digits of class {digit}, only of {sorted(set(stored.labels.tolist()))}")
-    chosen = chosen[:limit]
+    held = sorted(set(stored.labels.tolist()))
+    absent = [] if classes is None else sorted(set(classes) - set(held))
+    if absent:
+        raise UserError(f"the package holds no digits of class {absent[0]}, only of {held}")
+    wanted = torch.tensor(held if classes is None else list(classes))
+    chosen = torch.isin(stored.labels, wanted).nonzero()[:limit, 0]
     return HeldOutDigits(stored.images[chosen], stored.labels[chosen], stored.ids[chosen], stored.attribution)
 
 

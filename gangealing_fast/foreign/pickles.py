@@ -85,7 +85,9 @@ class _Forbidden(Exception):
     """The name that a pickle wanted to look up."""
 
 
-class _Unpickler(pickle.Unpickler):
+class _Unpickler(pickle._Unpickler):
+    """The machine in Python: the one in C lets a damaged file ask for a table of many gigabytes."""
+
     def find_class(self, module: str, name: str) -> Any:
         try:
             return _ALLOWED[module, name]

@@ -14,7 +14,7 @@ from gangealing_fast import checkpoint
 from gangealing_fast.errors import UserError
 from gangealing_fast.foreign import recover, stylegan2_ada
 from gangealing_fast.foreign.pickles import Persistent, damaged, read_pickle, read_torch
-from gangealing_fast.models import Generator, LatentTarget, SpatialTransformer
+from gangealing_fast.models import ClusterClassifier, Generator, LatentTarget, SpatialTransformer
 
 # The first bytes of torch.save's old format: a pickled magic number.
 _OLD_TORCH = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
@@ -35,12 +35,18 @@ class Parts:
     mean_latent: Tensor | None = None
     transformer: SpatialTransformer | None = None
     target: LatentTarget | None = None
+    classifier: ClusterClassifier | None = None
     settings: dict[str, Any] = field(default_factory=lambda: {"padding_mode": "border", "iters": 1})
     options: dict[str, Any] = field(default_factory=dict)
 
     def names(self) -> list[str]:
         """The parts there are, in words."""
-        there = {"generator": self.generator, "transformer": self.transformer, "target latent": self.target}
+        there = {
+            "generator": self.generator,
+            "transformer": self.transformer,
+            "target latent": self.target,
+            "cluster classifier": self.classifier,
+        }
         return [name for name, value in there.items() if value is not None]
 
 
@@ -79,10 +85,11 @@ def _folder(path: Path) -> Parts:
     found = [path / name for name in _EXPORTS if (path / name).is_file()]
     if not found:
         raise UserError(f"{path} holds neither {_EXPORTS[0]} nor {_EXPORTS[1]}; give a results folder of pretrain or train")
-    parts = [read(file) for file in found]
-    for more in parts[1:]:
-        parts[0].transformer, parts[0].target, parts[0].settings = more.transformer, more.target, more.settings
-    return parts[0]
+    first, *others = (read(file) for file in found)
+    for more in others:
+        first.transformer, first.target, first.classifier = more.transformer, more.target, more.classifier
+        first.settings = more.settings
+    return first
 
 
 def _read(path: Path) -> Parts:
@@ -116,16 +123,22 @@ def _safetensors(path: Path) -> Parts:
         return Parts("gangealing_fast generator", _frozen(generator), options=about.get("statistics", {}))
     if about.get("kind") != "aligner":
         return Parts("safetensors", _generator(tensors))
-    prefixed: dict[str, dict[str, Tensor]] = {"transformer": {}, "target": {}}
+    prefixed: dict[str, dict[str, Tensor]] = {"transformer": {}, "target": {}, "classifier": {}}
     for key, value in tensors.items():
         part, _, name = key.partition(".")
         prefixed[part][name] = value
     options = recover.check(about["transformer"], recover.transformer_options(prefixed["transformer"]))
     transformer = SpatialTransformer(**options)
     _load(transformer, prefixed["transformer"])
-    settings = {key: about[key] for key in ("padding_mode", "iters")}
+    settings = {key: about[key] for key in ("padding_mode", "iters", "inject") if key in about or key != "inject"}
     target = _target(prefixed["target"]) if prefixed["target"] else None
-    return Parts("gangealing_fast aligner", None, None, _frozen(transformer), target, settings)
+    classifier = None
+    if prefixed["classifier"]:
+        options = recover.check(about["classifier"], recover.classifier_options(prefixed["classifier"], transformer.heads))
+        classifier = ClusterClassifier(**options)
+        _load(classifier, prefixed["classifier"])
+        _frozen(classifier)
+    return Parts("gangealing_fast aligner", None, None, _frozen(transformer), target, classifier, settings)
 
 
 def _own(state: dict[str, Any], kind: str) -> Parts:
@@ -154,7 +167,13 @@ def _original(content: dict[str, Any]) -> Parts:
     generator = _generator(content["g_ema"]) if "g_ema" in content else None
     target = _target(content["ll"]) if "ll" in content else None
     mean = None if target is None else target.lat_mean[0]
-    return Parts("GANgealing (original)", generator, mean, _frozen(transformer), target, settings, options)
+    classifier = None
+    if isinstance(content.get("classifier"), dict):
+        found = recover.classifier_options(content["classifier"], transformer.heads)
+        classifier = ClusterClassifier(**found)
+        _load(classifier, content["classifier"])
+        _frozen(classifier)
+    return Parts("GANgealing (original)", generator, mean, _frozen(transformer), target, classifier, settings, options)
 
 
 def _plain(value: Any) -> bool:

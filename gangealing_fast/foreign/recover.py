@@ -41,7 +41,7 @@ def check(options: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
 
     Raises ValueError where they disagree.
     """
-    for key in ("size", "latent_dim", "mapping_layers", "flow_size", "heads"):
+    for key in ("size", "latent_dim", "mapping_layers", "flow_size", "heads", "clusters", "flips"):
         if key in found and options[key] != found[key]:
             raise ValueError(f"its header says {key} {options[key]}, its tensors {found[key]}")
     stated, true = (Widths(o["channel_multiplier"], o["max_channels"], o["channel_base"]) for o in (options, found))
@@ -86,3 +86,12 @@ def transformer_options(state: dict[str, Tensor]) -> dict[str, Any]:
     kernel = state.get("stns.0.input_downsample.kernel_horz")
     factor = 1 if kernel is None else kernel.shape[-1] // 2
     return {"transforms": kinds, "flow_size": size, "input_size": size * factor, "heads": heads, **_widths(channels)}
+
+
+def classifier_options(state: dict[str, Tensor], heads: int) -> dict[str, Any]:
+    """Arguments of `models.ClusterClassifier` beside a transformer of so many heads. Raises KeyError or ValueError."""
+    size, channels = _trunk(state, "")
+    rows = state["to_logits.weight"].shape[0]
+    if rows not in (heads, 2 * heads):
+        raise ValueError(f"its classifier knows {rows} classes, which fits neither {heads} clusters nor their mirror images")
+    return {"size": size, "clusters": heads, "flips": rows == 2 * heads, **_widths(channels)}

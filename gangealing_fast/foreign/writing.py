@@ -114,6 +114,9 @@ def _safetensors(parts: Parts, out: Path, half: bool) -> list[Path]:
         if parts.target is not None:
             tensors |= {f"target.{key}": value for key, value in parts.target.state_dict().items()}
         about = {"kind": "aligner", "transformer": parts.transformer.config(), **parts.settings}
+        if parts.classifier is not None:
+            tensors |= {f"classifier.{key}": value for key, value in parts.classifier.state_dict().items()}
+            about["classifier"] = parts.classifier.config()
         checkpoint.export_safetensors(out / "aligner.safetensors", tensors, about, half=half)
         written.append(out / "aligner.safetensors")
     write_text(out / "README.md", model_card(parts, half))

@@ -18,6 +18,7 @@ from gangealing_fast.metrics.alignment import (
     stack_entropy,
     transform_points,
 )
+from gangealing_fast.metrics.clusters import cluster_purity
 from gangealing_fast.metrics.distribution import (
     FeatureStatistics,
     fid,
@@ -41,6 +42,7 @@ __all__ = [
     "average_image",
     "before_after",
     "binary_entropy",
+    "cluster_purity",
     "compose_matrices",
     "fid",
     "folded_share",

@@ -168,16 +168,25 @@ class Generator(nn.Module):
             raise ValueError(f"Generator.synthesize: {self.n_latent} latents per sample are needed, got {len(layers)}")
         return layers
 
-    def synthesize(self, latents: Tensor | Sequence[Tensor], noise: Noise = "random") -> Tensor:
+    def draw_noise(self, n: int) -> list[Tensor]:
+        """Noise of all layers for n pictures, `[n, 1, r, r]` each, from torch's default generator; for `synthesize`."""
+        return [torch.randn(n, *noise.shape[1:], device=noise.device) for noise in self.noises.buffers()]
+
+    def synthesize(self, latents: Tensor | Sequence[Tensor], noise: Noise | Sequence[Tensor] = "random") -> Tensor:
         """Pictures `[N, 3, size, size]`, about [-1, 1], from w `[N, D]`, `[N, n_latent, D]` or one `[N, D]` per layer.
 
         One tensor per layer keeps the layers that need no gradient out of the graph. noise: "random" draws anew in every
-        call from torch's default generator, "fixed" uses the stored buffers.
+        call from torch's default generator, "fixed" uses the stored buffers; or the tensors of `draw_noise`.
         """
         w = self._per_layer(latents)
-        if noise not in ("random", "fixed"):
-            raise ValueError(f'Generator.synthesize: noise must be "random" or "fixed", got {noise!r}')
-        fixed = list(self.noises.buffers()) if noise == "fixed" else [None] * (self.n_latent - 1)
+        if noise == "random":
+            fixed: list[Tensor | None] = [None] * (self.n_latent - 1)
+        elif noise == "fixed":
+            fixed = list(self.noises.buffers())
+        elif isinstance(noise, str) or len(noise) != self.n_latent - 1:
+            raise ValueError(f'Generator.synthesize: noise must be "random", "fixed" or {self.n_latent - 1} tensors, got {noise!r}')
+        else:
+            fixed = list(noise)
         x = self.input.input.expand(w[0].shape[0], -1, -1, -1).contiguous(memory_format=activation_format())
         x = self.conv1(x, w[0], fixed[0])
         image = self.to_rgb1(x, w[1])

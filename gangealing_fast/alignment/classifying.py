@@ -1,0 +1,172 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What `python -m gangealing_fast.classify` does: learn from samples which cluster a picture belongs to (arXiv 2112.05143, 3.4)."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from tqdm import tqdm
+
+from gangealing_fast import checkpoint
+from gangealing_fast.alignment.clustering import assign, cluster_distances
+from gangealing_fast.alignment.evaluation import evaluate_clusters, held_out
+from gangealing_fast.alignment.results import captioned_averages, print_figures, save_averages
+from gangealing_fast.data.pictures import open_pictures
+from gangealing_fast.errors import UserError
+from gangealing_fast.files import JsonLines
+from gangealing_fast.foreign.reading import Parts, load_generator, read
+from gangealing_fast.foreign.writing import write
+from gangealing_fast.models import ClusterClassifier, Generator
+from gangealing_fast.models.perceptual import build_perceptual
+from gangealing_fast.ops import bilinear_downsample
+from gangealing_fast.precision import autocast, resolve
+from gangealing_fast.report.run import write_run_report
+from gangealing_fast.runs import choose_device, open_run, plain
+
+if TYPE_CHECKING:
+    from gangealing_fast.classify import ClassifyConfig
+
+CHECKPOINT_KIND = "classify"
+
+
+class Teacher:
+    """Samples with the cluster (and mirror) whose template they align to best."""
+
+    def __init__(self, parts: Parts, generator: Generator, perceptual: Any, config: ClassifyConfig, device: torch.device) -> None:
+        self.generator, self.perceptual, self.device = generator.to(device), perceptual, device
+        self.transformer, self.target = parts.transformer.to(device), parts.target.to(device)
+        self.inject, self.flips = config.inject or int(parts.settings.get("inject", 5)), config.flips
+        self.use = {"padding_mode": parts.settings["padding_mode"], "iters": parts.settings["iters"]}
+
+    @torch.no_grad()
+    def lesson(self, n: int) -> tuple[Tensor, Tensor]:
+        """n samples `[n, 3, S, S]` and their classes `[n]`."""
+        generator = self.generator
+        w = generator.map(torch.randn(n, generator.latent_dim, device=self.device)).float()
+        samples = generator.synthesize(w)
+        targets = generator.synthesize(self.target.mix_layers(w, 0.0, self.inject, generator.n_latent))
+        factor = generator.size // self.transformer.flow_size
+        targets = bilinear_downsample(targets, factor) if factor > 1 else targets
+        distances = cluster_distances(self.transformer, self.perceptual, samples, targets, flips=self.flips, **self.use)
+        found = assign(distances, self.target.heads)
+        return samples, found.cluster + self.target.heads * found.mirrored
+
+
+def recorded_options(folder: Path) -> dict[str, Any]:
+    """The options that a results folder of train records; {} where there are none."""
+    try:
+        return json.loads((folder / "config.json").read_text())["options"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
+def run(config: ClassifyConfig) -> Path:
+    """Train the classifier, or go on; returns the folder with the complete aligner. Raises UserError for a user's mistakes."""
+    device = choose_device(config.device)
+    if config.threads > 0:
+        torch.set_num_threads(config.threads)
+    if config.batch < 2 or config.steps < 1 or config.snapshot < 1:
+        raise UserError("--batch must be at least 2, --steps and --snapshot at least 1")
+    parts, options = read(config.checkpoint), recorded_options(config.checkpoint)
+    if parts.transformer is None or parts.target is None:
+        raise UserError(f"{config.checkpoint} holds no aligner with its templates; give a results folder of the train command")
+    if parts.target.heads == 1 and not config.flips:
+        raise UserError(f"{config.checkpoint} has one cluster, and without --flips there is nothing to tell apart")
+    source = config.generator or options.get("generator")
+    generator = parts.generator or (load_generator(Path(source)) if source else None)
+    if generator is None:
+        raise UserError("name the generator that the aligner was trained with: --generator generator.safetensors")
+    parts.settings.setdefault("inject", options.get("inject", 5))
+    weights = {"weights": options.get("perceptual_weights")} if options.get("perceptual") == "self" else {}
+    perceptual = build_perceptual("self" if weights else "efficientnet", **weights).to(device)
+    teacher = Teacher(parts, generator, perceptual, config, device)
+    dtype = resolve(config.precision, device)
+    resuming = open_run(config.out, "classify", config)
+    torch.manual_seed(config.seed)
+    classifier = ClusterClassifier.like(teacher.transformer, flips=config.flips).to(memory_format=torch.channels_last)
+    optimizer = torch.optim.Adam(classifier.parameters(), config.learning_rate, fused=True)
+    step = 0
+    if resuming and checkpoint.has_checkpoint(config.out):
+        state = checkpoint.load_latest(config.out, kind=CHECKPOINT_KIND)
+        classifier.load_state_dict(state["classifier"])
+        optimizer.load_state_dict(state["optimizer"])
+        torch.set_rng_state(state["random_state"])
+        step = state["step"]
+        print(f"resuming {config.out} at step {step} of {config.steps}")
+    sums, count, began = [0.0, 0.0], 0, time.perf_counter()
+    progress = tqdm(total=config.steps, initial=step, unit="step", desc="classify", mininterval=1.0, dynamic_ncols=True)
+    with JsonLines(config.out / "log.jsonl", resume_step=step) as log:
+        while step < config.steps:
+            for group in optimizer.param_groups:
+                group["lr"] = config.learning_rate * 0.5 * (1 + math.cos(math.pi * step / config.steps))
+            with autocast(device, dtype):
+                samples, classes = teacher.lesson(config.batch)
+                logits = classifier(samples).float()
+            loss = F.cross_entropy(logits, classes)
+            if not math.isfinite(loss.item()):
+                raise UserError(f"the loss is {loss.item()} at step {step}: lower --learning-rate or use --precision float32")
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+            step += 1
+            sums[0] += loss.item()
+            sums[1] += (logits.argmax(1) == classes).float().mean().item()
+            count += 1
+            progress.update()
+            if step % config.snapshot == 0 or step == config.steps:
+                line = {"step": step, "loss": sums[0] / count, "accuracy": sums[1] / count, "seconds": time.perf_counter() - began}
+                sums, count = [0.0, 0.0], 0
+                state = {
+                    "step": step,
+                    "classifier": classifier.state_dict(),
+                    "optimizer": optimizer.state_dict(),
+                    "random_state": torch.get_rng_state(),
+                }
+                checkpoint.save_latest(config.out, state, kind=CHECKPOINT_KIND)
+                log.append(line)
+                progress.set_postfix(loss=f"{line['loss']:.3f}", accuracy=f"{line['accuracy']:.2f}")
+    progress.close()
+    parts.classifier, parts.generator = classifier.eval().requires_grad_(False).cpu(), None
+    parts.transformer.cpu()
+    write(parts, config.out, "safetensors")
+    report(config, parts, options)
+    return config.out
+
+
+def report(config: ClassifyConfig, parts: Parts, options: dict[str, Any]) -> None:
+    """Figures on held-out real pictures, by the classifier's choice, and report.html."""
+    content: dict[str, Any] = {}
+    pictures = None
+    data = config.data or options.get("data")
+    classes = () if config.data else tuple(options.get("digit") or ())
+    if data is not None:
+        pictures = held_out(open_pictures(Path(data), size=parts.transformer.input_size, minimum=2), config.held_out)
+    use = {key: parts.settings[key] for key in ("padding_mode", "iters")}
+    evaluation = evaluate_clusters(
+        parts.transformer, parts.classifier.assign, classes, pictures, build_perceptual("efficientnet"), **use
+    )
+    if evaluation is not None:
+        print_figures(evaluation.figures)
+        content = {"metrics": evaluation.figures, "averages": captioned_averages(evaluation)}
+        content["real"] = {"Before": evaluation.before[:12], "After": evaluation.after[:12]}
+        save_averages(evaluation.before, evaluation.after, config.out / "average.png", evaluation.cluster)
+    write_run_report(
+        config.out,
+        title=f"Clusters: {config.out.name}",
+        summary=f"{parts.target.heads} clusters{' and their mirror images' if config.flips else ''}, {config.steps} steps",
+        configuration=plain(config),
+        commands=[
+            (
+                "Align pictures of your own",
+                f"python -m gangealing_fast.align --checkpoint {config.out} --data YOUR_PICTURES --out aligned",
+            )
+        ],
+        **content,
+    )

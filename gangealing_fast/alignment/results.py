@@ -1,0 +1,218 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a training run shows: sample pictures, averages and warnings on the way; export, figures and the report at the end."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from gangealing_fast import checkpoint
+from gangealing_fast.alignment.aligner import EXPORT_KIND
+from gangealing_fast.alignment.clustering import Assignment, align_assigned, assign_to_templates
+from gangealing_fast.alignment.config import TrainConfig
+from gangealing_fast.alignment.evaluation import (
+    Evaluation,
+    Figures,
+    evaluate_clusters,
+    evaluate_digits,
+    evaluate_pictures,
+    held_out,
+)
+from gangealing_fast.alignment.frame import keep_area
+from gangealing_fast.alignment.schedules import psi_at
+from gangealing_fast.alignment.step import AlignmentStep, Samples
+from gangealing_fast.data.digits import load_heldout_digits, random_similarity, warp_digits
+from gangealing_fast.data.pictures import open_pictures
+from gangealing_fast.metrics import average_image, identity_grid, inspect_warps
+from gangealing_fast.models.perceptual import build_perceptual
+from gangealing_fast.ops import bilinear_downsample
+from gangealing_fast.randomness import private_stream
+from gangealing_fast.report.pictures import save_grid
+from gangealing_fast.report.run import write_run_report
+from gangealing_fast.runs import plain
+
+WATCHED = 16
+
+
+def real_pictures(config: TrainConfig, size: int) -> Tensor | None:
+    """Held-out real pictures to watch the run on, `[N, 3, size, size]`; None where the options name none."""
+    if config.digit:
+        digits = load_heldout_digits(config.digit)
+        warps = random_similarity(len(digits.images), generator=torch.Generator().manual_seed(7))
+        return warp_digits(digits.images, warps)
+    if config.data is None:
+        return None
+    pictures = open_pictures(config.data, size=size, minimum=2)
+    print(pictures.summary())
+    return held_out(pictures, config.held_out)
+
+
+@torch.no_grad()
+def watch(trainer: AlignmentStep, step: int) -> Samples:
+    """Samples of fixed latents, aligned by the running average, at the target's current psi."""
+    with private_stream(1):
+        return trainer.samples(WATCHED, psi_at(step, trainer.anneal_psi, trainer.psi_shape), trainer.average)
+
+
+def health(trainer: AlignmentStep, step: int, config: TrainConfig) -> list[str]:
+    """Sentences on what is going wrong; empty where all is well."""
+    samples = watch(trainer, step)
+    found = inspect_warps(
+        samples.aligned.grid.float(), samples.aligned.residual_flow, samples.unaligned.float(), samples.aligned.image.float()
+    )
+    return found.warnings(started=step > max(100, config.anneal_psi // 2))
+
+
+def pictures(config: TrainConfig, trainer: AlignmentStep, real: Tensor | None, step: int) -> None:
+    """Write samples (sample, target, aligned) and the averages of real pictures, before and after."""
+    samples = watch(trainer, step)
+    save_grid(torch.cat(list(sample_rows(samples).values())), config.out / f"samples-{step:07d}.png", columns=WATCHED)
+    if real is not None:
+        chosen = real[:200].to(trainer.target.lat_mean.device)
+        found = assign_real(trainer, chosen)
+        aligned = align_assigned(trainer.average, chosen, *found[:2], padding_mode=config.padding_mode, iters=config.iters)
+        before = trainer.average.network_input(chosen)
+        save_averages(before, aligned.image, config.out / f"average-{step:07d}.png", found.cluster)
+
+
+@torch.no_grad()
+def assign_real(trainer: AlignmentStep, images: Tensor) -> Assignment:
+    """Cluster (and mirror) of real pictures `[N, 3, S, S]`, by their distance to the templates; all 0 where there is but one."""
+    if trainer.target.heads == 1 and not trainer.flips:
+        nothing = torch.zeros(len(images), dtype=torch.long, device=images.device)
+        return Assignment(nothing, nothing.bool(), nothing.float())
+    generator = trainer.generator
+    templates = generator.synthesize([trainer.target.target()] * generator.n_latent, noise="fixed")
+    factor = generator.size // trainer.average.flow_size
+    templates = bilinear_downsample(templates, factor) if factor > 1 else templates
+    options = {"flips": trainer.flips, "padding_mode": trainer.padding_mode, "iters": trainer.iters}
+    return assign_to_templates(trainer.average, trainer.perceptual, images, templates, **options)
+
+
+def sample_rows(samples: Samples) -> dict[str, Tensor]:
+    """Rows of pictures of one size, `[N, 3, F, F]` in [-1, 1] on the CPU: the samples, their targets, the samples aligned."""
+    unaligned = F.interpolate(samples.unaligned.float(), size=samples.target.shape[2:], antialias=True, mode="bilinear")
+    rows = {"Sample": unaligned, "Target": samples.target, "Aligned": samples.aligned.image}
+    return {name: images.float().clamp(-1, 1).cpu() for name, images in rows.items()}
+
+
+def cluster_averages(before: Tensor, after: Tensor, cluster: Tensor) -> dict[int, tuple[Tensor, Tensor]]:
+    """Averages `[1, 3, F, F]` of the pictures of each cluster that has any, before and after."""
+    used = sorted(set(cluster.tolist()))
+    return {k: (average_image(before[cluster == k]), average_image(after[cluster == k])) for k in used}
+
+
+def save_averages(before: Tensor, after: Tensor, path: Path, cluster: Tensor) -> None:
+    """Write the averages of pictures `[N, 3, F, F]` before and after, side by side and large enough to see; a row per cluster."""
+    pairs = [image for pair in cluster_averages(before, after, cluster).values() for image in pair]
+    both = torch.cat(pairs).clamp(-1, 1).cpu()
+    save_grid(both, path, columns=2, scale=max(1, 256 // both.shape[2]))
+
+
+@torch.no_grad()
+def finish(config: TrainConfig, trainer: AlignmentStep) -> None:
+    """What is done to the averaged transformer after the last step; the checkpoint keeps it as it was trained."""
+    if config.keep_area:
+        with private_stream(2):
+            samples = torch.cat([trainer.samples(64, 0.0, trainer.average).unaligned.float() for _ in range(16)])
+        factor = keep_area(trainer.average, samples, padding_mode=config.padding_mode)
+        print(f"the template's frame is scaled by {factor:.3f}, so that the objects keep their area")
+
+
+def export(config: TrainConfig, trainer: AlignmentStep) -> None:
+    """Write aligner.safetensors: the averaged transformer, the template's latent and what is needed to use them."""
+    tensors = {f"transformer.{key}": value for key, value in trainer.average.state_dict().items()}
+    tensors |= {f"target.{key}": value for key, value in trainer.target.state_dict().items()}
+    use = {"padding_mode": config.padding_mode, "iters": config.iters, "inject": config.inject}
+    about: dict[str, Any] = {"kind": EXPORT_KIND, "transformer": trainer.average.config(), **use}
+    checkpoint.export_safetensors(config.out / "aligner.safetensors", tensors, about)
+
+
+def evaluate(config: TrainConfig, trainer: AlignmentStep, real: Tensor | None) -> Evaluation | None:
+    """Figures on held-out real pictures; None where there are none."""
+    distance = build_perceptual("efficientnet")
+    transformer = copy.deepcopy(trainer.average).to("cpu")
+    use = {"padding_mode": config.padding_mode, "iters": config.iters}
+    device = trainer.target.lat_mean.device
+    if config.clusters > 1 or config.flips:
+
+        def decide(images: Tensor) -> tuple[Tensor, Tensor]:
+            found = assign_real(trainer, images.to(device))
+            return found.cluster.cpu(), found.mirrored.cpu()
+
+        return evaluate_clusters(transformer, decide, config.digit, real, distance, **use)
+    if config.digit:
+        return evaluate_digits(transformer, config.digit, distance, **use)
+    return None if real is None else evaluate_pictures(transformer, real, distance, **use)
+
+
+def write_report(config: TrainConfig, trainer: AlignmentStep, evaluation: Evaluation | None, warnings: list[str]) -> None:
+    """report.html in the results folder."""
+    content: dict[str, Any] = {}
+    if evaluation is not None:
+        content["metrics"], content["baseline"] = evaluation.figures, evaluation.baseline
+        content["averages"] = captioned_averages(evaluation)
+        content["real"] = {"Before": evaluation.before[:12], "After": evaluation.after[:12]}
+        height, width = evaluation.grid.shape[1:3]
+        content["flows"] = (evaluation.grid - identity_grid(height, width))[:12]
+        save_averages(evaluation.before, evaluation.after, config.out / "average.png", evaluation.cluster)
+        save_grid(torch.cat([evaluation.before[:16], evaluation.after[:16]]).clamp(-1, 1), config.out / "aligned.png", columns=16)
+    write_run_report(
+        config.out,
+        title=f"Alignment: {config.out.name}",
+        summary=f"{config.steps} steps of {config.batch} samples, {config.transforms.replace(',', ' and ')}",
+        warnings=warnings,
+        samples=sample_rows(watch(trainer, config.steps)),
+        configuration=plain(config),
+        commands=[*classify_command(config), ("Align pictures of your own", align_command(config))],
+        next_steps=["Align pictures of your own with the command below.", "Train longer with a larger --steps in a new --out."],
+        **content,
+    )
+
+
+def align_command(config: TrainConfig) -> str:
+    """The command that uses what was learned."""
+    return f"python -m gangealing_fast.align --checkpoint {config.out} --data YOUR_PICTURES --out aligned"
+
+
+def classify_command(config: TrainConfig) -> list[tuple[str, str]]:
+    """What has to come before, where a picture's cluster is to be told without a generator."""
+    if config.clusters == 1 and not config.flips:
+        return []
+    return [
+        (
+            "Learn to tell the clusters of real pictures",
+            f"python -m gangealing_fast.classify --checkpoint {config.out} --out {config.out}-classified",
+        )
+    ]
+
+
+def captioned_averages(evaluation: Evaluation) -> list[tuple[str, Tensor]]:
+    """(caption, average) before and after; of every cluster where there are several."""
+    found = cluster_averages(evaluation.before, evaluation.after, evaluation.cluster)
+    captioned = []
+    for k, (before, after) in found.items():
+        name = f"cluster {k}, " if len(found) > 1 else ""
+        count = int((evaluation.cluster == k).sum())
+        captioned += [
+            (f"{name}average of {count} held-out pictures before".capitalize(), before),
+            ("The same pictures aligned", after),
+        ]
+    return captioned
+
+
+def print_figures(figures: Figures) -> None:
+    """One line per figure."""
+    for name, figure in figures.items():
+        print(f"  {name}: {_figure_text(figure)}")
+
+
+def _figure_text(figure: dict[str, Any]) -> str:
+    if "before" not in figure:
+        return f"ratio {figure['ratio']:.3f}"
+    return f"{figure['before']:.4g} -> {figure['after']:.4g} (ratio {figure['after'] / figure['before']:.3f})"
