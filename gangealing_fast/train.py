@@ -11,10 +11,13 @@ def main() -> None:
     config = parse(TrainConfig, PRESETS, __doc__)
 
     def command() -> None:
-        from gangealing_fast.alignment.trainer import align_command, run
+        from gangealing_fast.alignment.results import align_command, classify_command
+        from gangealing_fast.alignment.trainer import run
 
         run(config)
         print(f"everything is in {config.out}: open {config.out / 'report.html'} first")
+        for _, line in classify_command(config):
+            print(f"next: {line}")
         print(f"next: {align_command(config)}")
 
     run_command(command)
