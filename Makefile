@@ -3,6 +3,7 @@
 #
 #   make train            the main job; PRESET=digits|cats, ARGS="--..." go to `python -m gangealing_fast.train`
 #   make test             all tests on WORKERS processes of one thread; PYTEST_ARGS="-m 'not slow'" and the like
+#   make gpu-report       docs/gpu-report.md: what can be shown about the GPU kernels without a GPU (needs nvcc)
 #   make lint             ruff
 #   make bench            time operators and the training step on this CPU, write docs/performance.md (about 15 minutes)
 #   make bench-gpu        the same on a CUDA device, docs/performance-gpu.md
@@ -20,7 +21,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 BUILD_INPUTS := pyproject.toml setup.py $(wildcard _build/*.py) $(shell find csrc -type f 2>/dev/null)
 
-.PHONY: train test lint bench bench-gpu rebuild env clean install
+.PHONY: train test gpu-report lint bench bench-gpu rebuild env clean install
 
 install: $(STAMP)
 
@@ -38,6 +39,7 @@ train: $(STAMP)
 
 test: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 TRITON_INTERPRET=1 $(BIN)/python -m pytest -n $(WORKERS) tests/triton
 
 lint: $(STAMP)
 	$(BIN)/python -m ruff check .
@@ -57,6 +59,9 @@ bench-gpu: $(STAMP)
 
 env: $(STAMP)
 	$(BIN)/python -m gangealing_fast.env
+
+gpu-report: $(STAMP)
+	$(BIN)/python -m tools.gpu_report
 
 rebuild: $(STAMP)
 	GGF_REQUIRE_EXTENSION=1 $(BIN)/python setup.py build_ext --inplace

@@ -47,11 +47,19 @@ def operators() -> list[str]:
 
 
 def serving(operator: str, device: str) -> tuple[str, str]:
-    """(what serves `operator` on `device`: "compiled" or "reference", why)."""
+    """(what serves `operator` on `device`: "compiled", "triton" or "reference", why)."""
     import torch
 
+    from gangealing_fast.ops import _triton
+
+    if device == "cuda" and operator in _triton.SERVED:
+        served = _triton.SERVED[operator]
+        if not _triton.available():
+            return "reference", "its kernel is written in Triton, which is not installed: `pip install triton`"
+        note = f"; {served.note}" if served.note else ""
+        return "triton", f"Triton kernel kernels/{served.module}.py, compiled on first use{note}"
     if torch._C._dispatch_has_kernel_for_dispatch_key(f"{NAMESPACE}::{operator}", DEVICES[device]):
-        return "compiled", "C++ kernel in _C.so" if device == "cpu" else "CUDA kernel"
+        return "compiled", "C++ kernel in _C.so" if device == "cpu" else "CUDA C++ kernel in _C.so"
     state = library_state()
     if not state["loaded"]:
         return "reference", f"the compiled library is not in use: {str(state['reason']).splitlines()[0]}"

@@ -39,7 +39,7 @@ def test_every_operator_is_listed_with_a_reason_per_device():
     assert set(record["operators"]) >= OPERATORS
     for devices in record["operators"].values():
         assert set(devices) == {"cpu", "cuda"}
-        assert all(kind in ("compiled", "reference") and why for kind, why in devices.values())
+        assert all(kind in ("compiled", "triton", "reference") and why for kind, why in devices.values())
     text = env.describe(record)
     assert "upfirdn2d" in text and record["packages"]["torch"] in text
 
@@ -51,6 +51,20 @@ def test_compiled_kernels_are_reported_as_such():
     assert record["library"]["loaded"] and record["library"]["build"]["library"]
     for operator in OPERATORS:
         assert record["operators"][operator]["cpu"][0] == "compiled"
+
+
+def test_operators_served_by_triton_are_reported_as_such():
+    pytest.importorskip("triton")
+    for operator in ("bias_act", "bias_act_backward", "flow_regularizer", "convex_upsample", "lpips_distance", "adain", "adam_ema"):
+        kind, why = env.serving(operator, "cuda")
+        assert kind == "triton" and f"kernels/{operator.removesuffix('_backward')}.py" in why
+
+
+def test_without_triton_the_references_serve_on_cuda(monkeypatch):
+    from gangealing_fast.ops import _triton
+
+    monkeypatch.setattr(_triton, "available", lambda: False)
+    assert env.serving("bias_act", "cuda")[0] == "reference" and "pip install triton" in env.serving("bias_act", "cuda")[1]
 
 
 def test_json_is_one_object():

@@ -18,6 +18,7 @@ from torch import Tensor
 from gangealing_fast.ops._common import check_device, check_tensor, compute_dtype, output_format, parameter
 from gangealing_fast.ops._dispatch import reference_wanted, run_reference
 from gangealing_fast.ops._eager import eager
+from gangealing_fast.ops._triton import serve_cuda
 
 
 def _statistics(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
@@ -112,6 +113,7 @@ def _double_backward(ctx, *tangents: Tensor):
 
 _adain.register_autograd(_backward, setup_context=_setup_context)
 _adain_backward.register_autograd(_double_backward, setup_context=_setup_context_backward)
+serve_cuda("adain", _adain, _adain_backward)
 _call = eager(_adain, _setup_context, _backward)
 
 

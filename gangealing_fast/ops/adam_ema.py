@@ -20,6 +20,7 @@ from torch import Tensor
 
 from gangealing_fast.ops._common import FLOATING
 from gangealing_fast.ops._dispatch import reference_wanted
+from gangealing_fast.ops._triton import serve_cuda
 
 _MUTATED = ("parameters", "first_moments", "second_moments", "averages")
 
@@ -73,6 +74,9 @@ def _adam_ema(
 @_adam_ema.register_fake
 def _(parameters, gradients, first_moments, second_moments, averages, steps, learning_rate, beta1, beta2, epsilon, decay):
     return None
+
+
+serve_cuda("adam_ema", _adam_ema)
 
 
 def _check(parameters: Sequence[Tensor], others: dict[str, Sequence[Tensor]], steps: Sequence[float]) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from gangealing_fast.ops._common import check_device, check_tensor, compute_dtype, output_format, parameter
 from gangealing_fast.ops._dispatch import reference_wanted, run_reference
+from gangealing_fast.ops._triton import serve_cuda
 
 _ops = torch.ops.gangealing_fast
 
@@ -50,7 +51,8 @@ def bias_act_backward_reference(
         the dtype computed in.
     """
     compute = compute_dtype(y.dtype)
-    full = grad.to(compute) * torch.where(y > 0, gain, gain * slope).to(compute)
+    full = grad.to(compute) * gain
+    full = torch.where(y > 0, full, full * slope)
     bias = full.sum([0, *range(2, y.dim())]) if need_bias else full.new_empty(0)
     plane = full.new_empty(0)
     if noise_batch >= 0:
@@ -123,6 +125,7 @@ def _double_backward(ctx, grad_x, grad_bias, grad_plane):
 
 _bias_act.register_autograd(_backward, setup_context=_setup_context)
 _bias_act_backward.register_autograd(_double_backward, setup_context=_setup_backward_context)
+serve_cuda("bias_act", _bias_act, _bias_act_backward)
 
 
 def bias_act(

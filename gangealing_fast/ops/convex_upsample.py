@@ -19,6 +19,7 @@ from gangealing_fast.ops._common import check_device, check_tensor
 from gangealing_fast.ops._dispatch import reference_wanted, run_reference
 from gangealing_fast.ops._eager import eager
 from gangealing_fast.ops._reference import reference_vjp
+from gangealing_fast.ops._triton import serve_cuda
 from gangealing_fast.ops.grid_sample import widest_dtype
 
 
@@ -86,6 +87,7 @@ def _double_backward(ctx, grad_grad_flow: Tensor, grad_grad_mask: Tensor):
 
 _convex_upsample.register_autograd(_backward, setup_context=_setup_context)
 _convex_upsample_backward.register_autograd(_double_backward, setup_context=_setup_context)
+serve_cuda("convex_upsample", _convex_upsample, _convex_upsample_backward)
 _call = eager(_convex_upsample, _setup_context, _backward)
 
 

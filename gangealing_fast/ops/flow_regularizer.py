@@ -19,6 +19,7 @@ from gangealing_fast.ops._common import check_tensor, compute_dtype
 from gangealing_fast.ops._dispatch import reference_wanted, run_reference
 from gangealing_fast.ops._eager import eager
 from gangealing_fast.ops._reference import reference_vjp
+from gangealing_fast.ops._triton import serve_cuda
 
 
 def _huber(difference: Tensor) -> Tensor:
@@ -75,6 +76,7 @@ def _double_backward(ctx, grad_grad_flow: Tensor):
 
 _flow_regularizer.register_autograd(_backward, setup_context=_setup_context)
 _flow_regularizer_backward.register_autograd(_double_backward, setup_context=_setup_context)
+serve_cuda("flow_regularizer", _flow_regularizer, _flow_regularizer_backward)
 _call = eager(_flow_regularizer, _setup_context, _backward)
 
 

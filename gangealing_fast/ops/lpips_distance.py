@@ -18,6 +18,7 @@ from torch import Tensor
 
 from gangealing_fast.ops._common import output_format
 from gangealing_fast.ops._dispatch import reference_wanted, run_reference
+from gangealing_fast.ops._triton import serve_cuda
 
 _EPS = 1e-10
 
@@ -121,6 +122,7 @@ def _backward_autograd(ctx, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
 
 _lpips_distance.register_autograd(_forward_autograd, setup_context=_setup_forward)
 _lpips_distance_backward.register_autograd(_backward_autograd, setup_context=_setup_backward)
+serve_cuda("lpips_distance", _lpips_distance, _lpips_distance_backward)
 
 
 def lpips_distance(

@@ -27,6 +27,7 @@ from torch import Tensor
 from gangealing_fast.ops._common import check_device, check_tensor, output_format, parameter
 from gangealing_fast.ops._dispatch import reference_wanted, run_reference
 from gangealing_fast.ops._reference import reference_vjp
+from gangealing_fast.ops._triton import serve_cuda
 from gangealing_fast.ops.bias_act import bias_act, bias_act_reference
 from gangealing_fast.ops.upfirdn2d import blur_filter, upfirdn2d, upfirdn2d_reference
 
@@ -284,6 +285,12 @@ def _double_backward(ctx, *tangents):
 
 _modulated_conv2d.register_autograd(_backward, setup_context=_setup_context)
 _modulated_conv2d_backward.register_autograd(_double_backward, setup_context=_setup_backward_context)
+serve_cuda(
+    "modulated_conv2d",
+    _modulated_conv2d,
+    _modulated_conv2d_backward,
+    note="or cuDNN where that was measured to be faster, for the weight's gradient and in float64",
+)
 
 
 def _check(x: Tensor, weight: Tensor, style: Tensor, f: Tensor | None, up: bool, down: bool) -> None:

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -30,3 +32,19 @@ class CudaKernel:
     dynamic_shared: int
     moved: int
     minimum: int
+
+
+@dataclass(frozen=True)
+class TritonWorkload:
+    """One call of a function of gangealing_fast.kernels, on tensors of the meta device.
+
+    operator: what to call it in the report. shape: in words. call: makes the tensors, calls the function, and returns
+    (inputs, outputs). What it launches is recorded from the launcher itself. moved: bytes, where the launches' tensors do
+    not show them; flops: multiplications and additions, where arithmetic rather than memory may set the pace.
+    """
+
+    operator: str
+    shape: str
+    call: Callable[[], tuple[list[Any], list[Any]]]
+    moved: int | None = None
+    flops: int = 0

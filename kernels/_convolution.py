@@ -1,0 +1,267 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Implicit matrix product for a convolution whose input and output channels are scaled per sample, in channels-last order.
+
+    y[n, p, o] = act(out_scale[n, o] * sum over taps t and i of weight[o, i, t] * in_scale[n, i] * x[n, p at t, i])
+
+One kernel for the convolution, for its adjoint (`TRANSPOSED`, which is also the transposed convolution), stride 1 or 2. An
+adjoint of stride 2 is computed by the four parities of the output's row and column, each of which meets only its own taps.
+A program makes BLOCK_M pixels of one sample and parity times BLOCK_N channels; tensor cores multiply, float32 accumulates.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from gangealing_fast.kernels._launch import ENLARGED, INTERPRETED, cdiv, contiguous, launch
+
+
+@triton.jit
+def modulated_convolution_kernel(
+    x,
+    weight,
+    in_scale,
+    out_scale,
+    bias,
+    noise,
+    strength,
+    y,
+    original,
+    products,
+    in_channels,
+    out_channels,
+    height,
+    width,
+    out_height,
+    out_width,
+    weight_in,
+    weight_out,
+    weight_tap,
+    PADDING: tl.constexpr,
+    KERNEL: tl.constexpr,
+    STRIDE: tl.constexpr,
+    TRANSPOSED: tl.constexpr,
+    SHARED_NOISE: tl.constexpr,
+    SLOPE: tl.constexpr,
+    GAIN: tl.constexpr,
+    PRECISION: tl.constexpr,
+    WIDEN: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    PARITIES: tl.constexpr = STRIDE if TRANSPOSED else 1
+    tiles_n = tl.cdiv(out_channels, BLOCK_N)
+    tiles_m = tl.cdiv(tl.cdiv(out_height, PARITIES) * tl.cdiv(out_width, PARITIES), BLOCK_M)
+    # Programs that follow one another share their pixels: the activations are larger than the weight.
+    program = tl.program_id(0)
+    tile_n = program % tiles_n
+    tile_m = program // tiles_n % tiles_m
+    parity = program // tiles_n // tiles_m % (PARITIES * PARITIES)
+    n = (program // tiles_n // tiles_m // (PARITIES * PARITIES)).to(tl.int64)
+    parity_y = parity // PARITIES
+    parity_x = parity % PARITIES
+    columns = tl.maximum(tl.cdiv(out_width - parity_x, PARITIES), 1)
+    rows = tl.cdiv(out_height - parity_y, PARITIES)
+    m = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
+    row = m // columns
+    column = m % columns
+    valid_m = (m < rows * columns) & (column * PARITIES + parity_x < out_width)
+    o = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
+    valid_o = o < out_channels
+
+    # Taps of this parity: first, first + STRIDE, ... The input row is base_y, one less with every tap (or one more).
+    if TRANSPOSED:
+        first_y = (parity_y + PADDING) % STRIDE
+        first_x = (parity_x + PADDING) % STRIDE
+        taps_y = (KERNEL - first_y + STRIDE - 1) // STRIDE
+        taps_x = (KERNEL - first_x + STRIDE - 1) // STRIDE
+        base_y = row + (parity_y + PADDING - first_y) // STRIDE
+        base_x = column + (parity_x + PADDING - first_x) // STRIDE
+    else:
+        first_y = 0
+        first_x = 0
+        taps_y = KERNEL
+        taps_x = KERNEL
+        base_y = row * STRIDE - PADDING
+        base_x = column * STRIDE - PADDING
+    steps = tl.cdiv(in_channels, BLOCK_K)
+    sample = x + n * height * width * in_channels
+    total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    for step in range(taps_y * taps_x * steps):
+        tap = step // steps
+        tap_y = tap // taps_x
+        tap_x = tap % taps_x
+        i = step % steps * BLOCK_K + tl.arange(0, BLOCK_K)
+        valid_i = i < in_channels
+        if TRANSPOSED:
+            in_y = base_y - tap_y
+            in_x = base_x - tap_x
+            t = (first_y + tap_y * STRIDE) * KERNEL + first_x + tap_x * STRIDE
+        else:
+            in_y = base_y + tap_y
+            in_x = base_x + tap_x
+            t = tap_y * KERNEL + tap_x
+        inside = valid_m & (in_y >= 0) & (in_y < height) & (in_x >= 0) & (in_x < width)
+        source = sample + (in_y * width + in_x)[:, None] * in_channels + i[None, :]
+        a = tl.load(source, mask=inside[:, None] & valid_i[None, :], other=0.0)
+        if in_scale is not None:
+            scale = tl.load(in_scale + n * in_channels + i, mask=valid_i, other=0.0)
+            a = (a.to(tl.float32) * scale[None, :]).to(x.dtype.element_ty)
+        w = tl.load(
+            weight + i[:, None] * weight_in + o[None, :] * weight_out + t * weight_tap,
+            mask=valid_i[:, None] & valid_o[None, :],
+            other=0.0,
+        )
+        if WIDEN:
+            a = a.to(tl.float32)
+            w = w.to(tl.float32)
+        total = tl.dot(a, w, total, input_precision=PRECISION)
+
+    pixel = (row * PARITIES + parity_y) * out_width + column * PARITIES + parity_x
+    target = n * out_height * out_width * out_channels + pixel[:, None] * out_channels + o[None, :]
+    mask = valid_m[:, None] & valid_o[None, :]
+    if products is not None:  # [N, parities, tiles of pixels, channels]: before the scale, times the tensor it is a gradient of
+        other = tl.load(original + target, mask=mask, other=0.0).to(tl.float32)
+        tl.store(products + (program // tiles_n).to(tl.int64) * out_channels + o, tl.sum(total * other, 0), mask=valid_o)
+    if out_scale is not None:
+        total *= tl.load(out_scale + n * out_channels + o, mask=valid_o, other=0.0)[None, :]
+    if noise is not None:
+        first = 0 if SHARED_NOISE else n * out_height * out_width
+        added = tl.load(noise + first + pixel, mask=valid_m, other=0.0).to(tl.float32) * tl.load(strength).to(tl.float32)
+        total += added[:, None]
+    if bias is not None:
+        total += tl.load(bias + o, mask=valid_o, other=0.0).to(tl.float32)[None, :]
+        total = tl.where(total > 0, total, total * SLOPE) * GAIN
+    tl.store(y + target, total.to(y.dtype.element_ty), mask=mask)
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Pixels, output and input channels of a tile, and how a program is run."""
+
+    m: int
+    n: int
+    k: int
+    warps: int
+    stages: int
+
+    def __str__(self) -> str:
+        return f"{self.m}x{self.n}x{self.k} warps {self.warps} stages {self.stages}"
+
+
+def block_choices(pixels: int, channels: int, dtype: torch.dtype) -> list[Blocks]:
+    """Tiles worth trying, the one that should do best anywhere first."""
+    # A tile of BLOCK_K float32 takes twice the shared memory of one of half the width: 99 KiB is all that some cards have.
+    k = 32
+    choices = [
+        Blocks(128, 128, k, 8, 3),
+        Blocks(128, 64, k, 8, 3),
+        Blocks(64, 128, k, 8, 3),
+        Blocks(64, 64, k, 4, 4),
+        Blocks(32, 64, k, 4, 4),
+        Blocks(64, 32, k, 4, 4),
+        Blocks(16, 64, k, 4, 4),
+        Blocks(128, 16, k, 4, 3),
+        Blocks(16, 16, k, 2, 3),
+    ]
+    if dtype != torch.float32:
+        choices += [Blocks(128, 128, 64, 8, 3), Blocks(64, 64, 64, 4, 3)]
+    if dtype == torch.float32:
+        choices = [Blocks(c.m, c.n, c.k, c.warps, min(c.stages, 2 if c.m * c.n > 8192 else 3)) for c in choices]
+    fitting = [c for c in choices if c.m < 2 * max(pixels, 16) and c.n < 2 * max(channels, 16)]
+    # Many small tiles fill the device where few large ones would leave most of it idle.
+    enough = max(64 // ENLARGED, 1)
+    best = next((c for c in fitting if cdiv(pixels, c.m) * cdiv(channels, c.n) >= enough), fitting[-1])
+    return [best, *[c for c in fitting if c != best]]
+
+
+def _precision(dtype: torch.dtype) -> str:
+    """What torch's convolutions do with float32: TF32 where allowed; else three products of TF32, which keep float32's digits."""
+    return "tf32" if dtype == torch.float32 and torch.backends.cudnn.allow_tf32 else "tf32x3"
+
+
+def convolve(
+    x: Tensor,
+    weight: Tensor,
+    in_scale: Tensor | None,
+    out_scale: Tensor | None,
+    *,
+    output_size: tuple[int, int],
+    blocks: Blocks,
+    stride: int = 1,
+    padding: int = 0,
+    transposed: bool = False,
+    adjoint: bool = False,
+    bias: Tensor | None = None,
+    noise: Tensor | None = None,
+    noise_strength: Tensor | None = None,
+    slope: float = 1.0,
+    gain: float = 1.0,
+    original: Tensor | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    """The scaled convolution of `x` `[N, I, H, W]`, channels-last, and the products asked for.
+
+    weight: `[Cout, Cin, k, k]` of x's dtype, any strides. adjoint: x has Cout channels and the result Cin, else the other way
+    round. transposed: each input pixel is spread instead of each output pixel gathered. scales: `[N, channels]`, float32.
+    original: `[N, O, *output_size]`; where given the second result is `[N, O]`, the sums over pixels of it times the result
+    before out_scale.
+    """
+    x = x.contiguous(memory_format=torch.channels_last)
+    samples, in_channels, height, width = x.shape
+    out_channels, kernel = weight.shape[1 if adjoint else 0], weight.shape[2]
+    # One stride for both axes of the taps.
+    weight = weight.contiguous(memory_format=torch.channels_last if weight.shape[1] > 1 else torch.contiguous_format)
+    by_out, by_in = weight.stride()[:2][:: -1 if adjoint else 1]
+    out_height, out_width = output_size
+    y = torch.empty((samples, out_channels, *output_size), dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+    for name, tensor in (("x", x[:1]), ("weight", weight), ("the result", y[:1])):  # 32-bit offsets within a sample
+        if tensor.numel() >= 2**31:
+            raise ValueError(f"modulated_conv2d: {name} of shape {list(tensor.shape)} has 2^31 elements or more, too many.")
+    parities = stride if transposed else 1
+    tiles = parities * parities * cdiv(cdiv(out_height, parities) * cdiv(out_width, parities), blocks.m)
+    products = None if original is None else x.new_empty((samples, tiles, out_channels), dtype=torch.float32)
+    launch(
+        modulated_convolution_kernel,
+        samples * tiles * cdiv(out_channels, blocks.n),
+        x,
+        weight,
+        contiguous(in_scale),
+        contiguous(out_scale),
+        contiguous(bias),
+        contiguous(noise),
+        noise_strength,
+        y,
+        None if original is None else original.contiguous(memory_format=torch.channels_last),
+        products,
+        in_channels,
+        out_channels,
+        height,
+        width,
+        out_height,
+        out_width,
+        by_in,
+        by_out,
+        weight.stride(3),
+        PADDING=padding,
+        KERNEL=kernel,
+        STRIDE=stride,
+        TRANSPOSED=transposed,
+        SHARED_NOISE=noise is not None and noise.shape[0] == 1,
+        SLOPE=slope,
+        GAIN=gain,
+        PRECISION=_precision(x.dtype),
+        WIDEN=INTERPRETED,
+        BLOCK_M=blocks.m,
+        BLOCK_N=blocks.n,
+        BLOCK_K=blocks.k,
+        warps=blocks.warps,
+        stages=blocks.stages,
+        # Left to itself, the compiler for sm_100 spills some to save others; held to 128, that for sm_86 spills in float32.
+        registers=None if x.dtype == torch.float32 else 128 if blocks.m * blocks.n <= 8192 else 255,
+    )
+    return y, None if products is None else products.sum(1)
