@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gangealing_fast.errors import UserError
-from gangealing_fast.models.layers import activation_format
+from gangealing_fast.models.layers import FrozenCopies, activation_format, computed_dtype
 from gangealing_fast.ops._dispatch import reference_wanted
 from gangealing_fast.ops.lpips_distance import lpips_distance
 
@@ -77,6 +77,7 @@ class _FoldedConv(nn.Module):
         self.kernel, self.stride, self.groups, self.activate = kernel, stride, groups, activate
         self.register_buffer("weight", torch.zeros(cout, cin // groups, kernel, kernel))
         self.register_buffer("bias", torch.zeros(cout))
+        self._copies = FrozenCopies()
 
     def fold(self, weight: Tensor, norm: dict[str, Tensor]) -> None:
         scale = norm["weight"].double() / (norm["running_var"].double() + _BATCH_NORM_EPS).sqrt()
@@ -84,17 +85,18 @@ class _FoldedConv(nn.Module):
         self.bias.copy_(norm["bias"].double() - norm["running_mean"].double() * scale)
 
     def forward(self, x: Tensor) -> Tensor:
+        weight = self._copies.cast(self.weight, computed_dtype(x))
         if self.stride == 1:
-            x = F.conv2d(x, self.weight, self.bias, 1, self.kernel // 2, 1, self.groups)
+            x = F.conv2d(x, weight, self.bias, 1, self.kernel // 2, 1, self.groups)
         elif self.groups > 1 and not reference_wanted():
             # oneDNN's backward of a strided depthwise convolution takes over ten times that of a full one, so every position is
             # computed and every second kept.
-            x = F.conv2d(x, self.weight, self.bias, 1, self.kernel // 2, 1, self.groups)
+            x = F.conv2d(x, weight, self.bias, 1, self.kernel // 2, 1, self.groups)
             top, left = (self.kernel // 2 - self._padding(side)[0] for side in x.shape[2:])
             x = _EverySecond.apply(x, top, left)
         else:
             left, right, top, bottom = (*self._padding(x.shape[3]), *self._padding(x.shape[2]))
-            x = F.conv2d(F.pad(x, (left, right, top, bottom)), self.weight, self.bias, self.stride, 0, 1, self.groups)
+            x = F.conv2d(F.pad(x, (left, right, top, bottom)), weight, self.bias, self.stride, 0, 1, self.groups)
         # not in place: the pre-activation of a depthwise convolution may be saved by autograd
         return F.hardtanh(x, 0.0, 6.0) if self.activate else x
 

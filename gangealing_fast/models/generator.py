@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from gangealing_fast.models.layers import EqualLinear, FusedLeakyReLU, ModulatedConv2d, PixelNorm, activation_format
+from gangealing_fast.models.layers import EqualLinear, FusedLeakyReLU, ModulatedConv2d, PixelNorm, activation_format, computed_dtype
 from gangealing_fast.ops.upfirdn2d import blur_filter, upfirdn2d
 
 Noise = Literal["random", "fixed"]
@@ -33,7 +33,7 @@ class Widths:
 
 
 class NoiseInjection(nn.Module):
-    """Strength of the noise added to a layer; the sum itself is fused into the activation."""
+    """Strength of the noise added to a layer; the sum itself is part of the convolution."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -50,10 +50,11 @@ class StyledConv(nn.Module):
         self.activate = FusedLeakyReLU(out_channels)
 
     def forward(self, x: Tensor, latent: Tensor, noise: Tensor | None) -> Tensor:
-        y = self.conv(x, latent)
+        dtype = computed_dtype(x)
         if noise is None:
-            noise = torch.randn(y.shape[0], 1, y.shape[2], y.shape[3], device=y.device, dtype=y.dtype)
-        return self.activate(y, noise.to(y.dtype), self.noise.weight)
+            scale = 2 if self.conv.up else 1
+            noise = torch.randn(x.shape[0], 1, scale * x.shape[2], scale * x.shape[3], device=x.device, dtype=dtype)
+        return self.conv(x, latent, bias=self.activate.bias, noise=noise.to(dtype), noise_strength=self.noise.weight)
 
 
 class Upsample(nn.Module):

@@ -8,6 +8,7 @@ State-dict keys are those of the published checkpoints.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -15,13 +16,46 @@ from torch import Tensor, nn
 
 from gangealing_fast.ops._dispatch import reference_wanted
 from gangealing_fast.ops.bias_act import bias_act
-from gangealing_fast.ops.modulated_conv2d import blur_padding, modulated_conv2d
+from gangealing_fast.ops.modulated_conv2d import blur_padding, energy_of, modulated_conv2d
 from gangealing_fast.ops.upfirdn2d import blur_filter, upfirdn2d
 
 
 def activation_format() -> torch.memory_format:
     """The layout that networks compute in: channels-last, which suits the kernels; torch's default under `ops.use("reference")`."""
     return torch.contiguous_format if reference_wanted() else torch.channels_last
+
+
+def computed_dtype(x: Tensor) -> torch.dtype:
+    """The dtype that a convolution of `x` computes in: what autocast asks for, else that of `x`."""
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) and x.dtype != torch.float64 else x.dtype
+
+
+class FrozenCopies:
+    """What is made of a frozen weight (a cast, a sum), kept until the weight changes; of a weight in training it is made anew.
+
+    Autocast casts the weights of a frozen network in every call, which may cost more than a small layer's convolution.
+    """
+
+    def __init__(self) -> None:
+        self._kept: dict[str, tuple[tuple[int, int], Tensor]] = {}
+
+    def get(self, weight: Tensor, name: str, make: Callable[[Tensor], Tensor]) -> Tensor:
+        """`make(weight)`, from memory where it can be; `name` tells what is made."""
+        if weight.requires_grad or weight.is_inference() or torch.compiler.is_compiling():
+            return make(weight)
+        stamp = (weight.data_ptr(), weight._version)
+        kept = self._kept.get(name)
+        if kept is None or kept[0] != stamp:
+            self._kept[name] = kept = (stamp, make(weight.detach()))
+        return kept[1]
+
+    def cast(self, weight: Tensor, dtype: torch.dtype) -> Tensor:
+        """`weight` in `dtype`."""
+        return weight if weight.dtype == dtype else self.get(weight, str(dtype), lambda tensor: tensor.to(dtype))
+
+    def __deepcopy__(self, memo: dict[int, object]) -> FrozenCopies:
+        return FrozenCopies()
 
 
 class PixelNorm(nn.Module):
@@ -121,7 +155,7 @@ class ConvLayer(nn.Sequential):
         self.activate = activate
 
     def forward(self, x: Tensor) -> Tensor:
-        if reference_wanted() or not self.activate:
+        if reference_wanted() or not self.activate or computed_dtype(x) == torch.float16:  # without the scale it might overflow
             return super().forward(x)
         *before, convolution, activation = self
         for layer in before:
@@ -169,15 +203,21 @@ class ModulatedConv2d(nn.Module):
         self.modulation = EqualLinear(latent_dim, in_channels, bias_init=1.0)
         self.scale = 1 / math.sqrt(in_channels * kernel_size**2)
         self.demodulate, self.up, self.down, self.normalize = demodulate, up, down, normalize
+        self._copies = FrozenCopies()
 
-    def forward(self, x: Tensor, latent: Tensor) -> Tensor:
+    def forward(self, x: Tensor, latent: Tensor, **activation: Tensor | None) -> Tensor:
+        """activation: `bias`, `noise` and `noise_strength` of `modulated_conv2d`."""
         style = self.modulation(latent).float()
-        weight = self.weight[0]
-        if self.demodulate and (self.normalize or x.dtype == torch.float16):
+        options = {"up": self.up, "down": self.down, "demodulate": self.demodulate, **activation}
+        if self.demodulate and (self.normalize or computed_dtype(x) == torch.float16):
             style = style / style.abs().amax().clamp_min(1e-20)
-            weight = weight * (self.scale / weight.abs().amax((1, 2, 3), keepdim=True).clamp_min(1e-20))
-        elif reference_wanted():
-            weight = weight * self.scale
-        else:
-            style = style * self.scale  # W' is the same, without a pass over the weight
-        return modulated_conv2d(x, weight, style, up=self.up, down=self.down, demodulate=self.demodulate)
+            return modulated_conv2d(x, self._copies.get(self.weight, "normalized", self._normalized), style, **options)
+        if reference_wanted():
+            return modulated_conv2d(x, self.weight[0] * self.scale, style, **options)
+        energy = self._copies.get(self.weight, "energy", lambda weight: energy_of(weight[0])) if self.demodulate else None
+        weight = self._copies.cast(self.weight, computed_dtype(x))[0]
+        # The run-time scale is the style's as well as the weight's, and the style is small.
+        return modulated_conv2d(x, weight, style * self.scale, energy=energy, **options)
+
+    def _normalized(self, weight: Tensor) -> Tensor:
+        return weight[0] * (self.scale / weight[0].abs().amax((1, 2, 3), keepdim=True).clamp_min(1e-20))

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from gangealing_fast.errors import UserError
 from gangealing_fast.models.efficientnet import EfficientNetPerceptual
-from gangealing_fast.models.layers import activation_format
+from gangealing_fast.models.layers import FrozenCopies, activation_format, computed_dtype
 from gangealing_fast.models.self_supervised import SelfSupervisedPerceptual
 from gangealing_fast.ops.lpips_distance import lpips_distance
 
@@ -90,14 +90,16 @@ class _Vgg16(nn.Module):
                 convolutions[str(index)] = nn.Conv2d(channels, width, 3, padding=1)
                 channels = width
             setattr(self, f"slice{number}", convolutions)
+        self._copies = {(number, index): FrozenCopies() for number, layers in enumerate(_SLICES, 1) for index, _ in layers}
 
     def forward(self, x: Tensor) -> list[Tensor]:
         taps = []
         for number in range(1, len(_SLICES) + 1):
             if number > 1:
                 x = F.max_pool2d(x, 2)
-            for convolution in getattr(self, f"slice{number}").values():
-                x = F.relu(convolution(x))
+            for index, convolution in getattr(self, f"slice{number}").items():
+                weight = self._copies[number, int(index)].cast(convolution.weight, computed_dtype(x))
+                x = F.relu(F.conv2d(x, weight, convolution.bias, padding=1))
             taps.append(x)
         return taps
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from gangealing_fast import checkpoint
 from gangealing_fast.errors import UserError
+from gangealing_fast.models.layers import activation_format
 from gangealing_fast.ops.lpips_distance import lpips_distance
 
 EXPORT_KIND = "perceptual"
@@ -39,7 +40,7 @@ class SelfSupervisedPerceptual(nn.Module):
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
                 nn.init.zeros_(module.bias)
-        self.to(memory_format=torch.channels_last)
+        self.to(memory_format=activation_format())
 
     def config(self) -> dict[str, Any]:
         """The constructor's arguments: `SelfSupervisedPerceptual(**config)` rebuilds the network."""
@@ -49,7 +50,7 @@ class SelfSupervisedPerceptual(nn.Module):
         """The feature maps of all slices, finest first."""
         if x.ndim != 4 or x.shape[1] not in (1, 3) or min(x.shape[2:]) < 16:
             raise ValueError(f"pictures must be [N, 3, H, W] (or [N, 1, H, W]) with sides of 16 or more, got {list(x.shape)}.")
-        x = x.expand(-1, 3, -1, -1).contiguous(memory_format=torch.channels_last)
+        x = x.expand(-1, 3, -1, -1).contiguous(memory_format=activation_format())
         maps = []
         for number, layers in enumerate(self.slices):
             if number:

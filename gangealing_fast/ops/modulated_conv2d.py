@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gangealing_fast.ops._common import check_device, check_tensor, output_format, parameter
+from gangealing_fast.ops._common import check_device, check_tensor, compute_dtype, output_format, parameter
 from gangealing_fast.ops._dispatch import reference_wanted, run_reference
 from gangealing_fast.ops._reference import reference_vjp
 from gangealing_fast.ops._triton import serve_cuda
@@ -64,9 +64,14 @@ def blur_padding(filter_size: int, kernel_size: int, *, up: bool) -> tuple[int, 
     return (total + 1) // 2, total // 2
 
 
-def demodulation_of(weight: Tensor, style: Tensor) -> Tensor:
-    """d `[N, Cout]` of `weight` `[Cout, Cin, k, k]` and `style` `[N, Cin]`, in the dtype of `style`."""
-    energy = weight.to(style.dtype).square().sum((2, 3))
+def energy_of(weight: Tensor) -> Tensor:
+    """The sum over k of the squares of `weight` `[Cout, Cin, k, k]`: `[Cout, Cin]`, in float32, or float64 for float64."""
+    return weight.to(compute_dtype(weight.dtype)).square().sum((2, 3))
+
+
+def demodulation_of(weight: Tensor, style: Tensor, energy: Tensor | None = None) -> Tensor:
+    """d `[N, Cout]` of `weight` `[Cout, Cin, k, k]` and `style` `[N, Cin]`, in the dtype of `style`; `energy` as `energy_of`."""
+    energy = (energy_of(weight) if energy is None else energy).to(style.dtype)
     return torch.rsqrt(style.square() @ energy.t() + EPSILON)
 
 
@@ -347,6 +352,7 @@ def modulated_conv2d(
     up: bool = False,
     down: bool = False,
     demodulate: bool = True,
+    energy: Tensor | None = None,
     f: Tensor | None = None,
     bias: Tensor | None = None,
     noise: Tensor | None = None,
@@ -363,6 +369,7 @@ def modulated_conv2d(
         up: double the size (stride-2 transposed convolution, then the low-pass filter with gain 4).
         down: halve the size (low-pass filter, then a stride-2 convolution).
         demodulate: normalise every output map (eq. 3 of the paper).
+        energy: `energy_of(weight)`, `[Cout, Cin]`, for a frozen weight that serves many calls; computed where None.
         f: constant low-pass filter `[n, n]`, [1, 3, 3, 1] by default.
         bias: `[Cout]`; where given, the result is `bias_act` of the convolution, with the arguments below.
         noise, noise_strength, slope, gain: as in `bias_act`.
@@ -375,11 +382,14 @@ def modulated_conv2d(
         ValueError, TypeError: an argument does not fit; the message says which and how.
     """
     _check(x, weight, style, f, up, down)
-    check_device("modulated_conv2d", x, weight=weight, style=style, f=f, bias=bias, noise=noise, noise_strength=noise_strength)
+    check_device("modulated_conv2d", x, weight=weight, style=style, f=f, energy=energy)
+    check_device("modulated_conv2d", x, bias=bias, noise=noise, noise_strength=noise_strength)
     x = _under_autocast(x)
     style = parameter("modulated_conv2d", "style", style, x)
     if weight.dtype not in (x.dtype, style.dtype):
         parameter("modulated_conv2d", "weight", weight, x)
+    if energy is not None and tuple(energy.shape) != tuple(weight.shape[:2]):
+        raise ValueError(f"modulated_conv2d: energy must be {list(weight.shape[:2])} beside this weight, got {list(energy.shape)}")
     f = blur_filter(device=x.device).to(style.dtype) if f is None else f.detach().to(style.dtype)
     if bias is not None:
         _check_activation(x, weight, up, down, bias, noise, noise_strength, slope, gain)
@@ -394,7 +404,7 @@ def modulated_conv2d(
             modulated_conv2d_reference, x, weight, style, up=up, down=down, demodulate=demodulate, f=f,
             bias=bias, noise=noise, noise_strength=noise_strength, slope=slope, gain=gain,
         )  # fmt: skip
-    convolve = partial(_ops.modulated_conv2d, x, weight, style, demodulation_of(weight, style) if demodulate else None, f)
+    convolve = partial(_ops.modulated_conv2d, x, weight, style, demodulation_of(weight, style, energy) if demodulate else None, f)
     if bias is None or slope == 0:  # which the backward could not undo
         y = convolve(None, None, None, up, down, 1.0, 1.0, _algorithm)
         return y if bias is None else bias_act(y, bias, slope=slope, gain=gain, noise=noise, noise_strength=noise_strength)
