@@ -4,17 +4,22 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from support import assert_golden, golden, golden_state
+from support import assert_close, assert_golden, golden, golden_state
 from test_perceptual import lpips_state
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from gangealing_fast import ops
-from gangealing_fast.alignment.losses import alignment_loss
+from gangealing_fast.alignment.losses import AlignmentLoss, alignment_loss
 from gangealing_fast.alignment.schedules import ema_decay
+from gangealing_fast.alignment.step import AlignmentStep
 from gangealing_fast.models import Generator, LatentTarget, Lpips, SpatialTransformer
+from gangealing_fast.models.layers import EqualConv2d
 from gangealing_fast.optim import AdamEma
 
 
@@ -75,3 +80,114 @@ def golden_training_step() -> None:
 
     moved = average.state_dict()[head] - before
     assert_golden(moved, (1 - 0.5 ** (32 / 10_000)) * (arrays["linear_weight_after"] - before), gradient=True)
+
+
+def small_step(**changes: Any) -> AlignmentStep:
+    """A step of slim networks with VGG16, in channels-last; the flow head is not zero, so that all weights get gradients."""
+    torch.manual_seed(0)
+    generator = Generator(32, 16, 2, channel_base=256, max_channels=16).eval().requires_grad_(False)
+    transformer = SpatialTransformer(flow_size=32, channel_base=256, max_channels=16).to(memory_format=torch.channels_last)
+    torch.nn.init.normal_(transformer.flow.warp_head.flow_out[2].weight, std=0.01)
+    torch.nn.init.normal_(transformer.similarity.warp_head.linear.weight, std=0.01)
+    average = copy.deepcopy(transformer).requires_grad_(False)
+    target = LatentTarget(torch.randn(2, 16), torch.zeros(1, 16))
+    options: dict[str, Any] = {
+        "generator": generator,
+        "transformer": transformer,
+        "average": average,
+        "target": target,
+        "perceptual": Lpips(pretrained=False),
+        "transformer_optimizer": AdamEma(transformer.parameters(), averages=average.parameters()),
+        "target_optimizer": AdamEma(target.parameters()),
+        "batch": 2,
+        "micro_batch": 2,
+        "anneal_psi": 10,
+        "psi_shape": "cosine",
+        "period": 0,
+        "inject": 3,
+        "learning_rate": 1e-3,
+        "target_learning_rate": 1e-2,
+        "tv_weight": 1.0,
+        "identity_weight": 1.0,
+        "padding_mode": "border",
+        "iters": 1,
+    }
+    return AlignmentStep(**(options | changes))
+
+
+class _Backwards(TorchDispatchMode):
+    """The weights that convolutions and modulated convolutions compute a gradient of."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weights: list[torch.Tensor] = []
+        self.seen = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.name()
+        if name == "aten::convolution_backward":
+            self.seen += 1
+            if args[10][1]:
+                self.weights.append(args[2])
+        if name == "gangealing_fast::modulated_conv2d_backward":
+            self.seen += 1
+            given = dict(zip((argument.name for argument in func._schema.arguments), args, strict=False)) | (kwargs or {})
+            if given["need_weight"]:
+                self.weights.append(given["weight"])
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_no_weight_gradient_of_a_frozen_layer_is_computed(dtype):
+    step = small_step(dtype=dtype)
+    with _Backwards() as backwards:
+        step.step(3)
+    convolutions = [module for module in step.transformer.modules() if isinstance(module, EqualConv2d)]
+    assert len(backwards.weights) == len(convolutions)
+    assert backwards.seen > len(convolutions) + 10  # generator and VGG16 pass gradients on to their inputs
+    assert step.generator.conv1.conv.weight.grad is None
+
+
+def test_only_the_injected_layers_get_style_gradients():
+    step = small_step()
+    w = torch.randn(2, 16)
+    latents = step.target.mix_layers(w, 0.5, step.inject, step.generator.n_latent)
+    assert [latent.requires_grad for latent in latents] == [True] * 3 + [False] * (step.generator.n_latent - 3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_no_layout_is_changed_on_the_way(dtype):
+    """All activations of generator, transformer and VGG16 stay channels-last: no copy of one changes its strides."""
+    step = small_step(dtype=dtype)
+    changed: list[tuple[str, list[int]]] = []
+
+    class Copies(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            result = func(*args, **(kwargs or {}))
+            if func.name() in ("aten::clone", "aten::_to_copy", "aten::contiguous") and args[0].dim() == 4:
+                x = args[0]
+                if x.shape[1] > 3 and min(x.shape[2:]) > 1 and result.stride() != x.stride():
+                    changed.append((func.name(), list(x.shape)))
+            return result
+
+    with Copies():
+        step.step(3)
+    # The heads of the flow hand over rows of vectors, [N, h, w, 2] and their masks, at an eighth of the size.
+    assert [entry for entry in changed if entry[1][1] <= 64 and min(entry[1][2:]) > 4] == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_compiled_step_equals_the_eager_one(dtype):
+    step = small_step(dtype=dtype)
+
+    def gradients(loss: Callable[[int, float], AlignmentLoss]) -> list[torch.Tensor]:
+        torch.manual_seed(5)
+        parameters = [*step.transformer.parameters(), *step.target.parameters()]
+        total = loss(2, 0.5).total
+        return [total.detach(), *torch.autograd.grad(total, parameters, allow_unused=True, materialize_grads=True)]
+
+    torch._dynamo.reset()
+    compiled = torch.compile(step.loss, fullgraph=True, backend="aot_eager")
+    for actual, expected in zip(gradients(compiled), gradients(step.loss), strict=True):
+        assert_close(actual, expected, 1e-4 if dtype == torch.float32 else 0.1)

@@ -42,7 +42,7 @@ class FrozenCopies:
 
     def get(self, weight: Tensor, name: str, make: Callable[[Tensor], Tensor]) -> Tensor:
         """`make(weight)`, from memory where it can be; `name` tells what is made."""
-        if weight.requires_grad or weight.is_inference() or torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or weight.requires_grad or weight.is_inference():
             return make(weight)
         stamp = (weight.data_ptr(), weight._version)
         kept = self._kept.get(name)
@@ -199,7 +199,9 @@ class ModulatedConv2d(nn.Module):
     ) -> None:
         super().__init__()
         weight = torch.randn(1, out_channels, in_channels, kernel_size, kernel_size)
-        self.weight = nn.Parameter(weight[0].contiguous(memory_format=activation_format())[None])
+        # A transposed convolution takes the weight with its first axes swapped, which is slow to copy from channels-last.
+        layout = torch.contiguous_format if up else activation_format()
+        self.weight = nn.Parameter(weight[0].contiguous(memory_format=layout)[None])
         self.modulation = EqualLinear(latent_dim, in_channels, bias_init=1.0)
         self.scale = 1 / math.sqrt(in_channels * kernel_size**2)
         self.demodulate, self.up, self.down, self.normalize = demodulate, up, down, normalize
