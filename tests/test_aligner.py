@@ -1,4 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
+import pickle
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 
@@ -48,6 +51,102 @@ def test_any_resolution_and_iterations():
     assert not torch.equal(aligner(iters=2).warp(images).matrix, aligner().warp(images).matrix)
 
 
-def test_pictures_that_are_not_square_are_refused_for_points():
-    with pytest.raises(ValueError, match="square"):
-        aligner().to_template(torch.zeros(1, 3, 32, 40), torch.zeros(1, 1, 2))
+@pytest.mark.parametrize("transforms", [("similarity",), ("similarity", "flow")])
+@pytest.mark.parametrize(("height", "width"), [(32, 48), (50, 34)])
+def test_pictures_that_are_not_square(transforms, height, width):
+    """Points and maps are those of the pictures as given; the padding is nobody's business."""
+    model = aligner(transforms, scale=0.1)
+    bend(model)
+    images = torch.rand(2, 3, height, width) * 2 - 1
+    points = torch.rand(2, 6, 2) * torch.tensor([width - 1.0, height - 1.0]) * 0.4 + torch.tensor([width, height]) * 0.3
+    found = model.locate(images, points)
+    sure = found.confidence > 0
+    assert sure.float().mean() > 0.5
+    inner = sure & ((found.points >= 0) & (found.points <= 31)).all(-1)
+    torch.testing.assert_close(model.from_template(images, found.points)[inner], points[inner], atol=2e-3, rtol=1e-3)
+    assert model.align(images, output_resolution=40).shape == (2, 3, 40, 40)
+
+
+def bend(model, strength=0.3):
+    """Give the flow head something to do; at 0.3 it folds in places."""
+    if model.transformer.flow is not None:
+        last = model.transformer.flow.warp_head.flow_out[2]
+        torch.nn.init.normal_(last.weight, std=strength)
+
+
+@pytest.mark.parametrize("mode", ["reflection", "border", "zeros"])
+def test_the_square_holds_the_picture_in_its_middle(mode):
+    model = aligner()
+    model.padding_mode = mode
+    images = torch.rand(1, 3, 4, 21)
+    square = model.square(images)
+    assert square.images.shape == (1, 3, 21, 21)
+    assert torch.equal(square.images[:, :, square.top : square.top + 4], images)
+    if mode == "zeros":
+        assert (square.images[:, :, : square.top] == -1).all()
+    with pytest.raises(ValueError, match="sides of 2 or more"):
+        model.square(torch.zeros(1, 3, 1, 5))
+
+
+def test_maps_go_to_the_template_and_come_back():
+    model = aligner(("similarity", "flow"), scale=0.1)
+    bend(model, 0.02)
+    images = torch.rand(2, 3, 64, 48) * 2 - 1
+    smooth = torch.stack(torch.meshgrid(torch.linspace(0, 1, 32), torch.linspace(0, 1, 32), indexing="ij"))[None]
+    drawn, confidence = model.maps_from_template(images, smooth)
+    assert drawn.shape == (2, 2, 64, 48) and confidence.shape == (2, 1, 64, 48)
+    again = model.maps_to_template(images, drawn)
+    grid = model.warp(images).grid  # what lies beyond the picture comes back as its edge
+    inside = (grid.abs() < 0.95 * torch.tensor([48 / 64, 1])).all(-1)[:, None]
+    known = inside & (model.maps_to_template(images, confidence) > 0.999)
+    assert known.float().mean() > 0.2
+    difference = (again - smooth).abs() * known
+    assert difference[:, :, 2:-2, 2:-2].max() < 0.05
+    with pytest.raises(ValueError, match=r"\[1, C, R, R\]"):
+        model.maps_from_template(images, smooth[0])
+    with pytest.raises(ValueError, match="pictures' size"):
+        model.maps_to_template(images, smooth)
+
+
+def test_points_are_differentiable():
+    model = aligner(("similarity", "flow"), scale=0.1)
+    bend(model)
+    images = torch.rand(1, 3, 32, 32)
+    points = torch.tensor([[[14.3, 15.7], [17.2, 13.1]]], requires_grad=True)
+    for function in (model.to_template, model.from_template, lambda x, p: model.transfer(x, x.flip(3), p)):
+        (gradient,) = torch.autograd.grad(function(images, points).square().sum(), points)
+        step = torch.zeros_like(points)
+        step[0, 0, 0] = 1e-2
+        with torch.no_grad():
+            up, down = (function(images, points + sign * step).square().sum() for sign in (1, -1))
+        assert abs((up - down).item() / 2e-2 - gradient[0, 0, 0].item()) < 0.05 * abs(gradient[0, 0, 0].item()) + 0.5
+
+
+def test_alpha_leads_from_the_picture_to_its_alignment():
+    model, images = aligner(), torch.rand(2, 3, 32, 32)
+    untouched = model.warp(images, alpha=0.0).grid
+    half, whole = model.warp(images, alpha=0.5).grid, model.warp(images).grid
+    torch.testing.assert_close(half, (untouched + whole) / 2)
+    torch.testing.assert_close(model.warp(images, alpha=0.0).image, images, atol=1e-5, rtol=0)
+
+
+def test_flips_choose_the_smoother_flow():
+    model = aligner(("similarity", "flow"), scale=0.05)
+    bend(model)
+    flipped = Aligner(model.transformer, "border", flips=True)
+    images = torch.rand(4, 3, 32, 32)
+    _, mirrored = flipped.assign(images)
+    assert torch.equal(flipped.assign(images.flip(3))[1], ~mirrored)
+    record = flipped.warp(images)
+    torch.testing.assert_close(flipped.warp(images.flip(3)).image, record.image)
+    with pytest.raises(ValueError, match="residual flow"):
+        Aligner(aligner().transformer, flips=True)
+
+
+def test_pickled_and_used_from_several_threads():
+    model = pickle.loads(pickle.dumps(aligner(("similarity", "flow"))))
+    batches = [torch.rand(2, 3, 32, 32) for _ in range(6)]
+    alone = [model.align(images) for images in batches]
+    with ThreadPoolExecutor(3) as pool:
+        together = list(pool.map(model.align, batches))
+    assert all(torch.equal(a, b) for a, b in zip(alone, together, strict=True))

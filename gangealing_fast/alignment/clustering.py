@@ -97,6 +97,7 @@ def align_assigned(
     padding_mode: str = "border",
     iters: int = 1,
     output_resolution: int | None = None,
+    alpha: float = 1.0,
     batch: int = 64,
 ) -> Alignment:
     """Align pictures `[N, 3, H, W]`, each by the head of its cluster `[N]`, those of `mirrored` `[N]` as their mirror images.
@@ -109,7 +110,7 @@ def align_assigned(
     parts = []
     for start in range(0, len(images), batch):
         chunk = slice(start, start + batch)
-        options = {"padding_mode": padding_mode, "iters": iters, "output_resolution": output_resolution}
+        options = {"padding_mode": padding_mode, "iters": iters, "output_resolution": output_resolution, "alpha": alpha}
         parts.append(transformer(images[chunk], assignment=None if cluster is None else cluster[chunk], **options))
     record = Alignment(*(None if values[0] is None else torch.cat(values) for values in zip(*parts, strict=True)))
     if mirrored is None:
