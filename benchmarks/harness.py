@@ -37,6 +37,7 @@ from torch import Tensor
 
 FORWARD = "forward"
 BOTH = "forward+backward"
+SLOW = 0.3
 TOLERANCES = {torch.float64: 1e-10, torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 5e-3}
 
 
@@ -96,7 +97,7 @@ class Plan:
     Where a round of all variants alone takes longer than all variants' seconds, three rounds are made.
     """
 
-    seconds: float = 0.4
+    seconds: float = 0.3
     rounds: tuple[int, int] = (7, 60)
     sample: float = 0.003
 
@@ -163,9 +164,11 @@ class Runner:
             value.detach().requires_grad_() if flag else value for value, flag in zip(inputs, flags, strict=True)
         )
         self.leaves = [value for value, flag in zip(self.inputs, flags, strict=True) if flag]
+        self.seconds = 0.0
         self._cotangents: list[Tensor] = []
 
     def run(self, what: str) -> list[Tensor]:
+        """The outputs, and behind them the gradients where `what` has a backward."""
         if what == FORWARD:
             with torch.no_grad():
                 return _tensors(self.variant.function(*self.inputs))
@@ -180,14 +183,21 @@ class Runner:
 
 
 def check_agreement(case: Case, runners: list[Runner], what: str) -> None:
-    """Run every variant once and raise Disagreement unless all agree with the reference (the first variant without one)."""
+    """Run every variant once, note its seconds, and raise Disagreement unless all agree with the reference (or the first)."""
     judge = next((runner for runner in runners if runner.variant.name == "reference"), runners[0])
-    expected = [tensor.detach().double() for tensor in judge.run(what)]
+
+    def timed(runner: Runner) -> list[Tensor]:
+        start = time.perf_counter()
+        found = runner.run(what)
+        runner.seconds = time.perf_counter() - start
+        return found
+
+    expected = [tensor.detach().double() for tensor in timed(judge)]
     tolerance = TOLERANCES[case.dtype] if case.tolerance is None else case.tolerance
     for runner in runners:
         if runner is judge:
             continue
-        found = runner.run(what)
+        found = timed(runner)
         if [tensor.shape for tensor in found] != [tensor.shape for tensor in expected]:
             raise Disagreement(f"{case.operator} {case.name}: {runner.variant.name} and {judge.variant.name} differ in shapes.")
         for index, (a, b) in enumerate(zip(found, expected, strict=True)):
@@ -227,11 +237,18 @@ def _clock(device: torch.device) -> Callable[[Callable[[], Any], int], float]:
 
 
 def interleave(
-    calls: dict[str, Callable[[], Any]], plan: Plan, clock: Callable[[Callable[[], Any], int], float]
+    calls: dict[str, Callable[[], Any]],
+    plan: Plan,
+    clock: Callable[[Callable[[], Any], int], float],
+    known: dict[str, float] | None = None,
 ) -> dict[str, list[float]]:
-    """Seconds per call of every function, one sample per round, the first of a round another one each time."""
+    """Seconds per call of every function, one sample per round, the first of a round another one each time.
+
+    known: seconds that a function took already; where it is slow, it is not called once more to find out.
+    """
     names = list(calls)
-    once = {name: clock(calls[name], 1) for name in names}
+    known = {name: seconds for name, seconds in (known or {}).items() if seconds >= SLOW}
+    once = {name: known[name] if name in known else clock(calls[name], 1) for name in names}
     counts = {name: min(max(1, math.ceil(plan.sample / max(seconds, 1e-9))), 100) for name, seconds in once.items()}
     rounds = plan.rounds_for(sum(max(plan.sample, seconds) for seconds in once.values()), len(names))
     samples: dict[str, list[float]] = {name: [] for name in names}
@@ -256,7 +273,7 @@ def summarise(samples: dict[str, list[float]]) -> dict[str, dict[str, float]]:
 def compare(case: Case, threads: int, *, plan: Plan | None = None, device: torch.device | str = "cpu") -> list[dict[str, Any]]:
     """Check and time all variants of a case.
 
-    With more than one thread only the last pass is timed.
+    With more than one thread only the last pass is timed, and without torch.compile, which would compile it all again.
 
     Returns:
         One record for every pass, ready for JSON: operator, case, pass, threads, device, dtype, the case's bytes, operations and
@@ -273,6 +290,8 @@ def compare(case: Case, threads: int, *, plan: Plan | None = None, device: torch
             for variant in case.variants:
                 if variant.passes is not None and what not in variant.passes:
                     continue
+                if variant.name == "compile" and threads > 1:
+                    continue
                 runner = Runner(case, variant, device)
                 if variant.name == "compile":
                     try:
@@ -285,6 +304,7 @@ def compare(case: Case, threads: int, *, plan: Plan | None = None, device: torch
             check_agreement(case, runners, what)
             aimed = case.everywhere or (what == case.passes[-1] and threads == 1)
             calls = {runner.variant.name: partial(runner.run, what) for runner in runners}
+            known = {runner.variant.name: runner.seconds for runner in runners}
             records.append({
                 "operator": case.operator,
                 "case": case.name,
@@ -296,6 +316,6 @@ def compare(case: Case, threads: int, *, plan: Plan | None = None, device: torch
                 "operations": case.operations.get(what),
                 "targets": case.targets if aimed and device.type == "cpu" else {},
                 "notes": {variant.name: variant.note for variant in case.variants if variant.note},
-                "variants": {**summarise(interleave(calls, plan, _clock(device))), **failures},
+                "variants": {**summarise(interleave(calls, plan, _clock(device), known)), **failures},
             })
     return records

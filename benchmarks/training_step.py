@@ -160,7 +160,7 @@ def measure(key: str, allocator: str, options: argparse.Namespace) -> list[dict[
         children = {name: _Child({**shared, **VARIANTS[name]}) for name in options.variants}
         try:
             seconds: dict[str, list[float]] = {name: [] for name in children}
-            for turn in range(options.rounds):
+            for turn in range(options.rounds if allocator == "default" else max(options.rounds - 1, 1)):
                 names = list(children)[turn % len(children) :] + list(children)[: turn % len(children)]
                 for name in names:
                     seconds[name].append(children[name].step())
@@ -211,7 +211,7 @@ def main(arguments: list[str] | None = None) -> int:
         default="both",
         help="as a user runs it, malloc that keeps freed memory in every process (256 only), or one after the other (the default)",
     )
-    parser.add_argument("--rounds", type=int, default=3, help="timed steps of every variant")
+    parser.add_argument("--rounds", type=int, default=3, help="timed steps of every variant, one less for --allocator same")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--json", type=Path, metavar="FILE", help="put the results into this file, beside what is there")

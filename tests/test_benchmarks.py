@@ -51,6 +51,18 @@ def test_short_calls_are_repeated_within_a_sample():
     assert counted == [1, 10, 10]
 
 
+def test_what_is_known_to_be_slow_is_not_called_to_find_out():
+    counted = []
+
+    def clock(call, count):
+        counted.append(call())
+        return 1.0 * count
+
+    calls = {"ours": lambda: "ours", "reference": lambda: "reference"}
+    interleave(calls, Plan(seconds=0.1, rounds=(7, 60)), clock, {"ours": 0.01, "reference": 2.0})
+    assert counted == ["ours", "ours", "reference", "reference", "ours", "ours", "reference"]
+
+
 @pytest.mark.parametrize(
     ("seconds", "variants", "rounds"),
     [(0.001, 4, 60), (0.1, 4, 16), (1.5, 4, 7), (10.0, 4, 3)],
