@@ -13,6 +13,8 @@ import torch
 from support import DTYPES, relative_error, strided
 from torch import Tensor
 
+pytest.importorskip("triton")
+
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cpu" if INTERPRETED else "cuda"
 LAYOUTS = ("contiguous", "channels-last", "strided")
