@@ -16,6 +16,7 @@ from gangealing_fast import checkpoint, memory
 from gangealing_fast.alignment import results
 from gangealing_fast.alignment.clustering import start_templates
 from gangealing_fast.alignment.config import ASSETS, TrainConfig
+from gangealing_fast.alignment.evaluation import Evaluation
 from gangealing_fast.alignment.schedules import ema_decay
 from gangealing_fast.alignment.step import AlignmentStep, NotFinite
 from gangealing_fast.errors import UserError
@@ -143,8 +144,11 @@ def learn_perceptual(config: TrainConfig) -> Path:
         return contrast(options)
 
 
-def run(config: TrainConfig) -> None:
-    """Train, or go on training, then evaluate and write the report. Raises UserError for a user's mistakes."""
+def run(config: TrainConfig) -> Evaluation | None:
+    """Train, or go on training, then evaluate and write the report; returns the evaluation, None without held-out pictures.
+
+    Raises UserError for a user's mistakes.
+    """
     device = choose_device(config.device)
     prepare_process(config)
     torch.manual_seed(config.seed)
@@ -163,6 +167,7 @@ def run(config: TrainConfig) -> None:
     results.write_report(config, trainer, evaluation, warnings)
     if evaluation is not None:
         results.print_figures(evaluation.figures)
+    return evaluation
 
 
 def train(config: TrainConfig, trainer: AlignmentStep, real: Tensor | None, log: JsonLines, start: int) -> list[str]:
