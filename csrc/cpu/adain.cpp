@@ -4,7 +4,7 @@
 // Contiguous tensors have a row of positions per sample and channel; channels-last ones are taken in strips of channels,
 // narrow enough for a strip of one sample to stay in a core's cache from the statistics to the result. Mean and variance
 // are those of pieces small enough for the nearest cache, each taken in two passes, then merged (Chan et al. 1979).
-#include "../common.h"
+#include "writer.h"
 
 #include <algorithm>
 #include <cmath>
@@ -51,13 +51,14 @@ struct Forward {
   const A *scale, *shift;  // [N, C]
   T* y;
   A *mean, *rstd;  // [N, C]
-  int64_t channels, positions;
+  int64_t channels, positions, total;
   double eps;
 };
 
 template <typename T>
 GGF_MULTIVERSION void forward_rows(const Forward<T>& p, int64_t begin, int64_t end) {
   using A = Compute<T>;
+  Writer<T> writer(p.y + begin * p.positions, p.total);
   for (int64_t row = begin; row < end; ++row) {
     const T* GGF_RESTRICT x = p.x + row * p.positions;
     Moments moments;
@@ -76,9 +77,15 @@ GGF_MULTIVERSION void forward_rows(const Forward<T>& p, int64_t begin, int64_t e
     p.mean[row] = mean;
     p.rstd[row] = rstd;
     const A factor = rstd * p.scale[row], shift = p.shift[row];
-    T* GGF_RESTRICT y = p.y + row * p.positions;
-    for (int64_t i = 0; i < p.positions; ++i) y[i] = store<T>((load(x[i]) - mean) * factor + shift);
+    for (int64_t start = 0; start < p.positions; start += Writer<T>::step) {
+      const T* GGF_RESTRICT source = x + start;
+      T* GGF_RESTRICT y = writer.room();
+      const int64_t size = std::min(Writer<T>::step, p.positions - start);
+      for (int64_t i = 0; i < size; ++i) y[i] = store<T>((load(source[i]) - mean) * factor + shift);
+      writer.advance(size);
+    }
   }
+  writer.finish();
 }
 
 // Runs body(sample, first channel, number of channels) for strips [begin, end); the number is a constant for whole strips.
@@ -161,6 +168,7 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& x_, const Tensor& scale
                        rstd.template mutable_data_ptr<A>(),
                        channels,
                        positions,
+                       x.numel(),
                        eps};
     if (channels_last)
       parallel_for(0, batch * ceil_divide(channels, strip), grain(strip * positions),
@@ -179,7 +187,7 @@ struct Backward {
   const A *scale, *mean, *rstd;  // [N, C]
   T* grad_x;
   A *grad_scale, *grad_shift;  // [N, C]
-  int64_t channels, positions;
+  int64_t channels, positions, total;
 };
 
 // grad_x = gradient * grad + deviation * (x - mean) + constant
@@ -202,6 +210,7 @@ GGF_INLINE Factors<Compute<T>> finish(const Backward<T>& p, int64_t row, double 
 template <typename T>
 GGF_MULTIVERSION void backward_rows(const Backward<T>& p, int64_t begin, int64_t end) {
   using A = Compute<T>;
+  Writer<T> writer(p.grad_x + begin * p.positions, p.total);
   for (int64_t row = begin; row < end; ++row) {
     const T *GGF_RESTRICT grad = p.grad + row * p.positions, *GGF_RESTRICT x = p.x + row * p.positions;
     const A mean = p.mean[row];
@@ -213,10 +222,16 @@ GGF_MULTIVERSION void backward_rows(const Backward<T>& p, int64_t begin, int64_t
       products += sum<A>(size, [&](int64_t i) GGF_INLINE_LAMBDA { return load(g[i]) * (load(piece[i]) - mean); });
     }
     const Factors<A> f = finish(p, row, gradients, products);
-    T* GGF_RESTRICT grad_x = p.grad_x + row * p.positions;
-    for (int64_t i = 0; i < p.positions; ++i)
-      grad_x[i] = store<T>(f.gradient * load(grad[i]) + (f.deviation * (load(x[i]) - mean) + f.constant));
+    for (int64_t start = 0; start < p.positions; start += Writer<T>::step) {
+      const T *GGF_RESTRICT g = grad + start, *GGF_RESTRICT source = x + start;
+      T* GGF_RESTRICT grad_x = writer.room();
+      const int64_t size = std::min(Writer<T>::step, p.positions - start);
+      for (int64_t i = 0; i < size; ++i)
+        grad_x[i] = store<T>(f.gradient * load(g[i]) + (f.deviation * (load(source[i]) - mean) + f.constant));
+      writer.advance(size);
+    }
   }
+  writer.finish();
 }
 
 template <typename T>
@@ -286,7 +301,8 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad_, const Tensor& x
                         grad_scale.template mutable_data_ptr<A>(),
                         grad_shift.template mutable_data_ptr<A>(),
                         channels,
-                        positions};
+                        positions,
+                        x.numel()};
     if (channels_last)
       parallel_for(0, batch * ceil_divide(channels, strip), grain(strip * positions),
                    [&](int64_t begin, int64_t end) { backward_strips<T>(p, begin, end); });
