@@ -6,6 +6,7 @@
 #include "nearest_grid_point.h"
 
 #include <cmath>
+#include <limits>
 
 namespace ggf::invert_grid {
 

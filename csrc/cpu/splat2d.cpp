@@ -82,6 +82,21 @@ inline Layout layout_of(int64_t channels, int64_t pixels, bool channels_last) {
   return {channels * pixels, channels_last ? 1 : pixels, channels_last ? channels : 1};
 }
 
+// Runs body(size, step) for the numbers of a pixel's sums and the distance of an image's pixels: constants for pictures of one
+// and three channels, contiguous, so that loops over pixels vectorise.
+template <typename Body>
+GGF_INLINE void with_strides(int64_t size, int64_t step, const Body& body) {
+  using One = std::integral_constant<int64_t, 1>;
+  if (size == 4 && step == 1)
+    body(std::integral_constant<int64_t, 4>(), One());
+  else if (size == 2)
+    body(std::integral_constant<int64_t, 2>(), One());
+  else if (step == 1)
+    body(size, One());
+  else
+    body(size, step);
+}
+
 template <typename A>
 struct Forward {
   Points<A> points;
@@ -94,7 +109,7 @@ struct Forward {
 template <typename A>
 GGF_MULTIVERSION void paint_bands(const Forward<A>& p, const Bands& bands, int64_t begin, int64_t end) {
   const int64_t channels = p.points.channels, width = p.points.width, size = channels + 1;
-  std::vector<A> sums(band_rows * width * size + padded(size)), row(padded(width * size) + lanes, A(0));
+  std::vector<A> sums(band_rows * width * size + padded(size)), row(padded(width * size)), one(size, A(1));
   std::vector<A> across(padded(width)), down(padded(p.points.height)), unused(std::max(padded(width), padded(p.points.height)));
   for (int64_t item = begin; item < end; ++item) {
     const int64_t sample = item / bands.per_sample, top = item % bands.per_sample * band_rows;
@@ -110,12 +125,13 @@ GGF_MULTIVERSION void paint_bands(const Forward<A>& p, const Bands& bands, int64
       weigh(p.points.xy[2 * point], sigma, columns, across.data(), unused.data());
       weigh(p.points.xy[2 * point + 1], sigma, rows, down.data(), unused.data());
       const int64_t count = columns.end - columns.begin, length = padded(count * size);
-      for (int64_t i = 0; i < count; ++i) {
-        for (int64_t c = 0; c < channels; ++c) row[i * size + c] = across[i] * values[c];
-        row[i * size + channels] = across[i];
-      }
-      std::fill(row.begin() + count * size, row.begin() + length, A(0));
-      const A* GGF_RESTRICT source = row.data();
+      A* GGF_RESTRICT source = row.data();
+      for (int64_t i = length - lanes; i < length; ++i) source[i] = 0;
+      std::copy_n(values, channels, one.data());
+      with_strides(size, 1, [&](auto numbers, auto) GGF_INLINE_LAMBDA {
+        for (int64_t i = 0; i < count; ++i)
+          for (int64_t c = 0; c < numbers; ++c) source[i * numbers + c] = across[i] * one[c];
+      });
       for (int64_t y = rows.begin; y < rows.end; ++y) {
         A* GGF_RESTRICT target = sums.data() + ((y - top) * width + columns.begin) * size;
         const A weight = down[y - rows.begin];
@@ -127,20 +143,19 @@ GGF_MULTIVERSION void paint_bands(const Forward<A>& p, const Bands& bands, int64
       const A* GGF_RESTRICT painted = sums.data() + (y - top) * width * size;
       const int64_t offset = sample * p.layout.sample + y * width * p.layout.pixel;
       A* GGF_RESTRICT total = p.total + (sample * p.points.height + y) * width;
-      for (int64_t x = 0; x < width; ++x) {
-        total[x] = painted[x * size + channels];
-        across[x] = divisor(total[x], p.soft);
-      }
-      for (int64_t c = 0; c < channels; ++c) {
-        const A* GGF_RESTRICT background = p.background + offset + c * p.layout.channel;
-        A* GGF_RESTRICT result = p.result + offset + c * p.layout.channel;
-        const int64_t step = p.layout.pixel;
-        if (step == 1)
-          for (int64_t x = 0; x < width; ++x) result[x] = (background[x] + painted[x * size + c]) / across[x];
-        else
+      with_strides(size, p.layout.pixel, [&](auto numbers, auto step) GGF_INLINE_LAMBDA {
+        for (int64_t x = 0; x < width; ++x) {
+          total[x] = painted[x * numbers + numbers - 1];
+          across[x] = 1 / divisor(total[x], p.soft);
+        }
+        for (int64_t c = 0; c < numbers - 1; ++c) {
+          const A* GGF_RESTRICT background = p.background + offset + c * p.layout.channel;
+          A* GGF_RESTRICT result = p.result + offset + c * p.layout.channel;
+          const A* GGF_RESTRICT scale = across.data();
           for (int64_t x = 0; x < width; ++x)
-            result[x * step] = (background[x * step] + painted[x * size + c]) / across[x];
-      }
+            result[x * step] = (background[x * step] + painted[x * numbers + c]) * scale[x];
+        }
+      });
     }
   }
 }
@@ -192,7 +207,7 @@ template <typename A>
 struct Backward {
   Points<A> points;
   const A *grad, *result, *total;
-  A *grad_background, *grad_sums;  // grad_sums: [N, H * W, C + 1] and lanes to read beyond
+  A *grad_background, *grad_sums;  // grad_sums: [H * W, C + 1] of one sample, and lanes to read beyond
   A *grad_xy, *grad_values, *grad_sigma;
   Layout layout;
   bool soft;
@@ -201,28 +216,34 @@ struct Backward {
 // The gradients of S, which is that of the background too, and of A.
 template <typename A>
 GGF_MULTIVERSION void differentiate_rows(const Backward<A>& p, int64_t begin, int64_t end) {
-  const int64_t channels = p.points.channels, width = p.points.width, size = channels + 1, step = p.layout.pixel;
-  std::vector<A> scale(width), sum(width);
+  const int64_t width = p.points.width, size = p.points.channels + 1;
+  std::vector<A> scale_(width), sum_(width);
+  A *GGF_RESTRICT scale = scale_.data(), *GGF_RESTRICT sum = sum_.data();
   for (int64_t row = begin; row < end; ++row) {
-    const int64_t offset = row / p.points.height * p.layout.sample + row % p.points.height * width * step;
+    const int64_t offset = row / p.points.height * p.layout.sample + row % p.points.height * width * p.layout.pixel;
     const A* GGF_RESTRICT total = p.total + row * width;
-    A* GGF_RESTRICT sums = p.grad_sums + row * width * size;
-    for (int64_t x = 0; x < width; ++x) {
-      scale[x] = divisor(total[x], p.soft);
-      sum[x] = 0;
-    }
-    for (int64_t c = 0; c < channels; ++c) {
-      const int64_t start = offset + c * p.layout.channel;
-      const A *GGF_RESTRICT grad = p.grad + start, *GGF_RESTRICT result = p.result + start;
-      A* GGF_RESTRICT background = p.grad_background + start;
+    A* GGF_RESTRICT sums = p.grad_sums + row % p.points.height * width * size;
+    with_strides(size, p.layout.pixel, [&](auto numbers, auto step) GGF_INLINE_LAMBDA {
       for (int64_t x = 0; x < width; ++x) {
-        const A value = grad[x * step] / scale[x];
-        background[x * step] = value;
-        sums[x * size + c] = value;
-        sum[x] += value * result[x * step];
+        scale[x] = 1 / divisor(total[x], p.soft);
+        sum[x] = 0;
       }
-    }
-    for (int64_t x = 0; x < width; ++x) sums[x * size + channels] = p.soft && total[x] < 1 ? A(0) : -sum[x];
+      for (int64_t c = 0; c < numbers - 1; ++c) {
+        const int64_t start = offset + c * p.layout.channel;
+        const A *GGF_RESTRICT grad = p.grad + start, *GGF_RESTRICT result = p.result + start;
+        A* GGF_RESTRICT background = p.grad_background + start;
+        for (int64_t x = 0; x < width; ++x) {
+          const A value = grad[x * step] * scale[x];
+          background[x * step] = value;
+          sum[x] += value * result[x * step];
+        }
+      }
+      const A* GGF_RESTRICT background = p.grad_background + offset;
+      for (int64_t x = 0; x < width; ++x) {
+        for (int64_t c = 0; c < numbers - 1; ++c) sums[x * numbers + c] = background[x * step + c * p.layout.channel];
+        sums[x * numbers + numbers - 1] = p.soft && total[x] < 1 ? A(0) : -sum[x];
+      }
+    });
   }
 }
 
@@ -245,9 +266,8 @@ GGF_MULTIVERSION void gather_points(const Backward<A>& p, int64_t begin, int64_t
       const int64_t count = columns.end - columns.begin, length = padded(count * size);
       A *GGF_RESTRICT r0 = plain.data(), *GGF_RESTRICT r1 = first.data(), *GGF_RESTRICT r2 = second.data();
       for (int64_t i = 0; i < length; ++i) r0[i] = r1[i] = r2[i] = 0;
-      const int64_t pixel = point / p.points.count * height * width + columns.begin;
       for (int64_t y = rows.begin; y < rows.end; ++y) {
-        const A* GGF_RESTRICT source = p.grad_sums + (pixel + y * width) * size;
+        const A* GGF_RESTRICT source = p.grad_sums + (y * width + columns.begin) * size;
         const A w0 = down[y - rows.begin], distance = y_distance[y - rows.begin];
         const A w1 = w0 * distance, w2 = w1 * distance;
         for (int64_t start = 0; start < length; start += lanes)
@@ -298,8 +318,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Tensor& grad_, const T
   const int64_t batch = result.size(0), channels = result.size(1), height = result.size(2), width = result.size(3);
   const Tensor grad_background = empty(sizes_of(result), type, channels_last), grad_xy = empty(sizes_of(xy), type);
   const Tensor grad_values = empty(sizes_of(values), type), grad_sigma = empty(sizes_of(sigma), type);
-  const int64_t pixels = batch * height * width;
-  const Tensor grad_sums = empty({pixels * (channels + 1) + lanes}, type);
+  const int64_t count = xy.size(1), numbers = height * width * (channels + 1);
+  const Tensor grad_sums = empty({numbers + lanes}, type);
   dispatch_wide(type, "splat2d_backward", [&]<typename A>() {
     const Backward<A> p{points_of<A>(result, xy, values, sigma),
                         grad.template const_data_ptr<A>(),
@@ -312,12 +332,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Tensor& grad_, const T
                         grad_sigma.template mutable_data_ptr<A>(),
                         layout_of(channels, height * width, channels_last),
                         soft};
-    std::fill_n(p.grad_sums + pixels * (channels + 1), lanes, A(0));
-    if (width > 0)
-      parallel_for(0, batch * height, grain(width * (channels + 1)),
+    std::fill_n(p.grad_sums + numbers, lanes, A(0));
+    for (int64_t n = 0; n < batch; ++n) {
+      parallel_for(n * height, (n + 1) * height, grain(width * (channels + 1)),
                    [&](int64_t begin, int64_t end) { differentiate_rows<A>(p, begin, end); });
-    parallel_for(0, batch * p.points.count, grain(64 * (channels + 1)),
-                 [&](int64_t begin, int64_t end) { gather_points<A>(p, begin, end); });
+      parallel_for(n * count, (n + 1) * count, grain(64 * (channels + 1)),
+                   [&](int64_t begin, int64_t end) { gather_points<A>(p, begin, end); });
+    }
   });
   return {grad_background, grad_xy, grad_values, grad_sigma};
 }
