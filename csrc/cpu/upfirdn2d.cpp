@@ -129,25 +129,27 @@ GGF_INLINE void blur_edge(const Plan<Compute<T>>& p, const T* source, int64_t be
   }
 }
 
-// The horizontal pass over elements [begin, end) of a row, of which all taps lie inside.
-template <typename T>
+// The horizontal pass over elements [begin, end) of a row, of which all taps lie inside. `fixed` is their number, or 0.
+template <int64_t fixed, typename T>
 GGF_INLINE void blur_inner(const Plan<Compute<T>>& p, const T* source, int64_t begin, int64_t end, Compute<T>* row) {
   using A = Compute<T>;
+  const int64_t count = fixed ? fixed : end - begin;
   const int64_t C = p.channels;
   const T* GGF_RESTRICT w = source + (begin - p.px0 * C);
   A* GGF_RESTRICT out = row + begin;
   const A t0 = p.horizontal[0], t1 = p.horizontal[1], t2 = p.horizontal[2], t3 = p.horizontal[3];
-  fetch_ahead(w, end - begin);
-  for (int64_t j = 0; j < end - begin; ++j)
+  fetch_ahead(w, count);
+  for (int64_t j = 0; j < count; ++j)
     out[j] = (t0 * load(w[j]) + t1 * load(w[j + C])) + (t2 * load(w[j + 2 * C]) + t3 * load(w[j + 3 * C]));
 }
 
-// The vertical pass over `count` elements of one output row, or of two.
-template <bool pair, typename T, typename A = Compute<T>>
+// The vertical pass over `count` elements (`fixed`, unless that is 0) of one output row, or of two.
+template <bool pair, int64_t fixed, typename T, typename A = Compute<T>>
 GGF_INLINE void blur_vertical(const A* taps, const A* GGF_RESTRICT a, const A* GGF_RESTRICT b, const A* GGF_RESTRICT c,
                               const A* GGF_RESTRICT d, const A* GGF_RESTRICT e, int64_t count, T* GGF_RESTRICT upper,
                               T* GGF_RESTRICT lower) {
   const A t0 = taps[0], t1 = taps[1], t2 = taps[2], t3 = taps[3];
+  if (fixed) count = fixed;
   for (int64_t j = 0; j < count; ++j) {
     upper[j] = store<T>((t0 * a[j] + t1 * b[j]) + (t2 * c[j] + t3 * d[j]));
     if constexpr (pair) lower[j] = store<T>((t0 * b[j] + t1 * c[j]) + (t2 * d[j] + t3 * e[j]));
@@ -186,22 +188,30 @@ GGF_MULTIVERSION void blur_rows(const Plan<Compute<T>>& p, const T* x, T* y, int
     const bool pair = at + 1 < end && at % p.out_height + 1 < p.out_height;
     if (at == begin || at % p.out_height == 0)
       for (int64_t k = 0; k < 3; ++k)
-        if (const T* source = open(image, first + k, rows[k])) blur_inner<T>(p, source, left * C, right * C, rows[k]);
+        if (const T* source = open(image, first + k, rows[k])) blur_inner<0>(p, source, left * C, right * C, rows[k]);
     const T* fourth = open(image, first + 3, rows[3]);
     const T* fifth = pair ? open(image, first + 4, rows[4]) : nullptr;
     Writer<T> upper(y + at * n, elements), lower(y + (at + pair) * n, elements);
     for (int64_t from = 0; from < n; from += Writer<T>::step) {
       const int64_t count = std::min(n - from, Writer<T>::step);
       const int64_t inner = std::max(from, left * C), inner_end = std::min(from + count, right * C);
-      if (fourth && inner < inner_end) blur_inner<T>(p, fourth, inner, inner_end, rows[3]);
-      if (fifth && inner < inner_end) blur_inner<T>(p, fifth, inner, inner_end, rows[4]);
-      const A *a = rows[0] + from, *b = rows[1] + from, *c = rows[2] + from, *d = rows[3] + from, *e = rows[4] + from;
-      if (pair) {
-        blur_vertical<true, T>(p.vertical.data(), a, b, c, d, e, count, upper.room(), lower.room());
-        lower.advance(count);
-      } else {
-        blur_vertical<false, T>(p.vertical.data(), a, b, c, d, e, count, upper.room(), upper.room());
+      constexpr int64_t step = Writer<T>::step;
+      if (inner_end - inner == step) {  // with a number of elements that the compiler knows
+        if (fourth) blur_inner<step>(p, fourth, inner, inner_end, rows[3]);
+        if (fifth) blur_inner<step>(p, fifth, inner, inner_end, rows[4]);
+      } else if (inner < inner_end) {
+        if (fourth) blur_inner<0>(p, fourth, inner, inner_end, rows[3]);
+        if (fifth) blur_inner<0>(p, fifth, inner, inner_end, rows[4]);
       }
+      const A *a = rows[0] + from, *b = rows[1] + from, *c = rows[2] + from, *d = rows[3] + from, *e = rows[4] + from;
+      const A* taps = p.vertical.data();
+      if (pair && count == step)
+        blur_vertical<true, step, T>(taps, a, b, c, d, e, count, upper.room(), lower.room());
+      else if (pair)
+        blur_vertical<true, 0, T>(taps, a, b, c, d, e, count, upper.room(), lower.room());
+      else
+        blur_vertical<false, 0, T>(taps, a, b, c, d, e, count, upper.room(), upper.room());
+      if (pair) lower.advance(count);
       upper.advance(count);
     }
     upper.finish();
