@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 # Everything sets itself up: the first target creates .venv and installs the package with its extension.
 #
-#   make train            the main job; PRESET=digits|cats, ARGS="--..." go to `python -m gangealing_fast.train`
+#   make train            the main job; PRESET=digits|clusters|cats, ARGS="--..." go to `python -m gangealing_fast.train`
 #   make test             all tests on WORKERS processes of one thread; PYTEST_ARGS="-m 'not slow'" and the like
 #   make gpu-report       docs/gpu-report.md: what can be shown about the GPU kernels without a GPU (needs nvcc)
 #   make lint             ruff
