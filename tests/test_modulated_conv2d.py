@@ -7,7 +7,9 @@ import pytest
 import torch
 from cases.modulated_conv2d import CASES
 from support import (
+    TOLERANCE,
     assert_close,
+    assert_cpu_kernels,
     assert_golden,
     check_compile,
     check_empty_batch,
@@ -25,6 +27,8 @@ from gangealing_fast.ops.modulated_conv2d import (
 )
 
 WIDE = (torch.float64, torch.float32)
+# Winograd's transforms amplify rounding (csrc/cpu/winograd.h); (output, gradient).
+WINOGRAD = {torch.float32: (1e-5, 2e-5)}
 
 
 def arrange(case, dtype=torch.float64):
@@ -46,6 +50,20 @@ def arrange(case, dtype=torch.float64):
 def test_values(name):
     function, reference, tensors = arrange(CASES[name])
     check_values(function, reference, tensors, CASES[name].keywords, range(len(tensors)), dtypes=WIDE)
+
+
+@pytest.mark.parametrize("algorithm", ["library", "fused"])
+@pytest.mark.parametrize("name", CASES)
+def test_every_algorithm(name, algorithm):
+    function, reference, tensors = arrange(CASES[name])
+    tolerance = WINOGRAD if algorithm == "fused" else TOLERANCE
+    with convolution_algorithm(algorithm):
+        every = range(len(tensors))
+        check_values(function, reference, tensors, CASES[name].keywords, every, dtypes=[torch.float32], tolerance=tolerance)
+
+
+def test_compiled_kernels_serve():
+    assert_cpu_kernels("modulated_conv2d", "modulated_conv2d_backward")
 
 
 @pytest.mark.parametrize("name", [name for name in CASES if CASES[name].quick])

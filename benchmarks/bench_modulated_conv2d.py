@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Modulated convolutions of the generator at 256 x 256, batch 5: frozen weights, gradients to x and style."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from benchmarks.harness import BOTH, FORWARD, Case, Variant, channels_last, compiled
+from gangealing_fast.ops.modulated_conv2d import modulated_conv2d, modulated_conv2d_reference
+
+BATCH = 5
+LAYERS = ((512, 512, 16), (512, 512, 32), (512, 512, 64), (256, 256, 128), (128, 128, 256))  # in, out, size
+UP_LAYERS = ((512, 512, 16), (512, 512, 32), (512, 256, 64), (256, 128, 128))
+COLOUR_LAYERS = ((512, 3, 64), (256, 3, 128), (128, 3, 256))
+
+
+def _inputs(device: torch.device, shape: tuple[int, int, int], k: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
+    channels, out, size = shape
+    x = torch.randn(BATCH, channels, size, size).to(device, dtype).requires_grad_()
+    weight = (torch.randn(out, channels, k, k) / (channels * k * k) ** 0.5).to(device)
+    return x, weight, (1 + torch.randn(BATCH, channels) / 4).to(device).requires_grad_()
+
+
+def _ours(**options: bool) -> Variant:
+    return Variant("ours", lambda x, weight, style: modulated_conv2d(x, weight, style, **options), prepare=channels_last)
+
+
+def _reference(**options: bool):
+    return lambda x, weight, style: modulated_conv2d_reference(x, weight, style, **options)
+
+
+def _torch(x: Tensor, weight: Tensor, style: Tensor) -> Tensor:
+    norm = torch.rsqrt(style.square() @ weight.square().sum((2, 3)).t() + 1e-8)
+    y = F.conv2d(x * style.to(x.dtype)[:, :, None, None], weight.to(x.dtype), padding=1)
+    return y * norm.to(x.dtype)[:, :, None, None]
+
+
+def _case(name: str, shape: tuple[int, int, int], k: int, dtype: torch.dtype, variants: tuple[Variant, ...], **more) -> Case:
+    channels, out, size = shape
+    operations = 2.0 * BATCH * channels * out * k * k * size * size
+    return Case(
+        operator="modulated_conv2d",
+        name=f"{name} {channels} to {out} at {size}",
+        inputs=lambda device: _inputs(device, shape, k, dtype),
+        variants=variants,
+        dtype=dtype,
+        operations={FORWARD: operations, BOTH: 2 * operations},
+        **more,
+    )
+
+
+def cases() -> list[Case]:
+    result = []
+    for dtype in (torch.float32, torch.bfloat16):
+        for shape in LAYERS:
+            reference = _reference()
+            variants = (
+                _ours(),
+                Variant("reference", reference),
+                Variant("torch", _torch, prepare=channels_last, note="one convolution of scaled activations, channels-last"),
+                compiled(reference, passes=(BOTH,)),
+            )
+            targets = {"reference": 2.5 if dtype == torch.float32 else 3.5}
+            if dtype == torch.float32 and shape[2] >= 32:
+                targets["throughput"] = 1.0
+            result.append(_case("3x3", shape, 3, dtype, variants, targets=targets))
+        for shape in UP_LAYERS:
+            variants = (_ours(up=True), Variant("reference", _reference(up=True)))
+            result.append(_case("3x3 up", shape, 3, dtype, variants))
+        for shape in COLOUR_LAYERS:
+            variants = (_ours(demodulate=False), Variant("reference", _reference(demodulate=False)))
+            result.append(_case("1x1", shape, 1, dtype, variants))
+    return result
