@@ -34,46 +34,75 @@ GGF_INLINE void downsample_row(const Plan<Compute<T>>& p, const Compute<T>* GGF_
   }
 }
 
-// `small` has a column of zeros on either side; `wide` is what the taps read, padding included.
-template <typename A, int64_t C, int64_t S>
-GGF_INLINE void spread_row(const Plan<A>& p, const A* GGF_RESTRICT small, A* GGF_RESTRICT wide) {
+// One row of the adjoint, but for its edge columns. `small` has a column of zeros on either side. What tap r of small column i reads
+// is column i * stride + r of the padded image.
+template <typename T, int64_t C, int64_t S>
+GGF_INLINE void spread_row(const Plan<Compute<T>>& p, const Compute<T>* GGF_RESTRICT small, T* GGF_RESTRICT out) {
   const int64_t channels = C ? C : p.channels, stride = S ? S : p.stride;
-  const A* GGF_RESTRICT taps = p.taps.data();
-  for (int64_t i = 0; i <= p.out_width; ++i)
+  const Compute<T>* GGF_RESTRICT taps = p.taps.data();
+  for (int64_t i = 1; i < p.out_width; ++i)
     for (int64_t r = 0; r < stride; ++r)
       for (int64_t c = 0; c < channels; ++c)
-        wide[(i * stride + r) * channels + c] =
-            taps[r] * small[(i + 1) * channels + c] + taps[r + stride] * small[i * channels + c];
+        out[(i * stride + r - p.pad) * channels + c] =
+            store<T>(taps[r] * small[(i + 1) * channels + c] + taps[r + stride] * small[i * channels + c]);
 }
+
+// Columns [begin, end) of a row of the adjoint, which may also have been read by reflection or not at all.
+template <typename T>
+GGF_INLINE void spread_edge(const Plan<Compute<T>>& p, const Compute<T>* small, int64_t begin, int64_t end, T* out) {
+  using A = Compute<T>;
+  const int64_t C = p.channels, s = p.stride, last = p.width - 1;
+  for (int64_t j = begin; j < end; ++j)
+    for (int64_t c = 0; c < C; ++c) {
+      const auto padded = [&](int64_t q) {
+        const int64_t i = q / s, r = q % s;
+        return i > p.out_width ? A(0) : p.taps[r] * small[(i + 1) * C + c] + p.taps[r + s] * small[i * C + c];
+      };
+      A sum = padded(j + p.pad);
+      if (j > 0 && j <= p.pad) sum += padded(p.pad - j);
+      if (j < last && j >= last - p.pad) sum += padded(2 * last - j + p.pad);
+      out[j * C + c] = store<T>(sum);
+    }
+}
+
+// Rows whose vertical passes run before the first one's horizontal pass, which would otherwise wait for stores still under way.
+inline constexpr int64_t batch = 4;
 
 // Rows [begin, end) of the small images.
 template <typename T>
 GGF_MULTIVERSION void downsample_rows(const Plan<Compute<T>>& p, const T* x, T* y, int64_t begin, int64_t end) {
   using A = Compute<T>;
-  const int64_t C = p.channels, s = p.stride;
-  std::vector<A> buffer((p.width + 2 * p.pad) * C), scratch(C);
+  const int64_t C = p.channels, s = p.stride, wide = (p.width + 2 * p.pad) * C;
+  std::vector<A> buffer(batch * wide), scratch(C);
   std::vector<const T*> rows(2 * s);
-  for (int64_t row = begin; row < end; ++row) {
-    const T* image = x + row / p.out_height * p.height * p.width * C;
-    for (int64_t k = 0; k < 2 * s; ++k)
-      rows[k] = image + reflect(row % p.out_height * s + k - p.pad, p.height) * p.width * C;
-    A* inner = buffer.data() + p.pad * C;
-    add_rows<T>(rows.data(), p.taps.data(), 2 * s, 0, p.width * C, inner);
-    for (int64_t j = 1; j <= p.pad; ++j) {
-      std::copy_n(inner + j * C, C, inner - j * C);
-      std::copy_n(inner + (p.width - 1 - j) * C, C, inner + (p.width - 1 + j) * C);
+  for (int64_t top = begin; top < end; top += batch) {
+    const int64_t size = std::min(batch, end - top);
+    for (int64_t b = 0; b < size; ++b) {
+      const int64_t row = top + b;
+      const T* image = x + row / p.out_height * p.height * p.width * C;
+      for (int64_t k = 0; k < 2 * s; ++k)
+        rows[k] = image + reflect(row % p.out_height * s + k - p.pad, p.height) * p.width * C;
+      A* inner = buffer.data() + b * wide + p.pad * C;
+      add_rows<T>(rows.data(), p.taps.data(), 2 * s, 0, p.width * C, inner);
+      for (int64_t j = 1; j <= p.pad; ++j) {
+        std::copy_n(inner + j * C, C, inner - j * C);
+        std::copy_n(inner + (p.width - 1 - j) * C, C, inner + (p.width - 1 + j) * C);
+      }
     }
-    T* out = y + row * p.out_width * C;
-    if (C == 1 && s == 2)
-      downsample_row<T, 1, 2>(p, buffer.data(), scratch.data(), out);
-    else if (C == 3 && s == 2)
-      downsample_row<T, 3, 2>(p, buffer.data(), scratch.data(), out);
-    else if (C == 1 && s == 4)
-      downsample_row<T, 1, 4>(p, buffer.data(), scratch.data(), out);
-    else if (C == 3 && s == 4)
-      downsample_row<T, 3, 4>(p, buffer.data(), scratch.data(), out);
-    else
-      downsample_row<T, 0, 0>(p, buffer.data(), scratch.data(), out);
+    for (int64_t b = 0; b < size; ++b) {
+      const A* row = buffer.data() + b * wide;
+      T* out = y + (top + b) * p.out_width * C;
+      if (C == 1 && s == 2)
+        downsample_row<T, 1, 2>(p, row, scratch.data(), out);
+      else if (C == 3 && s == 2)
+        downsample_row<T, 3, 2>(p, row, scratch.data(), out);
+      else if (C == 1 && s == 4)
+        downsample_row<T, 1, 4>(p, row, scratch.data(), out);
+      else if (C == 3 && s == 4)
+        downsample_row<T, 3, 4>(p, row, scratch.data(), out);
+      else
+        downsample_row<T, 0, 0>(p, row, scratch.data(), out);
+    }
   }
 }
 
@@ -81,46 +110,48 @@ GGF_MULTIVERSION void downsample_rows(const Plan<Compute<T>>& p, const T* x, T* 
 template <typename T>
 GGF_MULTIVERSION void adjoint_rows(const Plan<Compute<T>>& p, const T* grad, T* result, int64_t begin, int64_t end) {
   using A = Compute<T>;
-  const int64_t C = p.channels, s = p.stride;
-  std::vector<A> narrow((p.out_width + 2) * C), wide((p.width + 2 * p.pad) * C);
-  std::vector<const T*> rows(8);  // at most two small rows for each of three places
-  std::vector<A> weights(8);
-  for (int64_t row = begin; row < end; ++row) {
-    const int64_t position = row % p.height;
-    const T* image = grad + row / p.height * p.out_height * p.out_width * C;
-    const int64_t places[3] = {position, -position, 2 * (p.height - 1) - position};
-    const bool distinct[3] = {true, position > 0, position < p.height - 1};
-    int64_t count = 0;
-    std::fill(rows.begin(), rows.end(), image);
-    for (int64_t place = 0; place < 3; ++place) {
-      const int64_t t = places[place] + p.pad;
-      if (!distinct[place] || t < 0 || t >= p.height + 2 * p.pad) continue;
-      for (int64_t i = std::max<int64_t>(0, t / s - 1); i <= std::min(p.out_height - 1, t / s); ++i) {
-        rows[count] = image + i * p.out_width * C;
-        weights[count++] = p.taps[t - i * s];
+  const int64_t C = p.channels, s = p.stride, narrow = (p.out_width + 2) * C;
+  // Columns that one small column on either side read, and nothing by reflection, are [left, right).
+  const int64_t left = std::min(p.width, std::max(s - p.pad, p.pad + 1));
+  const int64_t right = std::max(left, std::min(p.out_width * s - p.pad, p.width - 1 - p.pad));
+  std::vector<A> buffer(batch * narrow);
+  const T* rows[8];  // at most two small rows for each of three places
+  A weights[8];
+  for (int64_t top = begin; top < end; top += batch) {
+    const int64_t size = std::min(batch, end - top);
+    for (int64_t b = 0; b < size; ++b) {
+      const int64_t row = top + b, position = row % p.height;
+      const T* image = grad + row / p.height * p.out_height * p.out_width * C;
+      const int64_t places[3] = {position, -position, 2 * (p.height - 1) - position};
+      const bool distinct[3] = {true, position > 0, position < p.height - 1};
+      int64_t count = 0;
+      std::fill(rows, rows + 8, image);
+      for (int64_t place = 0; place < 3; ++place) {
+        const int64_t t = places[place] + p.pad;
+        if (!distinct[place] || t < 0 || t >= p.height + 2 * p.pad) continue;
+        for (int64_t i = std::max<int64_t>(0, t / s - 1); i <= std::min(p.out_height - 1, t / s); ++i) {
+          rows[count] = image + i * p.out_width * C;
+          weights[count++] = p.taps[t - i * s];
+        }
       }
+      add_rows<T>(rows, weights, count, 0, p.out_width * C, buffer.data() + b * narrow + C);
     }
-    add_rows<T>(rows.data(), weights.data(), count, 0, p.out_width * C, narrow.data() + C);
-    // Columns beyond the last window are read by no tap; the fold below may have written to them for the last row.
-    std::fill(wide.begin() + (p.out_width + 1) * s * C, wide.end(), A(0));
-    if (C == 1 && s == 2)
-      spread_row<A, 1, 2>(p, narrow.data(), wide.data());
-    else if (C == 3 && s == 2)
-      spread_row<A, 3, 2>(p, narrow.data(), wide.data());
-    else if (C == 1 && s == 4)
-      spread_row<A, 1, 4>(p, narrow.data(), wide.data());
-    else if (C == 3 && s == 4)
-      spread_row<A, 3, 4>(p, narrow.data(), wide.data());
-    else
-      spread_row<A, 0, 0>(p, narrow.data(), wide.data());
-    A* GGF_RESTRICT inner = wide.data() + p.pad * C;
-    for (int64_t j = p.pad; j >= 1; --j)
-      for (int64_t c = 0; c < C; ++c) {
-        inner[j * C + c] += inner[-j * C + c];
-        inner[(p.width - 1 - j) * C + c] += inner[(p.width - 1 + j) * C + c];
-      }
-    T* GGF_RESTRICT out = result + row * p.width * C;
-    for (int64_t i = 0; i < p.width * C; ++i) out[i] = store<T>(inner[i]);
+    for (int64_t b = 0; b < size; ++b) {
+      const A* small = buffer.data() + b * narrow;
+      T* out = result + (top + b) * p.width * C;
+      if (C == 1 && s == 2)
+        spread_row<T, 1, 2>(p, small, out);
+      else if (C == 3 && s == 2)
+        spread_row<T, 3, 2>(p, small, out);
+      else if (C == 1 && s == 4)
+        spread_row<T, 1, 4>(p, small, out);
+      else if (C == 3 && s == 4)
+        spread_row<T, 3, 4>(p, small, out);
+      else
+        spread_row<T, 0, 0>(p, small, out);
+      spread_edge<T>(p, small, 0, left, out);
+      spread_edge<T>(p, small, right, p.width, out);
+    }
   }
 }
 
