@@ -28,7 +28,7 @@ from gangealing_fast.ops._dispatch import reference_wanted, run_reference
 from gangealing_fast.ops._reference import reference_vjp
 from gangealing_fast.ops._triton import serve_cuda
 from gangealing_fast.ops.bias_act import bias_act, bias_act_reference
-from gangealing_fast.ops.upfirdn2d import blur_filter, upfirdn2d, upfirdn2d_reference
+from gangealing_fast.ops.upfirdn2d import blur_filter, upfirdn2d_reference
 
 EPSILON = 1e-8
 Algorithm = Literal["auto", "library", "fused"]
