@@ -15,6 +15,7 @@ from torch import Tensor
 
 from gangealing_fast.ops._common import check_device, check_tensor, compute_dtype, output_format, parameter
 from gangealing_fast.ops._dispatch import reference_wanted, run_reference
+from gangealing_fast.ops._eager import eager
 from gangealing_fast.ops._triton import serve_cuda
 
 _ops = torch.ops.gangealing_fast
@@ -126,6 +127,7 @@ def _double_backward(ctx, grad_x, grad_bias, grad_plane):
 _bias_act.register_autograd(_backward, setup_context=_setup_context)
 _bias_act_backward.register_autograd(_double_backward, setup_context=_setup_backward_context)
 serve_cuda("bias_act", _bias_act, _bias_act_backward)
+_call = eager(_bias_act, _setup_context, _backward)
 
 
 def bias_act(
@@ -174,4 +176,4 @@ def bias_act(
         noise_strength = parameter("bias_act", "noise_strength", noise_strength, x)
     if reference_wanted():
         return run_reference(bias_act_reference, x, b, slope=slope, gain=gain, noise=noise, noise_strength=noise_strength)
-    return _ops.bias_act(x, b, noise, noise_strength, float(slope), float(gain))
+    return _call(x, b, noise, noise_strength, float(slope), float(gain))

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from gangealing_fast.ops._common import check_device, check_tensor, compute_dtype, output_format
 from gangealing_fast.ops._dispatch import reference_wanted, run_reference
+from gangealing_fast.ops._eager import eager
 
 Padding = tuple[int, int] | tuple[int, int, int, int]
 
@@ -98,6 +99,7 @@ def _backward(ctx, grad):
 
 
 _upfirdn2d.register_autograd(_backward, setup_context=_setup_context)
+_call = eager(_upfirdn2d, _setup_context, _backward)
 
 
 def upfirdn2d(
@@ -142,4 +144,4 @@ def upfirdn2d(
         )
     if reference_wanted():
         return run_reference(upfirdn2d_reference, x, f, up=up, down=down, padding=padding, gain=gain)
-    return torch.ops.gangealing_fast.upfirdn2d(x, f, up, down, px0, px1, py0, py1, gain, False)
+    return _call(x, f, up, down, px0, px1, py0, py1, gain, False)
