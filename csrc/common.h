@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What every CPU kernel shares: types, conversion, layout, dispatch, function multiversioning. LibTorch stable ABI only.
+// What all kernels share: types, conversion, layout, dispatch; function multiversioning for the CPU. LibTorch stable ABI only.
 #pragma once
 
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
@@ -52,17 +52,22 @@ using Compute = std::conditional_t<std::is_same_v<T, double>, double, float>;
 template <typename T>
 inline constexpr ScalarType compute_scalar_type = std::is_same_v<T, double> ? ScalarType::Double : ScalarType::Float;
 
-// load and store convert by integer arithmetic and selects alone, so that loops over them vectorise at every level.
+// load and store convert by integer arithmetic and selects alone, so that loops over them vectorise at every level. A GPU has
+// instructions for it.
 GGF_INLINE float load(float value) { return value; }
 GGF_INLINE double load(double value) { return value; }
 GGF_INLINE float load(BFloat16 value) { return std::bit_cast<float>(static_cast<uint32_t>(value.x) << 16); }
 GGF_INLINE float load(Half value) {
+#ifdef __CUDA_ARCH__
+  return value;
+#else
   const uint32_t magnitude = value.x & 0x7fffu;
   const uint32_t sign = static_cast<uint32_t>(value.x & 0x8000u) << 16;
   // The product rebiases the exponent, and is exact for subnormal numbers too.
   const uint32_t finite = std::bit_cast<uint32_t>(std::bit_cast<float>(magnitude << 13) * 0x1p112f);
   const uint32_t special = (magnitude << 13) | 0x7f800000u;
   return std::bit_cast<float>((magnitude >= 0x7c00u ? special : finite) | sign);
+#endif
 }
 
 template <typename T>
@@ -71,13 +76,20 @@ GGF_INLINE T store(Compute<T> value) {
 }
 template <>
 GGF_INLINE BFloat16 store<BFloat16>(float value) {
+#ifdef __CUDA_ARCH__
+  return value;
+#else
   const uint32_t bits = std::bit_cast<uint32_t>(value);
   const uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;  // to nearest, ties to even
   const bool is_nan = (bits & 0x7fffffffu) > 0x7f800000u;
   return BFloat16(static_cast<uint16_t>(is_nan ? 0x7fc0u : rounded), BFloat16::from_bits());
+#endif
 }
 template <>
 GGF_INLINE Half store<Half>(float value) {
+#ifdef __CUDA_ARCH__
+  return value;
+#else
   const uint32_t bits = std::bit_cast<uint32_t>(value);
   const uint32_t sign = (bits >> 16) & 0x8000u;
   const uint32_t magnitude = bits & 0x7fffffffu;
@@ -88,6 +100,7 @@ GGF_INLINE Half store<Half>(float value) {
   result = magnitude >= 0x477ff000u ? 0x7c00u : result;
   result = magnitude > 0x7f800000u ? 0x7e00u : result;
   return Half(static_cast<uint16_t>(result | sign), Half::from_bits());
+#endif
 }
 
 // Calls body.operator()<T>() for the element type of a floating tensor.
