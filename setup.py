@@ -7,7 +7,7 @@ every torch >= 2.10. `gangealing_fast/_C.json` beside it says what was compiled,
 Environment:
     GGF_REQUIRE_EXTENSION=1  a failed compile is an error (else the references serve, with a warning)
     FORCE_CUDA=1 | 0         insist on the CUDA part, or leave it out
-    TORCH_CUDA_ARCH_LIST     "8.0 9.0+PTX", as for torch's own builds
+    TORCH_CUDA_ARCH_LIST     "8.0+PTX 9.0", as for torch's own builds; +PTX adds code for every later architecture
     CXX, MAX_JOBS, GGF_DEBUG compiler, parallel compilations, -O1 -g
 """
 
@@ -36,7 +36,7 @@ import toolchain  # noqa: E402
 
 # The stable ABI of torch 2.10: the library loads there and in every later torch, whether built for CPU or CUDA.
 TARGET_VERSION = "0x020a000000000000"
-CUDA_ARCHITECTURES = "8.0 8.6 8.9 9.0 10.0 12.0+PTX"
+CUDA_ARCHITECTURES = "8.0+PTX 8.6 8.9 9.0 10.0 12.0"
 
 
 def enabled(name: str) -> bool:
@@ -53,6 +53,11 @@ def run(command: list[str]) -> None:
         print(result.stdout + result.stderr, file=sys.stderr, flush=True)
     if result.returncode:
         raise CompileError(f"{' '.join(command)}\nfailed:\n{result.stderr[-4000:]}")
+
+
+def _number(architecture: str) -> str:
+    """ "8.0+PTX" as nvcc writes it: "80"."""
+    return architecture.removesuffix("+PTX").replace(".", "")
 
 
 class Wheel(bdist_wheel):
@@ -153,7 +158,7 @@ class Build(build_ext):
         record = target.with_suffix(".cmd")
         line = [*command, str(source), "-o", str(target)]
         text = version_tag + "\n" + " ".join(line)
-        inputs = [source, *(ROOT / "csrc").rglob("*.h"), *(ROOT / "csrc").rglob("*.cuh")]
+        inputs = [source, *(ROOT / "csrc").glob("*.h"), *source.parent.glob("*.h"), *source.parent.glob("*.cuh")]
         newest = max(path.stat().st_mtime for path in inputs)
         if self.force or not (
             target.exists() and target.stat().st_mtime > newest and record.exists() and record.read_text() == text
@@ -186,17 +191,15 @@ class Build(build_ext):
             return without(f"{home} has no libcudart_static.a")
         nvcc = str(home / "bin" / "nvcc")
         known = subprocess.run([nvcc, "--list-gpu-arch"], capture_output=True, text=True).stdout.split()
-        generate, built = [], []
-        for item in re.split(r"[;, ]+", os.environ.get("TORCH_CUDA_ARCH_LIST") or CUDA_ARCHITECTURES):
-            number = item.removesuffix("+PTX").replace(".", "")
-            if f"compute_{number.rstrip('af')}" not in known:
-                continue
-            generate.append(f"-gencode=arch=compute_{number},code=sm_{number}")
-            if item.endswith("+PTX"):
-                generate.append(f"-gencode=arch=compute_{number},code=compute_{number}")
-            built.append(item)
+        wanted = re.split(r"[;, ]+", os.environ.get("TORCH_CUDA_ARCH_LIST") or CUDA_ARCHITECTURES)
+        built = [item for item in wanted if f"compute_{_number(item).rstrip('af')}" in known]
         if not built:
             return without(f"{nvcc} knows none of the architectures asked for")
+        # The kernels use nothing that the oldest one lacks, so its intermediate code serves all: most of nvcc's time goes there.
+        virtual = min((_number(item) for item in built), key=lambda number: int(number.rstrip("af")))
+        codes = [f"sm_{_number(item)}" for item in built]
+        codes += [f"compute_{virtual}"] if any(item.endswith("+PTX") for item in built) else []
+        generate = [f"-gencode=arch=compute_{virtual},code=[{','.join(codes)}]"]
         command = [nvcc, "-std=c++20", "-O3", "--expt-relaxed-constexpr", "-Xcompiler", "-fPIC,-fvisibility=hidden"]
         command += [*generate, *[flag.replace("-isystem", "-I") for flag in includes], "-c"]
         link = [f"-L{runtime}", "-lcudart_static", "-ldl", "-lrt", "-lpthread"]

@@ -89,6 +89,12 @@ inline unsigned __ballot_sync(unsigned mask, int predicate) {
   return result;
 }
 
+inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
+inline float __fmul_rn(float a, float b) { return a * b; }
+inline float __fadd_rn(float a, float b) { return a + b; }
+inline double __dmul_rn(double a, double b) { return a * b; }
+inline double __dadd_rn(double a, double b) { return a + b; }
+
 // One thread of the host runs everything, so these need not be atomic.
 template <typename T>
 T atomicAdd(T* target, T value) {
