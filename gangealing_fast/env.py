@@ -107,7 +107,9 @@ def describe(record: dict[str, Any]) -> str:
             f"in {build['seconds']} s"
         )
         cuda = build["cuda"]
-        detail = f"architectures {' '.join(cuda['architectures'])}" if cuda["built"] else f"no: {cuda['reason']}"
+        detail = f"no: {cuda.get('reason', 'unknown')}"
+        if cuda["built"]:
+            detail = f"{', '.join(cuda['kernels'])} for architectures {' '.join(cuda['architectures'])}"
         lines.append(f"  CPU kernels: {', '.join(build['cpu'])}")
         lines.append(f"  CUDA kernels: {detail}")
     lines.append('operators (to run them all on their references: --ops reference, or gangealing_fast.ops.use("reference")):')

@@ -1,115 +1,75 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every CUDA kernel, run thread for thread on the CPU, against the references over the cases that the CPU kernels share."""
+"""Every CUDA kernel, run thread for thread on the CPU, against the references over the cases that all kernels share."""
 
 from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import emulation
 import pytest
 import torch
-from cases import bilinear_downsample, grid_sample, invert_grid, mipmap_warp, nearest_grid_point, splat2d, upfirdn2d
-from support import TOLERANCE, assert_close, check_values
+from cases import invert_grid, nearest_grid_point
+from problems import problems
+from support import assert_close, check_values
 
 from gangealing_fast import ops
 
 ORDERS = ("forward", "reverse", "random:1")
+OPERATORS = ("upfirdn2d", "bilinear_downsample", "grid_sample", "mipmap_warp", "splat2d")
 
 
-def check(operators, function, reference, tensors, **arguments):
-    """As `support.check_values`, by emulated kernels; all `operators` must have been served by them."""
+def in_some_order(monkeypatch, name: str) -> None:
+    """Threads and blocks run in an order that differs from case to case; no result may depend on it."""
+    monkeypatch.setenv("EMULATION_ORDER", ORDERS[len(name) % len(ORDERS)])
+
+
+def gradients_of(function, tensors, orders=ORDERS):
+    """Outputs and gradients of the emulated kernels, once for every order."""
+    results = []
+    for order in orders:
+        os.environ["EMULATION_ORDER"] = order
+        leaves = [t.detach().requires_grad_() for t in tensors]
+        with emulation.active():
+            y = function(*leaves)
+            results.append((y, *torch.autograd.grad(y.square().sum(), leaves)))
+    return results
+
+
+@pytest.mark.parametrize("problem", problems(*OPERATORS), ids=str)
+def test_values(problem, monkeypatch):
+    """Outputs and gradients in every dtype and layout; every kernel of the operator must have run."""
+    in_some_order(monkeypatch, problem.name)
     with emulation.active() as served:
-        check_values(function, reference, tensors, {}, **arguments)
-    assert served == set(operators)
+        check_values(
+            problem.function,
+            problem.reference,
+            problem.tensors(torch.float64),
+            {},
+            problem.differentiable,
+            problem.images,
+            problem.dtypes,
+            problem.tolerance,
+        )
+    assert served == problem.kernels
 
 
-def random_order(name: str) -> str:
-    return ORDERS[len(name) % len(ORDERS)]
-
-
-@pytest.mark.parametrize("name", upfirdn2d.CASES)
-def test_upfirdn2d(name, monkeypatch):
-    monkeypatch.setenv("EMULATION_ORDER", random_order(name))
-    case = upfirdn2d.CASES[name]
-    f = case.filter()
-    check(
-        {"upfirdn2d"},
-        lambda x: ops.upfirdn2d(x, f, **case.keywords),
-        lambda x: ops.upfirdn2d_reference(x, f, **case.keywords),
-        [case.image()],
-    )
-
-
-@pytest.mark.parametrize("name", bilinear_downsample.CASES)
-def test_bilinear_downsample(name, monkeypatch):
-    monkeypatch.setenv("EMULATION_ORDER", random_order(name))
-    case = bilinear_downsample.CASES[name]
-    check(
-        {"bilinear_downsample", "bilinear_downsample_backward"},
-        lambda x: ops.bilinear_downsample(x, case.stride),
-        lambda x: ops.bilinear_downsample_reference(x, case.stride),
-        [case.image()],
-    )
-
-
-# On a single texel with corners aligned the reference does not know the grid.
-@pytest.mark.parametrize(
-    "case", [c for c in grid_sample.CASES if c.name != "one-texel-reflection-True"], ids=lambda case: case.name
-)
-def test_grid_sample(case, monkeypatch):
-    monkeypatch.setenv("EMULATION_ORDER", random_order(case.name))
-    check(
-        {"grid_sample", "grid_sample_backward"},
-        lambda x, grid: ops.grid_sample(x, grid, **case.kwargs),
-        lambda x, grid: ops.grid_sample_reference(x, grid, **case.kwargs),
-        case.tensors(),
-        differentiable=(0, 1),
-        images=(0, 1),
-        tolerance={**TOLERANCE, **grid_sample.TOLERANCE},
-    )
-
-
-@pytest.mark.parametrize("case", mipmap_warp.CASES, ids=lambda case: case.name)
-def test_mipmap_warp(case, monkeypatch):
-    monkeypatch.setenv("EMULATION_ORDER", random_order(case.name))
-    check(
-        {"mipmap_warp", "mipmap_warp_backward"},
-        lambda x, grid: ops.mipmap_warp(x, grid, **case.kwargs),
-        lambda x, grid: ops.mipmap_warp_reference(x, grid, **case.kwargs),
-        case.tensors(),
-        differentiable=(0, 1),
-        images=(0, 1),
-        dtypes=(torch.float64, torch.float32),
-        tolerance={**TOLERANCE, **mipmap_warp.TOLERANCE},
-    )
-
-
-@pytest.mark.parametrize("case", splat2d.CASES, ids=lambda case: case.name)
-def test_splat2d(case, monkeypatch):
-    monkeypatch.setenv("EMULATION_ORDER", random_order(case.name))
-    check(
-        {"splat2d", "splat2d_backward"},
-        lambda *tensors: ops.splat2d(*tensors, **case.kwargs),
-        lambda *tensors: ops.splat2d_reference(*tensors, **case.kwargs),
-        case.tensors(),
-        differentiable=(0, 1, 2, 3),
-        dtypes=(torch.float64, torch.float32),
-        tolerance={**TOLERANCE, **splat2d.TOLERANCE},
-    )
-
-
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("case", nearest_grid_point.CASES, ids=lambda case: case.name)
-def test_nearest_grid_point(case, dtype, monkeypatch):
-    monkeypatch.setenv("EMULATION_ORDER", random_order(case.name))
-    tensors = case.tensors(dtype)
-    with emulation.active() as served:
-        found = ops.nearest_grid_point(*tensors)
-    assert served == {"nearest_grid_point"}
-    assert torch.equal(found, ops.nearest_grid_point_reference(*tensors))
+def test_nearest_grid_point(case, monkeypatch):
+    in_some_order(monkeypatch, case.name)
+    for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
+        tensors = case.tensors(dtype)
+        with emulation.active() as served:
+            found = ops.nearest_grid_point(*tensors)
+        assert served == {"nearest_grid_point"}
+        assert torch.equal(found, ops.nearest_grid_point_reference(*tensors))
 
 
 @pytest.mark.parametrize("case", invert_grid.CASES, ids=lambda case: case.name)
 def test_invert_grid(case, monkeypatch):
-    monkeypatch.setenv("EMULATION_ORDER", random_order(case.name))
+    in_some_order(monkeypatch, case.name)
     for dtype in (torch.float64, torch.float32):
         tensors = [t.requires_grad_() for t in case.tensors(dtype)]
         with emulation.active() as served:
@@ -119,6 +79,118 @@ def test_invert_grid(case, monkeypatch):
         assert served == {"invert_grid", "invert_grid_backward"}
         expected, expected_confidence = ops.invert_grid_reference(*tensors)
         assert_close(confidence, expected_confidence, 1e-6)
-        assert_close(position.nan_to_num(-7), expected.nan_to_num(-7), invert_grid.TOLERANCE[dtype][0])
+        assert_close(position[held], expected[held], invert_grid.TOLERANCE[dtype][0])
+        rest = ops.invert_grid(*tensors)[0]  # the operator's own definition also where no cell holds the point
+        assert_close(position.nan_to_num(-7), rest.nan_to_num(-7), invert_grid.TOLERANCE[dtype][0])
         for actual, other in zip(gradients, torch.autograd.grad(expected[held].square().sum(), tensors), strict=True):
             assert_close(actual, other, invert_grid.TOLERANCE[dtype][1])
+
+
+def test_every_cuda_source_is_emulated():
+    kernels = emulation.load()
+    sources = {source.stem for source in (emulation.SOURCES / "cuda").glob("*.cu")}
+    assert sources == {name.removesuffix("_backward") for name in kernels}
+    assert all(name in kernels for problem in problems(*sources) for name in problem.kernels)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16])
+@pytest.mark.parametrize("operator", ["grid_sample", "mipmap_warp"])
+def test_sums_of_many_threads_do_not_depend_on_their_order(operator, dtype, monkeypatch):
+    """Bit by bit: hundreds of points add to the same few texels."""
+    monkeypatch.setenv("EMULATION_ORDER", "forward")
+    x = torch.randn(2, 3, 9, 10).to(dtype)
+    grid = (torch.rand(2, 25, 23, 2) * 0.3).to(torch.promote_types(dtype, torch.float32))
+    first, *others = gradients_of(getattr(ops, operator), [x, grid])
+    for other in others:
+        assert all(torch.equal(a, b) for a, b in zip(first, other, strict=True))
+
+
+@pytest.mark.parametrize("magnitude", [1e-30, 1e-3, 1e30])
+@pytest.mark.parametrize("operator", ["grid_sample", "mipmap_warp"])
+def test_gradients_of_any_magnitude(operator, magnitude):
+    """The integers that gradients are added in are scaled to them, sample by sample; a gradient of zeros stays so."""
+    x, grid = torch.randn(3, 2, 8, 8, requires_grad=True), torch.rand(3, 9, 9, 2) * 2 - 1
+    weight = torch.randn(3, 2, 9, 9) * torch.tensor([magnitude, 1.0, 0.0]).view(3, 1, 1, 1)
+    function = getattr(ops, operator)
+    with emulation.active():
+        (actual,) = torch.autograd.grad(function(x, grid), x, weight)
+    (expected,) = torch.autograd.grad(getattr(ops, f"{operator}_reference")(x, grid), x, weight)
+    for sample in range(3):
+        scale = max(expected[sample].abs().max().item(), 1e-38)
+        assert_close(actual[sample].double() / scale, expected[sample].double() / scale, 1e-5)
+
+
+@pytest.mark.parametrize("operator", ["grid_sample", "mipmap_warp"])
+def test_a_gradient_that_is_not_finite_spoils_its_sample_alone(operator):
+    x, grid = torch.randn(3, 2, 8, 8, requires_grad=True), torch.rand(3, 9, 9, 2) * 2 - 1
+    weight = torch.randn(3, 2, 9, 9)
+    weight[0, 1, 2, 3], weight[2, 0, 0, 0] = torch.inf, torch.nan
+    with emulation.active():
+        (grad,) = torch.autograd.grad(getattr(ops, operator)(x, grid), x, weight)
+    assert grad[0].isnan().all() and grad[2].isnan().all() and grad[1].isfinite().all()
+
+
+@pytest.mark.parametrize("operator", ["grid_sample", "mipmap_warp"])
+def test_points_that_are_not_finite_or_far_away(operator):
+    x, grid = torch.rand(1, 3, 12, 12, requires_grad=True), torch.rand(1, 6, 7, 2) * 2 - 1
+    grid[0, 0, 0, 0], grid[0, 3, 2, 1], grid[0, 5] = torch.nan, torch.inf, grid[0, 5] * 1e30
+    for mode in ("zeros", "border", "reflection"):
+        leaves = (x, grid.clone().requires_grad_())
+        expected = getattr(ops, f"{operator}_reference")(*leaves, padding_mode=mode)
+        weight = torch.randn_like(expected)
+        reference = torch.autograd.grad(expected, leaves, weight)
+        with emulation.active():
+            y = getattr(ops, operator)(*leaves, padding_mode=mode)
+            gradients = torch.autograd.grad(y, leaves, weight)
+        near = (slice(None), slice(None), slice(0, 4))  # far away float32 knows no position any more
+        assert torch.equal(y.isnan(), expected.isnan())
+        assert_close(y[near].nan_to_num(), expected[near].nan_to_num(), 1e-5)
+        assert all(gradient.isfinite().all() for gradient in (*gradients, *reference))
+
+
+def sanitized(code: str) -> subprocess.CompletedProcess[str]:
+    """Run Python code against the library built with AddressSanitizer and UndefinedBehaviorSanitizer."""
+    runtime = subprocess.run([emulation.compiler(), "-print-file-name=libasan.so"], capture_output=True, text=True)
+    if not Path(runtime.stdout.strip()).is_absolute():
+        pytest.skip("the compiler has no AddressSanitizer")
+    variables = {
+        **os.environ,
+        "LD_PRELOAD": runtime.stdout.strip(),
+        "ASAN_OPTIONS": "detect_leaks=0:detect_stack_use_after_return=0",
+        "EMULATION_SANITIZE": "1",
+        "PYTHONPATH": os.pathsep.join([str(emulation.ROOT), str(emulation.ROOT / "tests")]),
+        "OMP_NUM_THREADS": "1",
+    }
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=variables, timeout=900)
+
+
+EVERY_CASE = """
+import torch, emulation
+from problems import problems
+from cases import invert_grid
+from gangealing_fast import ops
+torch.use_deterministic_algorithms(True, warn_only=True)
+torch.utils.deterministic.fill_uninitialized_memory = True
+done = 0
+with emulation.active() as served:
+    for problem in problems(*{operators!r}):
+        leaves = [t.requires_grad_(i in problem.differentiable) for i, t in enumerate(problem.tensors(torch.float32))]
+        y = problem.function(*leaves)
+        torch.autograd.grad(y.square().sum(), [leaves[i] for i in problem.differentiable])
+        done += 1
+    for case in invert_grid.CASES:
+        leaves = [t.requires_grad_() for t in case.tensors(torch.float32)]
+        torch.autograd.grad(ops.invert_grid(*leaves)[0].nansum(), leaves)
+        ops.nearest_grid_point(*leaves)
+        done += 1
+assert served == emulation.load(), served
+print(done, "cases")
+"""
+
+
+@pytest.mark.slow
+def test_no_access_is_out_of_bounds():
+    """AddressSanitizer and UndefinedBehaviorSanitizer over every case, forward and backward."""
+    result = sanitized(EVERY_CASE.format(operators=OPERATORS))
+    assert result.returncode == 0, result.stderr[-6000:]
+    assert result.stdout.strip().endswith("cases")

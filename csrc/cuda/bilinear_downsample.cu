@@ -4,7 +4,7 @@
 // One element of the result per thread, straight from the image: upfirdn2d would need a padded copy of it first.
 #include "launch.cuh"
 
-namespace ggf::bilinear_downsample {
+namespace ggf::cuda::bilinear_downsample {
 
 template <typename T>
 struct Problem {
@@ -141,9 +141,9 @@ Tensor backward(const Tensor& grad_, int64_t height, int64_t width, int64_t stri
   return result;
 }
 
-}  // namespace ggf::bilinear_downsample
+}  // namespace ggf::cuda::bilinear_downsample
 
 GGF_CUDA_KERNELS(m) {
-  m.impl("bilinear_downsample", TORCH_BOX(&ggf::bilinear_downsample::forward));
-  m.impl("bilinear_downsample_backward", TORCH_BOX(&ggf::bilinear_downsample::backward));
+  m.impl("bilinear_downsample", TORCH_BOX(&ggf::cuda::bilinear_downsample::forward));
+  m.impl("bilinear_downsample_backward", TORCH_BOX(&ggf::cuda::bilinear_downsample::backward));
 }

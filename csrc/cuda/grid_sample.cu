@@ -10,7 +10,7 @@
 #include <limits>
 #include <tuple>
 
-namespace ggf::grid_sample {
+namespace ggf::cuda::grid_sample {
 
 template <typename T>
 struct Problem {
@@ -263,9 +263,9 @@ std::tuple<Tensor, Tensor> backward(const Tensor& grad_, const Tensor& x_, const
   return {torch::stable::to(grad_x, x_.scalar_type()), torch::stable::to(grad_grid, grid_.scalar_type())};
 }
 
-}  // namespace ggf::grid_sample
+}  // namespace ggf::cuda::grid_sample
 
 GGF_CUDA_KERNELS(m) {
-  m.impl("grid_sample", TORCH_BOX(&ggf::grid_sample::forward));
-  m.impl("grid_sample_backward", TORCH_BOX(&ggf::grid_sample::backward));
+  m.impl("grid_sample", TORCH_BOX(&ggf::cuda::grid_sample::forward));
+  m.impl("grid_sample_backward", TORCH_BOX(&ggf::cuda::grid_sample::backward));
 }

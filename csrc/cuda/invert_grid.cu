@@ -9,7 +9,7 @@
 
 #include <tuple>
 
-namespace ggf::invert_grid {
+namespace ggf::cuda::invert_grid {
 
 // As in the Python file, to which the results must agree.
 inline constexpr double margin = 1e-3, largest_step = 1e-2, smallest_area = 1e-6;
@@ -294,9 +294,9 @@ std::tuple<Tensor, Tensor> backward(const Tensor& grad, const Tensor& grid, cons
                                                   : backward_as<float>(grad, grid, cell, offset, confidence);
 }
 
-}  // namespace ggf::invert_grid
+}  // namespace ggf::cuda::invert_grid
 
 GGF_CUDA_KERNELS(m) {
-  m.impl("invert_grid", TORCH_BOX(&ggf::invert_grid::forward));
-  m.impl("invert_grid_backward", TORCH_BOX(&ggf::invert_grid::backward));
+  m.impl("invert_grid", TORCH_BOX(&ggf::cuda::invert_grid::forward));
+  m.impl("invert_grid_backward", TORCH_BOX(&ggf::cuda::invert_grid::backward));
 }

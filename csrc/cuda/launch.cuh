@@ -2,6 +2,8 @@
 // What every CUDA kernel shares: allocation, stream, device, launching. LibTorch stable ABI only, so that a library built
 // against any torch, with or without CUDA, serves all.
 //
+// Operators live in ggf::cuda::<operator>: the CPU kernels' namespaces, ggf::<operator>, are in the same library.
+//
 // tests/emulation compiles the same files for a CPU, where it supplies <cuda_runtime.h> and GGF_EMULATION.
 #pragma once
 

@@ -6,13 +6,18 @@
 // neighbouring small ones, so three small ones in all. How many levels there are follows from max_levels alone, so nothing
 // waits for the device and CUDA graphs can record it all. The image's gradient is scattered into integers (exact_sum.cuh), that
 // of the grid is gathered: results are bit-identical between runs.
-#include "../sampling.h"
+#include "../mipmap_taps.h"
 #include "exact_sum.cuh"
 
 #include <limits>
 #include <tuple>
 
-namespace ggf::mipmap_warp {
+namespace ggf::cuda::mipmap_warp {
+
+using ggf::mipmap_warp::binary_log;
+using ggf::mipmap_warp::level_taps;
+using ggf::mipmap_warp::LevelAxis;
+using ggf::mipmap_warp::LevelTaps;
 
 inline constexpr int most_levels = 17;
 
@@ -125,31 +130,12 @@ struct AxisTaps {
 };
 
 template <typename A>
-GGF_INLINE A clamp(A value, A last) {
-  const A lifted = value > 0 ? value : A(0);
-  return lifted < last ? lifted : last;
-}
-
-// size: texels of the axis in level 0; level_size: in the level.
-template <typename A>
 GGF_INLINE AxisTaps<A> axis_taps(const Position<A>& at, A size, A shift, A scale, int32_t level_size) {
-  const A last = size - 1, left = clamp(at.low, last), right = clamp(at.low + 1, last);
-  const A in_left = left == at.low ? A(1) : A(0), in_right = right == at.low + 1 ? A(1) : A(0);
-  const A weight_left = in_left * (1 - at.part), weight_right = in_right * at.part;
-  const A slope_left = -in_left * at.slope, slope_right = in_right * at.slope;
-  // Where both full-size texels lie in the level, as torch.nn.functional.interpolate has it.
-  const A near = std::max((left + shift + A(0.5)) * scale - A(0.5), A(0));
-  const A far = std::max((right + shift + A(0.5)) * scale - A(0.5), A(0));
-  const A base = std::floor(near), other = std::floor(far), blend = near - base, other_blend = far - other;
-  const A same = other > base ? A(0) : A(1), next = 1 - same;
-  const int32_t first = static_cast<int32_t>(base), end = level_size - 1;
-  return {{first, first + 1 < end ? first + 1 : end, first + 2 < end ? first + 2 : end},
-          {weight_left * (1 - blend) + weight_right * same * (1 - other_blend),
-           weight_left * blend + weight_right * (same * other_blend + next * (1 - other_blend)),
-           weight_right * next * other_blend},
-          {slope_left * (1 - blend) + slope_right * same * (1 - other_blend),
-           slope_left * blend + slope_right * (same * other_blend + next * (1 - other_blend)),
-           slope_right * next * other_blend}};
+  const LevelTaps<A> taps = level_taps(at.low, at.part, at.slope, size - 1, LevelAxis<A>{shift, scale, A(level_size - 1)});
+  const int32_t base = static_cast<int32_t>(taps.base), end = level_size - 1;
+  return {{base, base + 1 < end ? base + 1 : end, base + 2 < end ? base + 2 : end},
+          {taps.weight0, taps.weight1, taps.weight2},
+          {taps.slope0, taps.slope1, taps.slope2}};
 }
 
 // Where a grid point samples the pyramid.
@@ -181,7 +167,7 @@ __device__ __forceinline__ Place<Compute<T>> place_of(const Problem<T>& p, int64
   place.distance = measure(p, grid, static_cast<int32_t>(point));
   place.finite = place.distance.finite && place.x.finite * place.y.finite > 0;
   if (!place.finite) place.distance.squared = 1;
-  place.level = std::log2(place.distance.squared) / 2;
+  place.level = binary_log(place.distance.squared) / 2;
   const A limited = place.level < p.largest ? place.level : p.largest;
   place.lower = static_cast<int32_t>(std::floor(limited));
   place.fraction = limited - std::floor(limited);
@@ -195,8 +181,8 @@ struct Taps {
 };
 
 template <typename T>
-__device__ __forceinline__ Taps<Compute<T>> level_taps(const Problem<T>& p, const Level<Compute<T>>& level,
-                                                       const Place<Compute<T>>& place) {
+__device__ __forceinline__ Taps<Compute<T>> taps_in(const Problem<T>& p, const Level<Compute<T>>& level,
+                                                    const Place<Compute<T>>& place) {
   return {axis_taps(place.x, p.horizontal.size, level.shift_x, level.scale_x, level.width),
           axis_taps(place.y, p.vertical.size, level.shift_y, level.scale_y, level.height)};
 }
@@ -272,8 +258,8 @@ __global__ void __launch_bounds__(block_threads)
   const int64_t points = int64_t(p.rows) * p.columns;
   T* out = output + (share.sample * p.channels + share.first) * points + share.point;
   const int32_t upper = place.fraction > 0 ? place.lower + 1 : place.lower;
-  const Taps<A> taps = level_taps(p, pyramid.levels[place.lower], place);
-  const Taps<A> upper_taps = level_taps(p, pyramid.levels[upper], place);
+  const Taps<A> taps = taps_in(p, pyramid.levels[place.lower], place);
+  const Taps<A> upper_taps = taps_in(p, pyramid.levels[upper], place);
   for (int32_t c = share.first; c < share.last; ++c, out += points) {
     A value = sample_level<false>(p, pyramid, place.lower, taps, share.sample, c).value;
     if (upper > place.lower)
@@ -296,8 +282,8 @@ __global__ void __launch_bounds__(block_threads)
   const uint32_t point = thread % per_sample;
   const Place<A> place = place_of(p, n, point);
   const int32_t upper = place.fraction > 0 ? place.lower + 1 : place.lower;
-  const Taps<A> taps = level_taps(p, pyramid.levels[place.lower], place);
-  const Taps<A> upper_taps = level_taps(p, pyramid.levels[upper], place);
+  const Taps<A> taps = taps_in(p, pyramid.levels[place.lower], place);
+  const Taps<A> upper_taps = taps_in(p, pyramid.levels[upper], place);
   A by_x = 0, by_y = 0, by_level = 0;
   for (int32_t c = 0; c < p.channels && place.finite; ++c) {
     const A g = load(grad[(n * p.channels + c) * per_sample + point]);
@@ -373,7 +359,7 @@ __global__ void __launch_bounds__(block_threads)
     if (part == 0) continue;
     const int32_t index = place.lower + step;
     const Level<A>& level = pyramid.levels[index];
-    const Taps<A> taps = level_taps(p, level, place);
+    const Taps<A> taps = taps_in(p, level, place);
     const int64_t first = index == 0 ? 0 : image + level.offset;
     for (int32_t c = share.first; c < share.last; ++c) {
       const A g = part * load(grad[(share.sample * p.channels + c) * points + share.point]);
@@ -583,9 +569,9 @@ std::tuple<Tensor, Tensor> backward(const Tensor& grad_, const Tensor& x_, const
   return {torch::stable::to(grad_x, x_.scalar_type()), torch::stable::to(grad_grid, grid_.scalar_type())};
 }
 
-}  // namespace ggf::mipmap_warp
+}  // namespace ggf::cuda::mipmap_warp
 
 GGF_CUDA_KERNELS(m) {
-  m.impl("mipmap_warp", TORCH_BOX(&ggf::mipmap_warp::forward));
-  m.impl("mipmap_warp_backward", TORCH_BOX(&ggf::mipmap_warp::backward));
+  m.impl("mipmap_warp", TORCH_BOX(&ggf::cuda::mipmap_warp::forward));
+  m.impl("mipmap_warp_backward", TORCH_BOX(&ggf::cuda::mipmap_warp::backward));
 }

@@ -5,7 +5,7 @@
 #include "../sampling.h"
 #include "block.cuh"
 
-namespace ggf::nearest_grid_point {
+namespace ggf::cuda::nearest_grid_point {
 
 inline constexpr int together = 4;  // points of a block
 
@@ -62,6 +62,6 @@ Tensor forward(const Tensor& grid, const Tensor& points) {
   return result;
 }
 
-}  // namespace ggf::nearest_grid_point
+}  // namespace ggf::cuda::nearest_grid_point
 
-GGF_CUDA_KERNELS(m) { m.impl("nearest_grid_point", TORCH_BOX(&ggf::nearest_grid_point::forward)); }
+GGF_CUDA_KERNELS(m) { m.impl("nearest_grid_point", TORCH_BOX(&ggf::cuda::nearest_grid_point::forward)); }

@@ -9,7 +9,7 @@
 
 #include <tuple>
 
-namespace ggf::splat2d {
+namespace ggf::cuda::splat2d {
 
 inline constexpr int tile = 16;   // pixels along either axis of a block's tile
 inline constexpr int chunk = 4;   // channels that a thread keeps in registers
@@ -299,9 +299,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Tensor& grad_, const T
   return {grad_background, grad_xy, grad_values, grad_sigma};
 }
 
-}  // namespace ggf::splat2d
+}  // namespace ggf::cuda::splat2d
 
 GGF_CUDA_KERNELS(m) {
-  m.impl("splat2d", TORCH_BOX(&ggf::splat2d::forward));
-  m.impl("splat2d_backward", TORCH_BOX(&ggf::splat2d::backward));
+  m.impl("splat2d", TORCH_BOX(&ggf::cuda::splat2d::forward));
+  m.impl("splat2d_backward", TORCH_BOX(&ggf::cuda::splat2d::backward));
 }

@@ -7,7 +7,7 @@
 // so that all but the first reading of an element hits the cache. Channels-last threads handle 16 bytes of channels.
 #include "launch.cuh"
 
-namespace ggf::upfirdn2d {
+namespace ggf::cuda::upfirdn2d {
 
 template <typename T>
 struct Problem {
@@ -36,7 +36,7 @@ struct alignas(size * sizeof(T)) Vector {
 
 // Output rows of one thread.
 template <int vector>
-inline constexpr int rows = vector == 1 ? 8 : 4;
+inline constexpr int rows = vector > 4 ? 4 : 8;
 
 // 4x4 filters. phase: which tap the first input row of an even output row meets, where up is 2.
 template <typename T, int vector, int up, int down, int phase>
@@ -189,6 +189,6 @@ Tensor forward(const Tensor& x_, const Tensor& f_, int64_t up, int64_t down, int
   return y;
 }
 
-}  // namespace ggf::upfirdn2d
+}  // namespace ggf::cuda::upfirdn2d
 
-GGF_CUDA_KERNELS(m) { m.impl("upfirdn2d", TORCH_BOX(&ggf::upfirdn2d::forward)); }
+GGF_CUDA_KERNELS(m) { m.impl("upfirdn2d", TORCH_BOX(&ggf::cuda::upfirdn2d::forward)); }

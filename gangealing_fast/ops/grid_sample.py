@@ -104,7 +104,7 @@ def grid_sample(x: Tensor, grid: Tensor, *, padding_mode: str = "zeros", align_c
     grid: `[N, h, w, 2]` of (x, y), normalised to [-1, 1]; any of these dtypes, also another one than x's.
     padding_mode: "zeros", "border" or "reflection"; align_corners: whether ±1 are pixel centres (else pixel edges).
     Returns `[N, C, h, w]` in x's dtype, contiguous; NaN where a grid point is not finite. Differentiable to any order;
-    the second and higher orders run through the plain reference. Results are bit-identical between runs on a CPU.
+    the second and higher orders run through the plain reference. Results are bit-identical between runs.
     Raises TypeError or ValueError for inputs that do not fit together.
     """
     check_image_and_grid("grid_sample", x, grid, padding_mode)

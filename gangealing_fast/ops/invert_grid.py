@@ -221,7 +221,7 @@ def invert_grid(grid: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
     cells, (0, 0) at the first vertex. The confidence is 1 where exactly one cell holds the point, 1/k where the grid folds
     and k cells do (the first in reading order is returned), and 0 where none does or it is degenerate: then the position is
     the nearest vertex and passes no gradient on. A point that is not finite has the position NaN and the confidence 0.
-    Differentiable once, in grid and points; the confidence has no derivative. Bit-identical between runs on a CPU.
+    Differentiable once, in grid and points; the confidence has no derivative. Bit-identical between runs.
     Raises TypeError or ValueError for inputs that do not fit together, NotImplementedError for a second derivative.
     """
     check_grid_and_points("invert_grid", grid, points)

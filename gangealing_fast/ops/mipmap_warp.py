@@ -118,7 +118,7 @@ def mipmap_warp(x: Tensor, grid: Tensor, *, padding_mode: str = "border", max_le
     grid: `[N, h, w, 2]` of (x, y), normalised to [-1, 1] with pixel edges at ±1; any of these dtypes.
     padding_mode: "zeros", "border" or "reflection"; max_levels: levels are at most `max_levels - 1`, from 1 to 16.
     Returns `[N, C, h, w]` in x's dtype, contiguous; NaN where the grid is not finite. Differentiable to any order; the
-    second and higher orders run through the plain reference. Results are bit-identical between runs on a CPU.
+    second and higher orders run through the plain reference. Results are bit-identical between runs.
     Raises TypeError or ValueError for inputs that do not fit together.
     """
     check_image_and_grid("mipmap_warp", x, grid, padding_mode)

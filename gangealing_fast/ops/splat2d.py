@@ -131,7 +131,7 @@ def splat2d(background: Tensor, xy: Tensor, values: Tensor, sigma: Tensor, *, so
     a float64 background).
     soft: divide by max(sum of weights, 1), which leaves pixels far from every point as they are.
     Returns `[N, C, H, W]` in background's dtype and layout. Differentiable once in all four tensors. Bit-identical between
-    runs on a CPU: every pixel adds its points in their order. A NaN value reaches the pixels of its point alone.
+    runs: every pixel adds its points in their order. A NaN value reaches the pixels of its point alone.
     Raises TypeError or ValueError for inputs that do not fit together, NotImplementedError for a second derivative.
     """
     check_tensor("splat2d", "background", background, 4, "[N, C, H, W]")
