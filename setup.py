@@ -201,7 +201,7 @@ class Build(build_ext):
         codes += [f"compute_{virtual}"] if any(item.endswith("+PTX") for item in built) else []
         generate = [f"-gencode=arch=compute_{virtual},code=[{','.join(codes)}]"]
         command = [nvcc, "-std=c++20", "-O3", "--expt-relaxed-constexpr", "-Xcompiler", "-fPIC,-fvisibility=hidden"]
-        command += [*generate, *[flag.replace("-isystem", "-I") for flag in includes], "-c"]
+        command += ["-Xptxas", "-warn-spills", *generate, *[flag.replace("-isystem", "-I") for flag in includes], "-c"]
         link = [f"-L{runtime}", "-lcudart_static", "-ldl", "-lrt", "-lpthread"]
         report = {"built": True, "toolkit": str(home), "architectures": built, "kernels": [s.stem for s in sources]}
         return [(command, source) for source in sources], link, report
