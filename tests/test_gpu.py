@@ -60,7 +60,7 @@ def test_invert_grid(case):
     for dtype in (torch.float64, torch.float32):
         tensors = [t.requires_grad_() for t in case.tensors(dtype)]
         results = []
-        for function in (on_gpu(ops.invert_grid), ops.invert_grid):
+        for function in (on_gpu(ops.invert_grid), ops.invert_grid_reference):
             position, confidence = function(*tensors)
             gradients = torch.autograd.grad(position[confidence > 0].square().sum(), tensors)
             results.append((position.nan_to_num(-7), confidence, *gradients))
@@ -69,8 +69,8 @@ def test_invert_grid(case):
 
 
 def test_every_operator_has_a_kernel():
-    """No reference serves where the library, or Triton, should; adam_ema is for CPUs."""
-    serving = {name: env.serving(name, "cuda")[0] for name in env.operators() if not name.startswith("adam_ema")}
+    """No reference serves where the library, or Triton, should."""
+    serving = {name: env.serving(name, "cuda")[0] for name in env.operators()}
     assert {name for name, kind in serving.items() if kind == "reference"} == set()
 
 

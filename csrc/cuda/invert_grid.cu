@@ -36,6 +36,12 @@ GGF_INLINE A cross(Point<A> a, Point<A> b) {
   return a.x * b.y - a.y * b.x;
 }
 
+// A number minus itself is 0 where it is finite.
+template <typename A>
+GGF_INLINE bool finite(Point<A> a, Point<A> b) {
+  return (a.x - a.x) + (a.y - a.y) + (b.x - b.x) + (b.y - b.y) == 0;
+}
+
 template <typename A>
 struct Grid {
   const A* vertices;  // [H, W, 2]
@@ -123,7 +129,7 @@ __global__ void __launch_bounds__(block_threads)
     const Point<A> right = grid.at(x + 1, y), lower = grid.at(x, y + 1), last = grid.at(x + 1, y + 1);
     const bool odd = crosses(corner, right, point) ^ crosses(lower, last, point) ^ crosses(corner, lower, point) ^
                      crosses(right, last, point);
-    if (!odd) continue;
+    if (!odd || !finite(corner, right) || !finite(lower, last)) continue;
     ++cells;
     first = vertex < first ? vertex : first;
   }
