@@ -72,7 +72,7 @@ GGF_INLINE A divisor(A total, bool soft) {
 
 // blockIdx.x: tiles of one sample, blockIdx.y: chunks of channels, blockIdx.z: samples
 template <typename A>
-__global__ void __launch_bounds__(block_threads)
+__global__ void __launch_bounds__(block_threads, 2)  // without the 2 the compiler spills a few registers
     paint(Problem<A> p, const A* background, A* result, A* total, int64_t batch, int32_t tiles_across) {
   constexpr int warps = block_threads / 32;
   GGF_SHARED(A, centers, [3][block_threads]);  // x, y and sigma of the points that reach the tile

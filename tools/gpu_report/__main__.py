@@ -40,7 +40,7 @@ def cuda_rows(architectures: list[int]) -> list[text.Row]:
         raise RuntimeError(f"tools/gpu_report/cuda_workloads.py states no launch of {', '.join(absent)}.")
     rows = []
     for source in cuda_kernels.sources():
-        found = {a: cuda_kernels.compiled(source, a) for a in architectures}
+        found = cuda_kernels.compiled(source, architectures)
         spilling = [f"{name} (sm_{a})" for a in found for name, resources in found[a].items() if resources.spilled]
         if spilling:
             raise RuntimeError(f"{source.name}: registers are spilled in {', '.join(spilling)}.")

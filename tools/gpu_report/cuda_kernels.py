@@ -3,10 +3,10 @@
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 from tools.checkout import ROOT
@@ -34,8 +34,8 @@ def missing(rows: tuple[CudaKernel, ...]) -> list[str]:
     return [f"{s.name}: {name}" for s in sources() for name in kernel_names(s) if (s.name, name) not in stated]
 
 
-def compiled(source: Path, architecture: int) -> dict[str, Resources]:
-    """Readable name -> resources of every kernel instance that the file compiles to."""
+def compiled(source: Path, architectures: list[int]) -> dict[int, dict[str, Resources]]:
+    """Architecture -> readable name -> resources of every kernel instance that the file compiles to, as setup.py compiles it."""
     sys.path.insert(0, str(ROOT / "_build"))
     import toolchain
 
@@ -43,15 +43,22 @@ def compiled(source: Path, architecture: int) -> dict[str, Resources]:
     if home is None:
         raise RuntimeError("No nvcc was found (on the PATH, in CUDA_HOME or in /usr/local/cuda); the report needs it.")
     torch_root = toolchain.python_torch_root()
-    command = [str(home / "bin" / "nvcc"), "-std=c++20", "-O3", "--expt-relaxed-constexpr", "-Xptxas", "-v", "-cubin"]
-    command += [f"-arch=sm_{architecture}", f"-I{torch_root / 'include'}", f"-I{ROOT / 'csrc'}"]
-    command += ["-DTORCH_TARGET_VERSION=0x020a000000000000", str(source), "-o", os.devnull]
-    result = subprocess.run(command, capture_output=True, text=True)
+    codes = ",".join(f"sm_{number}" for number in architectures)
+    command = [str(home / "bin" / "nvcc"), "-std=c++20", "-O3", "--expt-relaxed-constexpr", "-Xptxas", "-v", "-fatbin"]
+    command += [f"-gencode=arch=compute_{min(architectures)},code=[{codes}]"]
+    command += [f"-I{torch_root / 'include'}", f"-I{ROOT / 'csrc'}", "-DTORCH_TARGET_VERSION=0x020a000000000000"]
+    with tempfile.TemporaryDirectory() as folder:
+        command += [str(source), "-o", str(Path(folder) / "kernels.fatbin")]
+        result = subprocess.run(command, capture_output=True, text=True)
     if result.returncode:
         raise RuntimeError(f"{' '.join(command)} failed:\n{result.stderr}")
-    found = parse(result.stdout + result.stderr)
-    names = demangled(list(found)) if found else {}
-    return {names[mangled]: resources for mangled, resources in found.items()}
+    entries = re.split(r"(?=ptxas info\s*: Compiling entry function)", result.stdout + result.stderr)
+    resources = {}
+    for number in architectures:
+        found = parse("".join(entry for entry in entries if f"for 'sm_{number}'" in entry))
+        names = demangled(list(found)) if found else {}
+        resources[number] = {names[mangled]: needs for mangled, needs in found.items()}
+    return resources
 
 
 def instance(row: CudaKernel, found: dict[str, Resources]) -> Resources:
