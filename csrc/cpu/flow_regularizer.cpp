@@ -68,10 +68,12 @@ GGF_MULTIVERSION void sum_rows(const T* flow, int64_t height, int64_t row, int64
   for (int64_t y = begin; y < end; ++y) {
     const T* GGF_RESTRICT here = flow + y * row;
     const T* GGF_RESTRICT below = here + row;
-    if (y + 1 < height)
-      vertical.add(row, [&](int64_t i) GGF_LAMBDA { return huber(load(below[i]) - load(here[i])); });
-    horizontal.add(row - 2, [&](int64_t i) GGF_LAMBDA { return huber(load(here[i + 2]) - load(here[i])); });
-    square.add(row, [&](int64_t i) GGF_LAMBDA { return load(here[i]) * load(here[i]); });
+    const auto down = [&](int64_t i) GGF_LAMBDA { return huber(load(below[i]) - load(here[i])); };
+    const auto across = [&](int64_t i) GGF_LAMBDA { return huber(load(here[i + 2]) - load(here[i])); };
+    const auto own = [&](int64_t i) GGF_LAMBDA { return load(here[i]) * load(here[i]); };
+    if (y + 1 < height) vertical.add(row, down);
+    horizontal.add(row - 2, across);
+    square.add(row, own);
   }
   sums = {vertical.total(), horizontal.total(), square.total()};
 }
@@ -117,27 +119,33 @@ struct Factors {
   A vertical, horizontal, square;
 };
 
-// The gradient at `here`, given the neighbours above, below, before and after it (its own value where there is none).
-template <typename A>
-GGF_INLINE A gradient(const Factors<A>& factors, A here, A above, A below, A before, A after) {
-  return factors.vertical * (limit(here - above) - limit(below - here)) +
-         factors.horizontal * (limit(here - before) - limit(after - here)) + factors.square * here;
-}
-
+// Rows [begin, end) of a sample. Every limited difference is the derivative by two neighbours: it is worked out once, for
+// a row at a time, in `lines`, which has room for 3 row + 4 numbers.
 template <typename T>
 GGF_MULTIVERSION void gradient_rows(const T* flow, T* output, const Factors<Compute<T>> factors, int64_t height,
-                                    int64_t row, int64_t begin, int64_t end) {
+                                    int64_t row, int64_t begin, int64_t end, Compute<T>* lines) {
+  using A = Compute<T>;
+  A* GGF_RESTRICT across = lines;  // of element i and the one before it in its row, at i; 0 at both ends
+  A* GGF_RESTRICT above = lines + row + 4;
+  A* GGF_RESTRICT below = above + row;
+  across[0] = across[1] = across[row] = across[row + 1] = 0;
+  std::fill_n(above, row, A(0));
+  if (begin > 0) {
+    const T* GGF_RESTRICT here = flow + begin * row;
+    for (int64_t i = 0; i < row; ++i) above[i] = limit(load(here[i]) - load(here[i - row]));
+  }
   for (int64_t y = begin; y < end; ++y) {
     const T* GGF_RESTRICT here = flow + y * row;
-    const T* GGF_RESTRICT above = y > 0 ? here - row : here;
-    const T* GGF_RESTRICT below = y + 1 < height ? here + row : here;
     T* GGF_RESTRICT result = output + y * row;
-    for (int64_t i = 2; i < row - 2; ++i)
-      result[i] = store<T>(gradient(factors, load(here[i]), load(above[i]), load(below[i]), load(here[i - 2]),
-                                    load(here[i + 2])));
-    for (const int64_t i : {int64_t(0), int64_t(1), row - 2, row - 1})
-      result[i] = store<T>(gradient(factors, load(here[i]), load(above[i]), load(below[i]),
-                                    load(here[i < 2 ? i : i - 2]), load(here[i < row - 2 ? i + 2 : i])));
+    for (int64_t i = 2; i < row; ++i) across[i] = limit(load(here[i]) - load(here[i - 2]));
+    if (y + 1 < height)
+      for (int64_t i = 0; i < row; ++i) below[i] = limit(load(here[i + row]) - load(here[i]));
+    else
+      std::fill_n(below, row, A(0));
+    for (int64_t i = 0; i < row; ++i)
+      result[i] = store<T>(factors.vertical * (above[i] - below[i]) + factors.horizontal * (across[i] - across[i + 2]) +
+                           factors.square * load(here[i]));
+    std::swap(above, below);
   }
 }
 
@@ -158,13 +166,14 @@ Tensor backward(const Tensor& grad_variation_, const Tensor& grad_identity_, con
     T* out = result.template mutable_data_ptr<T>();
     const int64_t pieces = ceil_divide(height, piece_rows);
     parallel_for(0, batch * pieces, grain(piece_rows * row), [&](int64_t begin, int64_t end) {
+      std::vector<A> lines(3 * row + 4);
       for (int64_t item = begin; item < end; ++item) {
         const int64_t sample = item / pieces, first = item % pieces * piece_rows, offset = sample * height * row;
         const Factors<A> factors{height > 1 ? tv[sample] / static_cast<A>((height - 1) * row) : A(0),
                                  row > 2 ? tv[sample] / static_cast<A>(height * (row - 2)) : A(0),
                                  2 * identity[sample] / static_cast<A>(height * row)};
         gradient_rows<T>(data + offset, out + offset, factors, height, row, first,
-                         std::min(height, first + piece_rows));
+                         std::min(height, first + piece_rows), lines.data());
       }
     });
   });

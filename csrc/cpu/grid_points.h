@@ -175,4 +175,94 @@ GGF_INLINE Texels<A> fetch(const Problem<A>& problem, const A* x, int64_t c, con
   return {texels, texels + 1};
 }
 
+template <typename A>
+struct Rows {
+  Row<A> upper, lower;
+};
+
+// Samples channel c of `x`, the image of one sample: value(p, v) for every point of the block.
+template <Layout layout, typename A, typename Value>
+GGF_INLINE void sample_channel(const Problem<A>& problem, const A* x, int64_t c, const Points<A>& points, int64_t count,
+                               Rows<A>& rows, const Value& value) {
+  const Texels<A> top = fetch<layout>(problem, x, c, points, count, rows.upper);
+  const Texels<A> bottom = fetch<layout>(problem, x + step_down(problem), c, points, count, rows.lower);
+  for (int64_t p = 0; p < count; ++p) {
+    const A above = points.x.first[p] * top.first[2 * p] + points.x.second[p] * top.second[2 * p];
+    const A below = points.x.first[p] * bottom.first[2 * p] + points.x.second[p] * bottom.second[2 * p];
+    value(p, points.y.first[p] * above + points.y.second[p] * below);
+  }
+}
+
+// As sample_channel, with the derivatives by the normalised coordinates: value(p, v, by_x, by_y).
+template <Layout layout, typename A, typename Value>
+GGF_INLINE void differentiate_channel(const Problem<A>& problem, const A* x, int64_t c, const Points<A>& points,
+                                      int64_t count, Rows<A>& rows, const Value& value) {
+  const Texels<A> top = fetch<layout>(problem, x, c, points, count, rows.upper);
+  const Texels<A> bottom = fetch<layout>(problem, x + step_down(problem), c, points, count, rows.lower);
+  for (int64_t p = 0; p < count; ++p) {
+    const A t0 = top.first[2 * p], t1 = top.second[2 * p], b0 = bottom.first[2 * p], b1 = bottom.second[2 * p];
+    const A above = points.x.first[p] * t0 + points.x.second[p] * t1;
+    const A below = points.x.first[p] * b0 + points.x.second[p] * b1;
+    const A slope_above = points.x.slope_first[p] * t0 + points.x.slope_second[p] * t1;
+    const A slope_below = points.x.slope_first[p] * b0 + points.x.slope_second[p] * b1;
+    value(p, points.y.first[p] * above + points.y.second[p] * below,
+          points.y.first[p] * slope_above + points.y.second[p] * slope_below,
+          points.y.slope_first[p] * above + points.y.slope_second[p] * below);
+  }
+}
+
+// Adds a block's gradient to one plane [height, width], through points found for such a plane.
+template <typename A>
+GGF_INLINE void scatter_channel(const Problem<A>& problem, const A (&weight)[4][block], const Points<A>& points,
+                                int64_t count, const A* GGF_RESTRICT grad, A* plane) {
+  const int64_t across = problem.width > 1 ? 1 : 0, down = problem.height > 1 ? problem.width : 0;
+  for (int64_t p = 0; p < count; ++p) {
+    A* texel = plane + points.offset[p];
+    texel[0] += weight[0][p] * grad[p];
+    texel[across] += weight[1][p] * grad[p];
+    texel[down] += weight[2][p] * grad[p];
+    texel[down + across] += weight[3][p] * grad[p];
+  }
+}
+
+// The products of the weights of both axes, for scatter_channel.
+template <typename A>
+GGF_INLINE void multiply_weights(const Points<A>& points, int64_t count, A (&weight)[4][block]) {
+  for (int64_t p = 0; p < count; ++p) {
+    weight[0][p] = points.y.first[p] * points.x.first[p];
+    weight[1][p] = points.y.first[p] * points.x.second[p];
+    weight[2][p] = points.y.second[p] * points.x.first[p];
+    weight[3][p] = points.y.second[p] * points.x.second[p];
+  }
+}
+
+// Whether all offsets into a sample of x fit into 32 bits.
+inline bool has_short_offsets(const Tensor& x) {
+  return (x.size(2) - 1) * x.stride(2) + (x.size(3) - 1) * x.stride(3) <= INT32_MAX;
+}
+
+// `x` of type A, with strides that the kernels can use.
+template <typename A>
+Tensor readable(const Tensor& x) {
+  const Tensor result = in_type(x, compute_scalar_type<A>);
+  return has_short_offsets(result) ? result : in_layout(result, false);
+}
+
+template <typename A>
+Problem<A> problem_of(const Tensor& x, const Tensor& grid, int64_t padding, bool align_corners) {
+  return {x.const_data_ptr<A>(),
+          grid.const_data_ptr<A>(),
+          x.size(1),
+          x.size(2),
+          x.size(3),
+          grid.size(1) * grid.size(2),
+          padding,
+          x.stride(0),
+          x.stride(1),
+          x.stride(2),
+          x.stride(3),
+          axis_of<A>(x.size(3), align_corners),
+          axis_of<A>(x.size(2), align_corners)};
+}
+
 }  // namespace ggf::grid_sample

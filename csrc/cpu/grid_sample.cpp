@@ -22,16 +22,11 @@ struct Run {
 template <Layout layout, typename A>
 GGF_MULTIVERSION void forward_channels(const Problem<A>& problem, const Run& run, const Points<A>& points, A* output) {
   const A* x = problem.x + run.sample * problem.sample_stride;
-  Row<A> upper, lower;
+  Rows<A> rows;
   for (int64_t c = 0; c < problem.channels; ++c) {
-    const Texels<A> top = fetch<layout>(problem, x, c, points, run.count, upper);
-    const Texels<A> bottom = fetch<layout>(problem, x + step_down(problem), c, points, run.count, lower);
     A* GGF_RESTRICT out = output + (run.sample * problem.channels + c) * problem.points + run.begin;
-    for (int64_t p = 0; p < run.count; ++p) {
-      const A above = points.x.first[p] * top.first[2 * p] + points.x.second[p] * top.second[2 * p];
-      const A below = points.x.first[p] * bottom.first[2 * p] + points.x.second[p] * bottom.second[2 * p];
-      out[p] = points.y.first[p] * above + points.y.second[p] * below;
-    }
+    sample_channel<layout>(problem, x, c, points, run.count, rows,
+                           [&](int64_t p, A value) GGF_INLINE_LAMBDA { out[p] = value; });
   }
 }
 
@@ -40,23 +35,17 @@ template <Layout layout, typename A>
 GGF_MULTIVERSION void grid_channels(const Problem<A>& problem, const Run& run, const Points<A>& points, const A* grad,
                                     A* GGF_RESTRICT grad_grid) {
   const A* x = problem.x + run.sample * problem.sample_stride;
-  Row<A> upper, lower;
+  Rows<A> rows;
   A by_x[block], by_y[block];
   for (int64_t p = 0; p < run.count; ++p) by_x[p] = by_y[p] = 0;
   for (int64_t c = 0; c < problem.channels; ++c) {
-    const Texels<A> top = fetch<layout>(problem, x, c, points, run.count, upper);
-    const Texels<A> bottom = fetch<layout>(problem, x + step_down(problem), c, points, run.count, lower);
     const A* GGF_RESTRICT g = grad + (run.sample * problem.channels + c) * problem.points + run.begin;
     prefetch_next_run(g + run.count);
-    for (int64_t p = 0; p < run.count; ++p) {
-      const A t0 = top.first[2 * p], t1 = top.second[2 * p], b0 = bottom.first[2 * p], b1 = bottom.second[2 * p];
-      const A above = points.x.first[p] * t0 + points.x.second[p] * t1;
-      const A below = points.x.first[p] * b0 + points.x.second[p] * b1;
-      const A slope_above = points.x.slope_first[p] * t0 + points.x.slope_second[p] * t1;
-      const A slope_below = points.x.slope_first[p] * b0 + points.x.slope_second[p] * b1;
-      by_x[p] += g[p] * (points.y.first[p] * slope_above + points.y.second[p] * slope_below);
-      by_y[p] += g[p] * (points.y.slope_first[p] * above + points.y.slope_second[p] * below);
-    }
+    differentiate_channel<layout>(problem, x, c, points, run.count, rows,
+                                  [&](int64_t p, A, A slope_x, A slope_y) GGF_INLINE_LAMBDA {
+                                    by_x[p] += g[p] * slope_x;
+                                    by_y[p] += g[p] * slope_y;
+                                  });
   }
   for (int64_t p = 0; p < run.count; ++p) {
     grad_grid[2 * p] = points.finite[p] > 0 ? by_x[p] : A(0);
@@ -141,27 +130,11 @@ GGF_MULTIVERSION void grid_vectors(const Problem<A>& problem, const Run& run, co
 template <typename A>
 GGF_MULTIVERSION void scatter(const Problem<A>& problem, const Run& run, const Points<A>& points, const A* grad,
                               A* grad_x, int64_t begin, int64_t end) {
-  const int64_t plane = problem.height * problem.width;
-  const int64_t across = problem.width > 1 ? 1 : 0, down = problem.height > 1 ? problem.width : 0;
   A weight[4][block];
-  for (int64_t p = 0; p < run.count; ++p) {
-    weight[0][p] = points.y.first[p] * points.x.first[p];
-    weight[1][p] = points.y.first[p] * points.x.second[p];
-    weight[2][p] = points.y.second[p] * points.x.first[p];
-    weight[3][p] = points.y.second[p] * points.x.second[p];
-  }
-  for (int64_t item = begin; item < end; ++item) {
-    const A* GGF_RESTRICT g = grad + item * problem.points + run.begin;
-    A* result = grad_x + item * plane;
-    for (int64_t p = 0; p < run.count; ++p) {
-      A* texel = result + points.offset[p];
-      const A value = g[p];
-      texel[0] += weight[0][p] * value;
-      texel[across] += weight[1][p] * value;
-      texel[down] += weight[2][p] * value;
-      texel[down + across] += weight[3][p] * value;
-    }
-  }
+  multiply_weights(points, run.count, weight);
+  for (int64_t item = begin; item < end; ++item)
+    scatter_channel(problem, weight, points, run.count, grad + item * problem.points + run.begin,
+                    grad_x + item * problem.height * problem.width);
 }
 
 void check(const Tensor& x, const Tensor& grid, int64_t padding) {
@@ -171,35 +144,6 @@ void check(const Tensor& x, const Tensor& grid, int64_t padding) {
                   "grid_sample: x must be [N, C, H, W] and grid [N, h, w, 2]");
   STD_TORCH_CHECK(x.size(2) <= INT32_MAX / x.size(3) && x.size(2) < (1 << 24) && x.size(3) < (1 << 24),
                   "grid_sample: a plane of x must have fewer than 2^31 texels, an axis fewer than 2^24");
-}
-
-// Whether all offsets into a sample of x fit into 32 bits.
-bool has_short_offsets(const Tensor& x) {
-  return (x.size(2) - 1) * x.stride(2) + (x.size(3) - 1) * x.stride(3) <= INT32_MAX;
-}
-
-// `x` of type A, with strides that the kernels can use.
-template <typename A>
-Tensor readable(const Tensor& x) {
-  const Tensor result = in_type(x, compute_scalar_type<A>);
-  return has_short_offsets(result) ? result : in_layout(result, false);
-}
-
-template <typename A>
-Problem<A> problem_of(const Tensor& x, const Tensor& grid, int64_t padding, bool align_corners) {
-  return {x.const_data_ptr<A>(),
-          grid.const_data_ptr<A>(),
-          x.size(1),
-          x.size(2),
-          x.size(3),
-          grid.size(1) * grid.size(2),
-          padding,
-          x.stride(0),
-          x.stride(1),
-          x.stride(2),
-          x.stride(3),
-          axis_of<A>(x.size(3), align_corners),
-          axis_of<A>(x.size(2), align_corners)};
 }
 
 template <typename A, typename Body>

@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 // Anti-aliased grid sampling from a mip-map pyramid. Maths: gangealing_fast/ops/mipmap_warp.py.
 //
-// The pyramid holds groups of four channels side by side, so that one vector load reads a texel. A level is never
+// Level 0 is sampled from the image, as by grid_sample. The other levels, groups of four channels side by side, are never
 // brought to full size: along one axis a sample reads two neighbouring full-size texels, each a blend of two
-// neighbouring small ones, so three small ones in all, whose weights are worked out for a block of grid points at a
-// time. Work is divided by grid rows and, where gradients are scattered, by samples: no result depends on the number of
-// threads.
+// neighbouring small ones, so three small ones in all, which one vector load reads. Weights are worked out for a block of
+// grid points at a time. Work is divided by grid rows and, where gradients are scattered, by samples: no result depends on
+// the number of threads.
+#include "mipmap_distances.h"
+#include "mipmap_gradients.h"
 #include "mipmap_samples.h"
 
 #include <algorithm>
@@ -16,170 +18,84 @@
 
 namespace ggf::mipmap_warp {
 
-// The largest squared distance to the four neighbours, 1 or more (NaN or infinity where one is not finite), and which
-// neighbour it is: 0 left, 1 right, 2 above, 3 below.
+// Four channels of the part of a block that is read from the pyramid; 0 for points on level 0 with no fraction.
 template <typename A>
-GGF_MULTIVERSION void measure_row(const Problem<A>& problem, int64_t row, A* GGF_RESTRICT squared,
-                                  int32_t* GGF_RESTRICT nearest) {
-  const int64_t columns = problem.columns, y = row % problem.rows;
-  const A* here = problem.grid + 2 * row * columns;
-  const A* above = y > 0 ? here - 2 * columns : here;
-  const A* below = y + 1 < problem.rows ? here + 2 * columns : here;
-  const A scale_x = problem.scale_x, scale_y = problem.scale_y;
-  const auto measure = [&](int64_t i, int64_t left, int64_t right) __attribute__((always_inline)) {
-    const A x = here[2 * i], y = here[2 * i + 1];
-    const auto distance = [&](const A* other) __attribute__((always_inline)) {
-      const A dx = (other[0] - x) * scale_x, dy = (other[1] - y) * scale_y;
-      return dx * dx + dy * dy;
-    };
-    const A d0 = distance(here + 2 * left), d1 = distance(here + 2 * right);
-    const A d2 = distance(above + 2 * i), d3 = distance(below + 2 * i);
-    A largest = d0;
-    int32_t which = 0;
-    which = d1 > largest ? 1 : which;
-    largest = d1 > largest ? d1 : largest;
-    which = d2 > largest ? 2 : which;
-    largest = d2 > largest ? d2 : largest;
-    which = d3 > largest ? 3 : which;
-    largest = d3 > largest ? d3 : largest;
-    largest = largest < 1 ? A(1) : largest;
-    // d - d is 0 for finite numbers and NaN for all others.
-    squared[i] = largest + ((d0 - d0) + (d1 - d1) + (d2 - d2) + (d3 - d3));
-    nearest[i] = which;
-  };
-  measure(0, 0, std::min<int64_t>(1, columns - 1));
-  for (int64_t i = 1; i < columns - 1; ++i) measure(i, i - 1, i + 1);
-  if (columns > 1) measure(columns - 1, columns - 2, columns - 1);
+GGF_MULTIVERSION void sample_pyramid(const A* texels, const Samples<A>& samples, const Taps<A>& lower,
+                                     const Taps<A>& upper, int64_t count, A (&values)[block][4]) {
+  for (int64_t p = 0; p < count; ++p) {
+    Vec4<A> value{};
+    if (samples.level[p] > 0) value = (1 - samples.fraction[p]) * sample<false>(texels, lower, p).value;
+    if (samples.fraction[p] > 0) value += samples.fraction[p] * sample<false>(texels, upper, p).value;
+    __builtin_memcpy(values[p], &value, sizeof(value));
+  }
 }
 
-// One row of the grid, counted over all samples. texels: the pyramid of its sample; output: [N, C, rows, columns]
+// How the two parts of a result are put together: weight * level 0 + what the pyramid gives + poison, which is 0 or NaN.
 template <typename A>
-GGF_MULTIVERSION void forward_row(const Problem<A>& problem, const Pyramid<A>& pyramid, const A* texels,
-                                  const A* squared, A* output, int64_t row) {
-  const int64_t n = row / problem.rows, y = row % problem.rows, plane = problem.rows * problem.columns;
+struct Mixture {
+  A weight[block], poison[block];
+};
+
+template <typename A>
+GGF_MULTIVERSION void find_mixture(const Samples<A>& samples, int64_t count, Mixture<A>& mixture) {
+  for (int64_t p = 0; p < count; ++p) {
+    const A rest = 1 - samples.fraction[p];
+    mixture.weight[p] = samples.level[p] == 0 ? rest : A(0);
+    mixture.poison[p] = samples.finite[p] > 0 ? A(0) : std::numeric_limits<A>::quiet_NaN();
+  }
+}
+
+// Finishes channel c of a block; x: level 0 of the sample, values: what the pyramid gives.
+template <Layout layout, typename A>
+GGF_MULTIVERSION void finish_channel(const Problem<A>& problem, const A* x, int64_t c, const Samples<A>& samples,
+                                     const grid_sample::Points<A>& points, const Mixture<A>& mixture,
+                                     const A (&values)[block][4], int64_t count, grid_sample::Rows<A>& rows,
+                                     A* GGF_RESTRICT out) {
+  A coarse[block];
+  for (int64_t p = 0; p < count; ++p) coarse[p] = values[p][c % 4] + mixture.poison[p];
+  if (samples.on_image())
+    grid_sample::sample_channel<layout>(problem.image, x, c, points, count, rows,
+                                        [&](int64_t p, A value) GGF_INLINE_LAMBDA {
+                                          const A fine = mixture.weight[p] * value;
+                                          coarse[p] += mixture.weight[p] > 0 ? fine : A(0);
+                                        });
+  std::copy_n(coarse, count, out);
+}
+
+// Calls body.operator()<layout>() for the layout of level 0.
+template <typename A, typename Body>
+void dispatch_layout(const Problem<A>& problem, const Body& body) {
+  const Layout layout = grid_sample::layout_of(problem.image);
+  if (layout == Layout::rows)
+    body.template operator()<Layout::rows>();
+  else if (layout == Layout::triples)
+    body.template operator()<Layout::triples>();
+  else
+    body.template operator()<Layout::strided>();
+}
+
+// texels: the pyramid of the sample; output: [N, C, rows, columns]
+template <Layout layout, typename A>
+void forward_block(const Problem<A>& problem, const Pyramid<A>& pyramid, const A* texels, const A* squared, A* output,
+                   const Run& run) {
+  const int64_t plane = problem.image.points, channels = problem.image.channels;
   Samples<A> samples;
   Taps<A> lower, upper;
-  for (int64_t begin = 0; begin < problem.columns; begin += block) {
-    const int64_t count = std::min(block, problem.columns - begin), point = row * problem.columns + begin;
-    locate_block(problem.padding, problem, point, squared, count, samples);
-    find_taps(problem, pyramid, samples, count, 0, lower);
-    find_taps(problem, pyramid, samples, count, 1, upper);
-    for (int64_t group = 0; group < pyramid.groups; ++group) {
-      const A* source = texels + 4 * group * pyramid.texels;
-      alignas(64) A values[block][4];
-      for (int64_t p = 0; p < count; ++p) {
-        Vec4<A> value = sample_level<false>(source, lower, p, samples.level[p]).value;
-        if (samples.fraction[p] > 0)
-          value += samples.fraction[p] * (sample<3, false>(source, upper, p).value - value);
-        __builtin_memcpy(values[p], &value, sizeof(value));
-      }
-      for (int64_t c = 0; c < std::min<int64_t>(4, problem.channels - 4 * group); ++c) {
-        A* GGF_RESTRICT out = output + (n * problem.channels + 4 * group + c) * plane + y * problem.columns + begin;
-        for (int64_t p = 0; p < count; ++p)
-          out[p] = samples.finite[p] > 0 ? values[p][c] : std::numeric_limits<A>::quiet_NaN();
-      }
-    }
-  }
-}
-
-template <typename A>
-GGF_INLINE void add_scaled(A* target, A factor, const Vec4<A>& value) {
-  const Vec4<A> sum = read(target) + factor * value;
-  __builtin_memcpy(target, &sum, sizeof(sum));
-}
-
-template <int taps_per_axis, typename A>
-GGF_INLINE void scatter(A* texels, const Taps<A>& taps, int64_t p, const Vec4<A>& value) {
-  for (int r = 0; r < taps_per_axis; ++r) {
-    A* row = texels + taps.y.offset[r][p];
-    const Vec4<A> part = taps.y.weight[r][p] * value;
-    for (int k = 0; k < taps_per_axis; ++k) add_scaled(row + taps.x.offset[k][p], taps.x.weight[k][p], part);
-  }
-}
-
-template <typename A>
-GGF_INLINE Vec4<A> gradient_at(const A* grad, int64_t plane, int64_t channels, int64_t p) {
-  Vec4<A> value{};
-  for (int64_t c = 0; c < channels; ++c) value[c] = grad[c * plane + p];
-  return value;
-}
-
-// grad: [N, C, rows, columns]. Writes grad_grid [N, rows, columns, 2], without what comes through the level, and
-// by_square, the derivative by the squared distance; scatters to grad_texels. Either of grad_grid and grad_texels may
-// be null.
-template <typename A>
-GGF_MULTIVERSION void backward_row(const Problem<A>& problem, const Pyramid<A>& pyramid, const A* texels,
-                                   const A* squared, const A* grad, A* grad_grid, A* by_square, A* grad_texels,
-                                   int64_t row) {
-  const int64_t n = row / problem.rows, y = row % problem.rows, plane = problem.rows * problem.columns;
-  Samples<A> samples;
-  Taps<A> lower, upper;
-  A by_x[block], by_y[block], by_level[block];
-  for (int64_t begin = 0; begin < problem.columns; begin += block) {
-    const int64_t count = std::min(block, problem.columns - begin), point = row * problem.columns + begin;
-    locate_block(problem.padding, problem, point, squared, count, samples);
-    find_taps(problem, pyramid, samples, count, 0, lower);
-    find_taps(problem, pyramid, samples, count, 1, upper);
-    for (int64_t p = 0; p < count; ++p) by_x[p] = by_y[p] = by_level[p] = 0;
-    for (int64_t group = 0; group < pyramid.groups; ++group) {
-      const A* source = texels + 4 * group * pyramid.texels;
-      const A* gradient = grad + (n * problem.channels + 4 * group) * plane + y * problem.columns + begin;
-      const int64_t channels = std::min<int64_t>(4, problem.channels - 4 * group);
-      for (int64_t p = 0; p < count; ++p) {
-        if (samples.finite[p] == 0) continue;
-        const Vec4<A> g = gradient_at(gradient, plane, channels, p);
-        const A fraction = samples.fraction[p];
-        const int32_t level = samples.level[p];
-        if (grad_grid) {
-          Sampled<A> result = sample_level<true>(source, lower, p, level);
-          if (fraction > 0) {
-            const Sampled<A> coarse = sample<3, true>(source, upper, p);
-            const Vec4<A> through = g * (coarse.value - result.value);
-            by_level[p] += through[0] + through[1] + through[2] + through[3];
-            result.by_x += fraction * (coarse.by_x - result.by_x);
-            result.by_y += fraction * (coarse.by_y - result.by_y);
-          }
-          const Vec4<A> x = g * result.by_x, y = g * result.by_y;
-          by_x[p] += x[0] + x[1] + x[2] + x[3];
-          by_y[p] += y[0] + y[1] + y[2] + y[3];
-        }
-        if (grad_texels) {
-          A* target = grad_texels + 4 * group * pyramid.texels;
-          if (level == 0)
-            scatter<2>(target, lower, p, (1 - fraction) * g);
-          else
-            scatter<3>(target, lower, p, (1 - fraction) * g);
-          if (fraction > 0) scatter<3>(target, upper, p, fraction * g);
-        }
-      }
-    }
-    if (!grad_grid) continue;
-    // level = log2(squared) / 2 below the largest level; there is no slope at a whole level, nor where it is capped.
-    const A factor = static_cast<A>(0.5 / 0.69314718055994530942);
-    for (int64_t p = 0; p < count; ++p) {
-      const A level = binary_log(samples.squared[p]) / 2;
-      const A slope = level <= problem.largest ? by_level[p] * factor / samples.squared[p] : A(0);
-      by_square[point + p] = samples.finite[p] > 0 ? slope : A(0);
-      grad_grid[2 * (point + p)] = by_x[p];
-      grad_grid[2 * (point + p) + 1] = by_y[p];
-    }
-  }
-}
-
-// Hands the derivative by the squared distance on to the two grid points it is measured between, for one sample.
-template <typename A>
-void distance_gradient(const Problem<A>& problem, const int32_t* nearest, const A* by_square, A* grad_grid, int64_t n) {
-  const int64_t points = problem.rows * problem.columns, first = n * points;
-  const int64_t step[4] = {-1, 1, -problem.columns, problem.columns};
-  for (int64_t p = first; p < first + points; ++p) {
-    if (by_square[p] == 0) continue;
-    const int64_t other = p + step[nearest[p]];
-    for (int64_t axis = 0; axis < 2; ++axis) {
-      const A scale = axis ? problem.scale_y : problem.scale_x;
-      const A slope = 2 * by_square[p] * scale * scale * (problem.grid[2 * other + axis] - problem.grid[2 * p + axis]);
-      grad_grid[2 * other + axis] += slope;
-      grad_grid[2 * p + axis] -= slope;
-    }
+  grid_sample::Points<A> points;
+  grid_sample::Rows<A> rows;
+  Mixture<A> mixture;
+  alignas(64) A values[block][4] = {};
+  locate_block(problem, run.sample * plane + run.point, squared, run.count, samples);
+  find_taps<false>(problem, pyramid, samples, run.count, lower, upper);
+  find_mixture(samples, run.count, mixture);
+  if (samples.on_image())
+    grid_sample::find_points<false>(problem.image, run.sample, run.point, run.count, A(0), points);
+  const A* x = problem.image.x + run.sample * problem.image.sample_stride;
+  for (int64_t c = 0; c < channels; ++c) {
+    if (c % 4 == 0 && samples.on_pyramid())
+      sample_pyramid(texels + c * pyramid.texels, samples, lower, upper, run.count, values);
+    finish_channel<layout>(problem, x, c, samples, points, mixture, values, run.count, rows,
+                           output + (run.sample * channels + c) * plane + run.point);
   }
 }
 
@@ -187,6 +103,7 @@ void distance_gradient(const Problem<A>& problem, const int32_t* nearest, const 
 template <typename A>
 struct Scratch {
   explicit Scratch(int64_t size) : data(new A[size]) {}
+  A* get() const { return data.get(); }
   std::unique_ptr<A[]> data;
 };
 
@@ -198,40 +115,40 @@ struct Plan {
   Scratch<int32_t> nearest;
   Problem<A> problem;
   Pyramid<A> pyramid;
-  std::array<int64_t, 4> strides;
 
   Plan(const Tensor& x_, const Tensor& grid_, int64_t padding, double max_levels)
-      : x(std::is_same_v<A, double> ? in_type(x_, ScalarType::Double) : x_),
+      : x(grid_sample::readable<A>(x_)),
         grid(converted(grid_, compute_scalar_type<A>)),
-        squared(grid.numel()),
-        nearest(grid.numel()) {
-    const int64_t height = x.size(2), width = x.size(3);
-    problem = {grid.const_data_ptr<A>(), grid.size(1), grid.size(2), x.size(1), padding,
-               static_cast<A>(width - 1) / 2, static_cast<A>(height - 1) / 2, static_cast<A>(max_levels - 1),
-               axis_of<A>(width, false), axis_of<A>(height, false)};
+        squared(grid.numel() / 2),
+        nearest(grid.numel() / 2),
+        problem{grid_sample::problem_of<A>(x, grid, padding, false), grid.size(1), grid.size(2),
+                static_cast<A>(x.size(3) - 1) / 2, static_cast<A>(x.size(2) - 1) / 2, static_cast<A>(max_levels - 1)} {
     const int64_t rows = x.size(0) * problem.rows;
+    std::vector<A> largest(rows);
     parallel_for(0, rows, grain(8 * problem.columns), [&](int64_t begin, int64_t end) {
       for (int64_t row = begin; row < end; ++row)
-        measure_row<A>(problem, row, squared.data.get() + row * problem.columns,
-                       nearest.data.get() + row * problem.columns);
+        largest[row] = measure_row<A>(problem, row, squared.get() + row * problem.columns,
+                                      nearest.get() + row * problem.columns);
     });
-    A largest = 1;
-    for (int64_t i = 0; i < rows * problem.columns; ++i) {
-      const A value = squared.data[i];
-      largest = value > largest && value - value == 0 ? value : largest;
-    }
     // A little more than the logarithm, so that its rounding cannot ask for a level that is not there.
-    const double depth = std::min(std::log2(static_cast<double>(largest)) / 2 + 1e-6, max_levels - 1);
-    pyramid = plan_pyramid<A>(problem.channels, height, width, static_cast<int64_t>(std::ceil(depth)) + 1);
-    strides = {x.stride(0), x.stride(1), x.stride(2), x.stride(3)};
+    const double distance = *std::max_element(largest.begin(), largest.end());
+    const double depth = std::min(std::log2(distance) / 2 + 1e-6, max_levels - 1);
+    const int64_t count = distance > 1 ? static_cast<int64_t>(std::ceil(depth)) + 1 : 1;
+    pyramid = plan_pyramid<A>(x.size(1), x.size(2), x.size(3), count);
   }
 
   void build(int64_t sample, A* texels, A* line) const {
-    dispatch_floating(x.scalar_type(), "mipmap_warp", [&]<typename T>() {
-      if constexpr (std::is_same_v<Compute<T>, A>)
-        build_pyramid<T>(pyramid, x.const_data_ptr<T>() + sample * strides[0], {strides[1], strides[2], strides[3]},
-                         problem.channels, texels, line);
-    });
+    const grid_sample::Problem<A>& image = problem.image;
+    build_pyramid(pyramid, image.x + sample * image.sample_stride,
+                  {image.channel_stride, image.row_stride, image.column_stride}, image.channels, texels, line);
+  }
+
+  // Calls body(run) for the blocks of rows [first, last) of a sample.
+  template <typename Body>
+  void for_each_block(int64_t sample, int64_t first, int64_t last, const Body& body) const {
+    for (int64_t row = first; row < last; ++row)
+      for (int64_t begin = 0; begin < problem.columns; begin += block)
+        body(Run{sample, row * problem.columns + begin, std::min(block, problem.columns - begin)});
   }
 };
 
@@ -240,7 +157,8 @@ void check(const Tensor& x, const Tensor& grid, int64_t padding, double max_leve
   STD_TORCH_CHECK(x.dim() == 4 && grid.dim() == 4 && grid.size(3) == 2 && x.size(0) == grid.size(0) && x.size(2) > 0 &&
                       x.size(3) > 0 && max_levels >= 1 && max_levels <= 16,
                   "mipmap_warp: x must be [N, C, H, W], grid [N, h, w, 2], max_levels 1 to 16");
-  STD_TORCH_CHECK(x.size(2) < (1 << 24) && x.size(3) < (1 << 24), "mipmap_warp: x must have fewer than 2^24 rows");
+  STD_TORCH_CHECK(x.size(2) <= INT32_MAX / x.size(3) && x.size(2) < (1 << 24) && x.size(3) < (1 << 24),
+                  "mipmap_warp: a plane of x must have fewer than 2^31 texels, an axis fewer than 2^24");
 }
 
 template <typename A>
@@ -249,15 +167,17 @@ Tensor forward_as(const Tensor& x, const Tensor& grid, int64_t padding, double m
   if (output.numel() == 0) return output;
   const Plan<A> plan(x, grid, padding, max_levels);
   A* data = output.mutable_data_ptr<A>();
-  const int64_t rows = plan.problem.rows;
   // The inner loop runs in parallel where the outer one, for a single sample, does not.
   parallel_for(0, x.size(0), 1, [&](int64_t begin, int64_t end) {
-    const Scratch<A> texels(plan.pyramid.size()), line(4 * x.size(3));
+    const Scratch<A> texels(plan.pyramid.size()), line(plan.pyramid.longest_line());
     for (int64_t n = begin; n < end; ++n) {
-      plan.build(n, texels.data.get(), line.data.get());
-      parallel_for(n * rows, (n + 1) * rows, grain(32 * plan.problem.columns), [&](int64_t first, int64_t last) {
-        for (int64_t row = first; row < last; ++row)
-          forward_row<A>(plan.problem, plan.pyramid, texels.data.get(), plan.squared.data.get(), data, row);
+      plan.build(n, texels.get(), line.get());
+      dispatch_layout(plan.problem, [&]<Layout layout>() {
+        parallel_for(0, plan.problem.rows, grain(32 * plan.problem.columns), [&](int64_t first, int64_t last) {
+          plan.for_each_block(n, first, last, [&](const Run& run) {
+            forward_block<layout>(plan.problem, plan.pyramid, texels.get(), plan.squared.get(), data, run);
+          });
+        });
       });
     }
   });
@@ -277,38 +197,48 @@ std::tuple<Tensor, Tensor> backward_as(const Tensor& grad_, const Tensor& x, con
   const Tensor grad = converted(grad_, compute_scalar_type<A>);
   const Tensor grad_x = empty(need_x ? sizes_of(x) : std::vector<int64_t>{0}, compute_scalar_type<A>);
   const Tensor grad_grid = empty(need_grid ? sizes_of(grid) : std::vector<int64_t>{0}, compute_scalar_type<A>);
+  if (need_x) std::fill_n(grad_x.mutable_data_ptr<A>(), grad_x.numel(), A(0));
   if (grad.numel() == 0 || (!need_x && !need_grid)) {
-    for (const Tensor& gradient : {grad_x, grad_grid})
-      std::fill_n(gradient.mutable_data_ptr<A>(), gradient.numel(), A(0));
+    std::fill_n(grad_grid.mutable_data_ptr<A>(), grad_grid.numel(), A(0));
     return {grad_x, grad_grid};
   }
   const Plan<A> plan(x, grid, padding, max_levels);
   const Problem<A>& problem = plan.problem;
-  const int64_t size = plan.pyramid.size(), image = problem.channels * x.size(2) * x.size(3);
-  const Scratch<A> by_square(need_grid ? grid.numel() : 0);
+  const int64_t size = plan.pyramid.size(), image = x.size(1) * x.size(2) * x.size(3);
+  const Scratch<A> by_square(need_grid ? grid.numel() / 2 : 0);
+  std::vector<char> active(x.size(0) * problem.rows);
   const A* grad_data = grad.const_data_ptr<A>();
   A* grid_data = need_grid ? grad_grid.mutable_data_ptr<A>() : nullptr;
   A* image_data = need_x ? grad_x.mutable_data_ptr<A>() : nullptr;
+  grid_sample::Problem<A> contiguous = problem.image;
+  contiguous.row_stride = contiguous.width;
+  contiguous.column_stride = 1;
   parallel_for(0, x.size(0), 1, [&](int64_t begin, int64_t end) {
-    const Scratch<A> texels(need_grid ? size : 0), grad_texels(need_x ? size : 0), line(4 * x.size(3));
+    const Scratch<A> texels(need_grid ? size : 0), scattered(need_x ? size : 0), line(plan.pyramid.longest_line());
     for (int64_t n = begin; n < end; ++n) {
-      if (need_grid) plan.build(n, texels.data.get(), line.data.get());
-      const auto rows = [&](A* target, int64_t first, int64_t last) {
-        for (int64_t row = first; row < last; ++row)
-          backward_row<A>(problem, plan.pyramid, texels.data.get(), plan.squared.data.get(), grad_data, grid_data,
-                          by_square.data.get(), target, row);
-      };
-      if (need_x) {
-        // Samples overlap in the image: one thread adds them up, in the order of the grid.
-        std::fill_n(grad_texels.data.get(), size, A(0));
-        rows(grad_texels.data.get(), n * problem.rows, (n + 1) * problem.rows);
-        collect_gradient(plan.pyramid, grad_texels.data.get(), line.data.get(), problem.channels,
-                         image_data + n * image);
-      } else {
-        parallel_for(n * problem.rows, (n + 1) * problem.rows, grain(64 * problem.columns),
-                     [&](int64_t first, int64_t last) { rows(nullptr, first, last); });
-      }
-      if (need_grid) distance_gradient(problem, plan.nearest.data.get(), by_square.data.get(), grid_data, n);
+      if (need_grid) plan.build(n, texels.get(), line.get());
+      const Gradients<A> gradients{grid_data, by_square.get(), active.data(), need_x ? scattered.get() : nullptr,
+                                   image_data};
+      dispatch_layout(problem, [&]<Layout layout>() {
+        const auto rows = [&](int64_t first, int64_t last) {
+          plan.for_each_block(n, first, last, [&](const Run& run) {
+            backward_block<layout>(problem, contiguous, plan.pyramid, texels.get(), plan.squared.get(), grad_data,
+                                   gradients, run);
+          });
+        };
+        if (need_x) {
+          // Samples overlap in the image: one thread adds them up, in the order of the grid.
+          std::fill_n(scattered.get(), size, A(0));
+          rows(0, problem.rows);
+          collect_gradient(plan.pyramid, scattered.get(), line.get(), x.size(1), image_data + n * image);
+        } else {
+          parallel_for(0, problem.rows, grain(64 * problem.columns), rows);
+        }
+      });
+      for (int64_t row = n * problem.rows; need_grid && row < (n + 1) * problem.rows; ++row)
+        if (active[row] || (row > n * problem.rows && active[row - 1]) ||
+            (row + 1 < (n + 1) * problem.rows && active[row + 1]))
+          distance_gradient_row(problem, row, plan.nearest.get(), by_square.get(), grid_data);
     }
   });
   return {grad_x, grad_grid};
