@@ -8,10 +8,11 @@
 #include <algorithm>
 #include <cmath>
 #include <tuple>
+#include <utility>
 
 namespace ggf::convex_upsample {
 
-inline constexpr int64_t block = 128;  // coarse positions handled together
+inline constexpr int64_t block = 256;  // coarse positions handled together
 
 template <typename A>
 struct Problem {
@@ -20,25 +21,39 @@ struct Problem {
   int64_t width, cells, factor;
 };
 
-// For `count` cells weight[k] = exp(logit k - largest logit) and sum, the sum over k; the logits of k are `stride`
-// apart.
+// Calls body(k) for k = 0 to 8 as constants, so that what it indexes by k stays in registers.
+template <typename Body>
+GGF_INLINE void for_nine(const Body& body) {
+  const auto call = [&]<int64_t... k>(std::integer_sequence<int64_t, k...>) GGF_INLINE_LAMBDA {
+    (body(std::integral_constant<int64_t, k>{}), ...);
+  };
+  call(std::make_integer_sequence<int64_t, 9>{});
+}
+
+// weight[k] = exp(logit k - largest logit); returns their sum. The logits of k are `stride` apart.
 template <typename A>
-GGF_INLINE void exponentials(const A* logits, int64_t stride, int64_t count, A (&weight)[9][block], A (&sum)[block]) {
-  A largest[block];
-  for (int64_t p = 0; p < count; ++p) largest[p] = logits[p];
-  for (int64_t k = 1; k < 9; ++k) {
-    const A* GGF_RESTRICT row = logits + k * stride;
-    for (int64_t p = 0; p < count; ++p) largest[p] = row[p] > largest[p] ? row[p] : largest[p];
-  }
-  for (int64_t p = 0; p < count; ++p) sum[p] = 0;
-  for (int64_t k = 0; k < 9; ++k) {
-    const A* GGF_RESTRICT row = logits + k * stride;
-    for (int64_t p = 0; p < count; ++p) {
-      const A value = exponential(row[p] - largest[p]);
-      weight[k][p] = value;
-      sum[p] += value;
-    }
-  }
+GGF_INLINE A exponentials(const A* logits, int64_t stride, A (&weight)[9]) {
+  for_nine([&](auto k) GGF_INLINE_LAMBDA { weight[k] = logits[k * stride]; });
+  A largest = weight[0];
+  for_nine([&](auto k) GGF_INLINE_LAMBDA { largest = weight[k] > largest ? weight[k] : largest; });
+  A sum = 0;
+  for_nine([&](auto k) GGF_INLINE_LAMBDA {
+    weight[k] = exponential(weight[k] - largest);
+    sum += weight[k];
+  });
+  return sum;
+}
+
+// The neighbours of a block of cells.
+template <typename A>
+struct Near {
+  A vectors[9][2][block];
+};
+
+template <typename A>
+GGF_INLINE void copy_neighbours(const A* neighbours, int64_t cells, int64_t begin, int64_t count, Near<A>& near) {
+  for (int64_t k = 0; k < 9; ++k)
+    for (int64_t c = 0; c < 2; ++c) std::copy_n(neighbours + (2 * k + c) * cells + begin, count, near.vectors[k][c]);
 }
 
 // Where the fine vectors of cells [begin, end) start in the output.
@@ -60,29 +75,26 @@ GGF_MULTIVERSION void forward_block(const Problem<A>& problem, const A* neighbou
                                     int64_t begin, int64_t end) {
   const int64_t factor = problem.factor, cells = problem.cells, width = problem.width, count = end - begin;
   const int64_t stride = factor * factor * cells;
-  A weight[9][block], sum[block], x[block], y[block];
+  alignas(64) A vectors[2 * block];
   int64_t offset[block];
   fine_offsets(problem, begin, end, offset);
+  Near<A> near;
+  copy_neighbours(neighbours, cells, begin, count, near);
   for (int64_t i = 0; i < factor; ++i)
     for (int64_t j = 0; j < factor; ++j) {
-      exponentials(mask + (i * factor + j) * cells + begin, stride, count, weight, sum);
-      for (int64_t p = 0; p < count; ++p) x[p] = y[p] = 0;
-      for (int64_t k = 0; k < 9; ++k) {
-        const A* GGF_RESTRICT neighbour = neighbours + 2 * k * cells + begin;
-        for (int64_t p = 0; p < count; ++p) {
-          x[p] += weight[k][p] * neighbour[p];
-          y[p] += weight[k][p] * neighbour[p + cells];
-        }
-      }
+      const A* logits = mask + (i * factor + j) * cells + begin;
       for (int64_t p = 0; p < count; ++p) {
-        x[p] /= sum[p];
-        y[p] /= sum[p];
+        A weight[9], x = 0, y = 0;
+        const A scale = 1 / exponentials(logits + p, stride, weight);
+        for_nine([&](auto k) GGF_INLINE_LAMBDA {
+          x += weight[k] * near.vectors[k][0][p];
+          y += weight[k] * near.vectors[k][1][p];
+        });
+        vectors[2 * p] = x * scale;
+        vectors[2 * p + 1] = y * scale;
       }
       A* fine = output + 2 * (i * width * factor + j);
-      for (int64_t p = 0; p < count; ++p) {
-        fine[offset[p]] = x[p];
-        fine[offset[p] + 1] = y[p];
-      }
+      for (int64_t p = 0; p < count; ++p) __builtin_memcpy(fine + offset[p], vectors + 2 * p, 2 * sizeof(A));
     }
 }
 
@@ -92,38 +104,31 @@ GGF_MULTIVERSION void backward_block(const Problem<A>& problem, const A* neighbo
                                      A* grad_mask, A* grad_neighbours, int64_t begin, int64_t end) {
   const int64_t factor = problem.factor, cells = problem.cells, width = problem.width, count = end - begin;
   const int64_t stride = factor * factor * cells;
-  A weight[9][block], sum[block], x[block], y[block], product[9][block], mean[block], sums[9][2][block];
+  alignas(64) A vectors[2 * block], sums[9][2][block] = {};
   int64_t offset[block];
   fine_offsets(problem, begin, end, offset);
-  for (int64_t k = 0; k < 9; ++k)
-    for (int64_t p = 0; p < count; ++p) sums[k][0][p] = sums[k][1][p] = 0;
+  Near<A> near;
+  copy_neighbours(neighbours, cells, begin, count, near);
   for (int64_t i = 0; i < factor; ++i)
     for (int64_t j = 0; j < factor; ++j) {
-      const int64_t first = (i * factor + j) * cells + begin;
-      exponentials(mask + first, stride, count, weight, sum);
       const A* fine = grad + 2 * (i * width * factor + j);
+      for (int64_t p = 0; p < count; ++p) __builtin_memcpy(vectors + 2 * p, fine + offset[p], 2 * sizeof(A));
+      const int64_t first = (i * factor + j) * cells + begin;
+      const A* logits = mask + first;
+      A* result = grad_mask + first;
+#pragma GCC ivdep  // the results alias nothing that is read here
       for (int64_t p = 0; p < count; ++p) {
-        x[p] = fine[offset[p]];
-        y[p] = fine[offset[p] + 1];
-      }
-      for (int64_t p = 0; p < count; ++p) {
-        sum[p] = 1 / sum[p];
-        mean[p] = 0;
-      }
-      for (int64_t k = 0; k < 9; ++k) {
-        const A* GGF_RESTRICT neighbour = neighbours + 2 * k * cells + begin;
-        for (int64_t p = 0; p < count; ++p) {
-          const A share = weight[k][p] * sum[p];
-          weight[k][p] = share;
-          product[k][p] = x[p] * neighbour[p] + y[p] * neighbour[p + cells];
-          mean[p] += share * product[k][p];
-          sums[k][0][p] += share * x[p];
-          sums[k][1][p] += share * y[p];
-        }
-      }
-      for (int64_t k = 0; k < 9; ++k) {
-        A* GGF_RESTRICT result = grad_mask + k * stride + first;
-        for (int64_t p = 0; p < count; ++p) result[p] = weight[k][p] * (product[k][p] - mean[p]);
+        A weight[9], product[9], mean = 0;
+        const A x = vectors[2 * p], y = vectors[2 * p + 1];
+        const A scale = 1 / exponentials(logits + p, stride, weight);
+        for_nine([&](auto k) GGF_INLINE_LAMBDA {
+          weight[k] *= scale;
+          product[k] = x * near.vectors[k][0][p] + y * near.vectors[k][1][p];
+          mean += weight[k] * product[k];
+          sums[k][0][p] += weight[k] * x;
+          sums[k][1][p] += weight[k] * y;
+        });
+        for_nine([&](auto k) GGF_INLINE_LAMBDA { result[k * stride + p] = weight[k] * (product[k] - mean); });
       }
     }
   for (int64_t k = 0; k < 9; ++k)
@@ -131,31 +136,45 @@ GGF_MULTIVERSION void backward_block(const Problem<A>& problem, const A* neighbo
       std::copy_n(sums[k][c], count, grad_neighbours + (2 * k + c) * cells + begin);
 }
 
-template <typename A>
-void gather_neighbours(const A* flow, A* neighbours, int64_t height, int64_t width, A factor) {
-  for (int64_t k = 0; k < 9; ++k)
-    for (int64_t c = 0; c < 2; ++c)
-      for (int64_t y = 0; y < height; ++y)
-        for (int64_t x = 0; x < width; ++x) {
-          const int64_t row = y + k / 3 - 1, column = x + k % 3 - 1;
-          const bool inside = row >= 0 && row < height && column >= 0 && column < width;
-          *neighbours++ = inside ? factor * flow[2 * (row * width + column) + c] : A(0);
-        }
+// Calls body(k, cell, neighbour, count) for runs of `count` cells whose k-th neighbours, from `neighbour` on, exist.
+template <typename Body>
+GGF_INLINE void for_each_neighbour(int64_t height, int64_t width, const Body& body) {
+  for (int64_t k = 0; k < 9; ++k) {
+    const int64_t down = k / 3 - 1, across = k % 3 - 1;
+    const int64_t first = std::max<int64_t>(0, -across), last = std::min(width, width - across);
+    for (int64_t y = std::max<int64_t>(0, -down); y < std::min(height, height - down); ++y)
+      body(k, y * width + first, (y + down) * width + first + across, last - first);
+  }
 }
 
+// flow: [h * w, 2] -> neighbours [9, 2, h * w], which are 0 before
 template <typename A>
-void add_neighbours(const A* grad_neighbours, A* grad_flow, int64_t height, int64_t width, A factor) {
-  for (int64_t y = 0; y < height; ++y)
-    for (int64_t x = 0; x < width; ++x)
-      for (int64_t c = 0; c < 2; ++c) {
-        A sum = 0;
-        for (int64_t k = 0; k < 9; ++k) {
-          const int64_t row = y - (k / 3 - 1), column = x - (k % 3 - 1);
-          if (row >= 0 && row < height && column >= 0 && column < width)
-            sum += grad_neighbours[((2 * k + c) * height + row) * width + column];
-        }
-        *grad_flow++ = factor * sum;
-      }
+GGF_MULTIVERSION void gather_neighbours(const A* flow, A* neighbours, int64_t height, int64_t width, A factor) {
+  const int64_t cells = height * width;
+  for_each_neighbour(height, width, [&](int64_t k, int64_t cell, int64_t neighbour, int64_t count) GGF_INLINE_LAMBDA {
+    const A* GGF_RESTRICT from = flow + 2 * neighbour;
+    A* GGF_RESTRICT x = neighbours + 2 * k * cells + cell;
+    A* GGF_RESTRICT y = x + cells;
+    for (int64_t p = 0; p < count; ++p) {
+      x[p] = factor * from[2 * p];
+      y[p] = factor * from[2 * p + 1];
+    }
+  });
+}
+
+// The adjoint of `gather_neighbours`; grad_flow is 0 before.
+template <typename A>
+GGF_MULTIVERSION void add_neighbours(const A* grad_neighbours, A* grad_flow, int64_t height, int64_t width, A factor) {
+  const int64_t cells = height * width;
+  for_each_neighbour(height, width, [&](int64_t k, int64_t cell, int64_t neighbour, int64_t count) GGF_INLINE_LAMBDA {
+    A* GGF_RESTRICT to = grad_flow + 2 * neighbour;
+    const A* GGF_RESTRICT x = grad_neighbours + 2 * k * cells + cell;
+    const A* GGF_RESTRICT y = x + cells;
+    for (int64_t p = 0; p < count; ++p) {
+      to[2 * p] += factor * x[p];
+      to[2 * p + 1] += factor * y[p];
+    }
+  });
 }
 
 bool any_double(const Tensor& a, const Tensor& b) {
@@ -233,6 +252,7 @@ std::tuple<Tensor, Tensor> backward_as(const Tensor& grad_, const Tensor& flow_,
                       begin, end);
   });
   A* flow_data = grad_flow.mutable_data_ptr<A>();
+  std::fill_n(flow_data, grad_flow.numel(), A(0));
   for (int64_t n = 0; n < batch; ++n)
     add_neighbours(grad_neighbours.data() + n * 18 * cells, flow_data + n * 2 * cells, height, width,
                    static_cast<A>(factor));
