@@ -12,7 +12,8 @@
 
 namespace ggf::convex_upsample {
 
-inline constexpr int64_t block = 256;  // coarse positions handled together
+// Coarse positions handled together. Backward writes nine rows of the mask's gradient at a time: it wants them long.
+inline constexpr int64_t forward_block = 128, backward_block = 256;
 
 template <typename A>
 struct Problem {
@@ -45,19 +46,15 @@ GGF_INLINE A exponentials(const A* logits, int64_t stride, A (&weight)[9]) {
 }
 
 // The neighbours of a block of cells.
-template <typename A>
-struct Near {
-  A vectors[9][2][block];
-};
-
-template <typename A>
-GGF_INLINE void copy_neighbours(const A* neighbours, int64_t cells, int64_t begin, int64_t count, Near<A>& near) {
+template <int64_t block, typename A>
+GGF_INLINE void copy_neighbours(const A* neighbours, int64_t cells, int64_t begin, int64_t count,
+                                A (&near)[9][2][block]) {
   for (int64_t k = 0; k < 9; ++k)
-    for (int64_t c = 0; c < 2; ++c) std::copy_n(neighbours + (2 * k + c) * cells + begin, count, near.vectors[k][c]);
+    for (int64_t c = 0; c < 2; ++c) std::copy_n(neighbours + (2 * k + c) * cells + begin, count, near[k][c]);
 }
 
 // Where the fine vectors of cells [begin, end) start in the output.
-template <typename A>
+template <int64_t block, typename A>
 GGF_INLINE void fine_offsets(const Problem<A>& problem, int64_t begin, int64_t end, int64_t (&offset)[block]) {
   int64_t row = begin / problem.width, column = begin % problem.width;
   for (int64_t p = 0; p < end - begin; ++p) {
@@ -71,14 +68,15 @@ GGF_INLINE void fine_offsets(const Problem<A>& problem, int64_t begin, int64_t e
 
 // output: [h * factor, w * factor, 2] of the sample whose neighbours and mask are given
 template <typename A>
-GGF_MULTIVERSION void forward_block(const Problem<A>& problem, const A* neighbours, const A* mask, A* output,
+GGF_MULTIVERSION void forward_cells(const Problem<A>& problem, const A* neighbours, const A* mask, A* output,
                                     int64_t begin, int64_t end) {
+  constexpr int64_t block = forward_block;
   const int64_t factor = problem.factor, cells = problem.cells, width = problem.width, count = end - begin;
   const int64_t stride = factor * factor * cells;
   alignas(64) A vectors[2 * block];
   int64_t offset[block];
   fine_offsets(problem, begin, end, offset);
-  Near<A> near;
+  A near[9][2][block];
   copy_neighbours(neighbours, cells, begin, count, near);
   for (int64_t i = 0; i < factor; ++i)
     for (int64_t j = 0; j < factor; ++j) {
@@ -87,8 +85,8 @@ GGF_MULTIVERSION void forward_block(const Problem<A>& problem, const A* neighbou
         A weight[9], x = 0, y = 0;
         const A scale = 1 / exponentials(logits + p, stride, weight);
         for_nine([&](auto k) GGF_INLINE_LAMBDA {
-          x += weight[k] * near.vectors[k][0][p];
-          y += weight[k] * near.vectors[k][1][p];
+          x += weight[k] * near[k][0][p];
+          y += weight[k] * near[k][1][p];
         });
         vectors[2 * p] = x * scale;
         vectors[2 * p + 1] = y * scale;
@@ -100,14 +98,15 @@ GGF_MULTIVERSION void forward_block(const Problem<A>& problem, const A* neighbou
 
 // grad: [h * factor, w * factor, 2]; grad_mask like mask; grad_neighbours like neighbours, without the factor
 template <typename A>
-GGF_MULTIVERSION void backward_block(const Problem<A>& problem, const A* neighbours, const A* mask, const A* grad,
+GGF_MULTIVERSION void backward_cells(const Problem<A>& problem, const A* neighbours, const A* mask, const A* grad,
                                      A* grad_mask, A* grad_neighbours, int64_t begin, int64_t end) {
+  constexpr int64_t block = backward_block;
   const int64_t factor = problem.factor, cells = problem.cells, width = problem.width, count = end - begin;
   const int64_t stride = factor * factor * cells;
   alignas(64) A vectors[2 * block], sums[9][2][block] = {};
   int64_t offset[block];
   fine_offsets(problem, begin, end, offset);
-  Near<A> near;
+  A near[9][2][block];
   copy_neighbours(neighbours, cells, begin, count, near);
   for (int64_t i = 0; i < factor; ++i)
     for (int64_t j = 0; j < factor; ++j) {
@@ -123,7 +122,7 @@ GGF_MULTIVERSION void backward_block(const Problem<A>& problem, const A* neighbo
         const A scale = 1 / exponentials(logits + p, stride, weight);
         for_nine([&](auto k) GGF_INLINE_LAMBDA {
           weight[k] *= scale;
-          product[k] = x * near.vectors[k][0][p] + y * near.vectors[k][1][p];
+          product[k] = x * near[k][0][p] + y * near[k][1][p];
           mean += weight[k] * product[k];
           sums[k][0][p] += weight[k] * x;
           sums[k][1][p] += weight[k] * y;
@@ -190,7 +189,7 @@ void check(const Tensor& flow, const Tensor& mask, int64_t factor) {
 
 // Calls body(sample, begin, end) for every block of cells of every sample.
 template <typename Body>
-void for_each_block(int64_t batch, int64_t cells, int64_t factor, const Body& body) {
+void for_each_block(int64_t batch, int64_t cells, int64_t factor, int64_t block, const Body& body) {
   const int64_t blocks = ceil_divide(cells, block);
   parallel_for(0, batch * blocks, grain(9 * factor * factor * block), [&](int64_t first, int64_t last) {
     for (int64_t item = first; item < last; ++item)
@@ -218,8 +217,8 @@ Tensor forward_as(const Tensor& flow_, const Tensor& mask_, int64_t factor) {
   const Problem<A> problem{neighbours.data(), mask.const_data_ptr<A>(), width, cells, factor};
   A* data = output.mutable_data_ptr<A>();
   const int64_t fine = factor * factor * cells;
-  for_each_block(batch, cells, factor, [&](int64_t n, int64_t begin, int64_t end) {
-    forward_block<A>(problem, problem.neighbours + n * 18 * cells, problem.mask + n * 9 * fine, data + n * 2 * fine,
+  for_each_block(batch, cells, factor, forward_block, [&](int64_t n, int64_t begin, int64_t end) {
+    forward_cells<A>(problem, problem.neighbours + n * 18 * cells, problem.mask + n * 9 * fine, data + n * 2 * fine,
                      begin, end);
   });
   return output;
@@ -246,8 +245,8 @@ std::tuple<Tensor, Tensor> backward_as(const Tensor& grad_, const Tensor& flow_,
   const A* grad_data = grad.const_data_ptr<A>();
   A* mask_data = grad_mask.mutable_data_ptr<A>();
   const int64_t fine = factor * factor * cells;
-  for_each_block(batch, cells, factor, [&](int64_t n, int64_t begin, int64_t end) {
-    backward_block<A>(problem, problem.neighbours + n * 18 * cells, problem.mask + n * 9 * fine,
+  for_each_block(batch, cells, factor, backward_block, [&](int64_t n, int64_t begin, int64_t end) {
+    backward_cells<A>(problem, problem.neighbours + n * 18 * cells, problem.mask + n * 9 * fine,
                       grad_data + n * 2 * fine, mask_data + n * 9 * fine, grad_neighbours.data() + n * 18 * cells,
                       begin, end);
   });
