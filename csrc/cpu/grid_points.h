@@ -6,7 +6,7 @@
 
 namespace ggf::grid_sample {
 
-inline constexpr int64_t block = 128;  // grid points handled together
+inline constexpr int64_t block = 256;  // grid points handled together
 
 // The weights of the first and the second of two neighbouring texels, and the derivatives of the weights by the
 // normalised coordinate.
@@ -132,10 +132,10 @@ struct Texels {
   const A *first, *second;
 };
 
-// Many channels are many streams, more than the hardware prefetches: ask for what the next run needs of one.
+// Many channels are many streams, more than the hardware prefetches: ask for what comes next of one.
 template <typename A>
-GGF_INLINE void prefetch_next_run(const A* end) {
-  for (int64_t i = 0; i < block; i += 64 / static_cast<int64_t>(sizeof(A))) __builtin_prefetch(end + i);
+GGF_INLINE void prefetch(const A* next, int64_t count) {
+  for (int64_t i = 0; i < count; i += 64 / static_cast<int64_t>(sizeof(A))) __builtin_prefetch(next + i);
 }
 
 // Copies texels two at a time: one load instead of two.

@@ -40,7 +40,7 @@ GGF_MULTIVERSION void grid_channels(const Problem<A>& problem, const Run& run, c
   for (int64_t p = 0; p < run.count; ++p) by_x[p] = by_y[p] = 0;
   for (int64_t c = 0; c < problem.channels; ++c) {
     const A* GGF_RESTRICT g = grad + (run.sample * problem.channels + c) * problem.points + run.begin;
-    prefetch_next_run(g + run.count);
+    prefetch(g + run.count, block);
     differentiate_channel<layout>(problem, x, c, points, run.count, rows,
                                   [&](int64_t p, A, A slope_x, A slope_y) GGF_INLINE_LAMBDA {
                                     by_x[p] += g[p] * slope_x;
@@ -54,16 +54,19 @@ GGF_MULTIVERSION void grid_channels(const Problem<A>& problem, const Run& run, c
 }
 
 inline constexpr int64_t lanes = 16;  // adjacent channels handled together
+inline constexpr int64_t few = 64;    // points handled together with that many channels
 
-// As forward_channels, for adjacent channels: vectors of channels instead of vectors of points.
+// As forward_channels, for adjacent channels: vectors of channels instead of vectors of points. Points [begin, end) of the
+// block, at most `few`.
 template <typename A>
-GGF_MULTIVERSION void forward_vectors(const Problem<A>& problem, const Run& run, const Points<A>& points, A* output) {
+GGF_MULTIVERSION void forward_vectors(const Problem<A>& problem, const Run& run, const Points<A>& points, int64_t begin,
+                                      int64_t end, A* output) {
   const int64_t across = step_across(problem), down = step_down(problem);
-  A values[block][lanes];
+  A values[few][lanes];
   for (int64_t c = 0; c < problem.channels; c += lanes) {
     const int64_t width = std::min(lanes, problem.channels - c);
     const A* x = problem.x + run.sample * problem.sample_stride + c;
-    for (int64_t p = 0; p < run.count; ++p) {
+    for (int64_t p = begin; p < end; ++p) {
       const A* GGF_RESTRICT top = x + points.offset[p];
       const A* GGF_RESTRICT bottom = top + down;
       const A x0 = points.x.first[p], x1 = points.x.second[p], y0 = points.y.first[p], y1 = points.y.second[p];
@@ -71,34 +74,34 @@ GGF_MULTIVERSION void forward_vectors(const Problem<A>& problem, const Run& run,
         return y0 * (x0 * top[k] + x1 * top[k + across]) + y1 * (x0 * bottom[k] + x1 * bottom[k + across]);
       };
       if (width == lanes)
-        for (int64_t k = 0; k < lanes; ++k) values[p][k] = value(k);
+        for (int64_t k = 0; k < lanes; ++k) values[p - begin][k] = value(k);
       else
-        for (int64_t k = 0; k < width; ++k) values[p][k] = value(k);
+        for (int64_t k = 0; k < width; ++k) values[p - begin][k] = value(k);
     }
     for (int64_t k = 0; k < width; ++k) {
       A* GGF_RESTRICT out = output + (run.sample * problem.channels + c + k) * problem.points + run.begin;
-      for (int64_t p = 0; p < run.count; ++p) out[p] = values[p][k];
+      for (int64_t p = begin; p < end; ++p) out[p] = values[p - begin][k];
     }
   }
 }
 
-// As grid_channels, for adjacent channels.
+// As grid_channels, likewise.
 template <typename A>
-GGF_MULTIVERSION void grid_vectors(const Problem<A>& problem, const Run& run, const Points<A>& points, const A* grad,
-                                   A* GGF_RESTRICT grad_grid) {
+GGF_MULTIVERSION void grid_vectors(const Problem<A>& problem, const Run& run, const Points<A>& points, int64_t begin,
+                                   int64_t end, const A* grad, A* GGF_RESTRICT grad_grid) {
   const int64_t across = step_across(problem), down = step_down(problem);
-  A gradient[block][lanes], by_x[block][lanes], by_y[block][lanes];
-  for (int64_t p = 0; p < run.count; ++p)
-    for (int64_t k = 0; k < lanes; ++k) by_x[p][k] = by_y[p][k] = 0;
+  A gradient[few][lanes], by_x[few][lanes], by_y[few][lanes];
+  for (int64_t p = begin; p < end; ++p)
+    for (int64_t k = 0; k < lanes; ++k) by_x[p - begin][k] = by_y[p - begin][k] = 0;
   for (int64_t c = 0; c < problem.channels; c += lanes) {
     const int64_t width = std::min(lanes, problem.channels - c);
     for (int64_t k = 0; k < width; ++k) {
       const A* GGF_RESTRICT g = grad + (run.sample * problem.channels + c + k) * problem.points + run.begin;
-      prefetch_next_run(g + run.count);
-      for (int64_t p = 0; p < run.count; ++p) gradient[p][k] = g[p];
+      prefetch(g + end, few);
+      for (int64_t p = begin; p < end; ++p) gradient[p - begin][k] = g[p];
     }
     const A* x = problem.x + run.sample * problem.sample_stride + c;
-    for (int64_t p = 0; p < run.count; ++p) {
+    for (int64_t p = begin; p < end; ++p) {
       const A* GGF_RESTRICT top = x + points.offset[p];
       const A* GGF_RESTRICT bottom = top + down;
       const A x0 = points.x.first[p], x1 = points.x.second[p], y0 = points.y.first[p], y1 = points.y.second[p];
@@ -106,8 +109,8 @@ GGF_MULTIVERSION void grid_vectors(const Problem<A>& problem, const Run& run, co
       const A dy0 = points.y.slope_first[p], dy1 = points.y.slope_second[p];
       const auto add = [&](int64_t k) GGF_INLINE_LAMBDA {
         const A t0 = top[k], t1 = top[k + across], b0 = bottom[k], b1 = bottom[k + across];
-        by_x[p][k] += gradient[p][k] * (y0 * (dx0 * t0 + dx1 * t1) + y1 * (dx0 * b0 + dx1 * b1));
-        by_y[p][k] += gradient[p][k] * (dy0 * (x0 * t0 + x1 * t1) + dy1 * (x0 * b0 + x1 * b1));
+        by_x[p - begin][k] += gradient[p - begin][k] * (y0 * (dx0 * t0 + dx1 * t1) + y1 * (dx0 * b0 + dx1 * b1));
+        by_y[p - begin][k] += gradient[p - begin][k] * (dy0 * (x0 * t0 + x1 * t1) + dy1 * (x0 * b0 + x1 * b1));
       };
       if (width == lanes)
         for (int64_t k = 0; k < lanes; ++k) add(k);
@@ -115,14 +118,14 @@ GGF_MULTIVERSION void grid_vectors(const Problem<A>& problem, const Run& run, co
         for (int64_t k = 0; k < width; ++k) add(k);
     }
   }
-  for (int64_t p = 0; p < run.count; ++p) {
+  for (int64_t p = begin; p < end; ++p) {
     for (int64_t half = lanes / 2; half > 0; half /= 2)
       for (int64_t k = 0; k < half; ++k) {
-        by_x[p][k] += by_x[p][k + half];
-        by_y[p][k] += by_y[p][k + half];
+        by_x[p - begin][k] += by_x[p - begin][k + half];
+        by_y[p - begin][k] += by_y[p - begin][k + half];
       }
-    grad_grid[2 * p] = points.finite[p] > 0 ? by_x[p][0] : A(0);
-    grad_grid[2 * p + 1] = points.finite[p] > 0 ? by_y[p][0] : A(0);
+    grad_grid[2 * p] = points.finite[p] > 0 ? by_x[p - begin][0] : A(0);
+    grad_grid[2 * p + 1] = points.finite[p] > 0 ? by_y[p - begin][0] : A(0);
   }
 }
 
@@ -171,7 +174,8 @@ Tensor forward_as(const Tensor& x_, const Tensor& grid_, int64_t padding, bool a
     if (layout == Layout::rows) forward_channels<Layout::rows>(problem, run, points, data);
     if (layout == Layout::triples) forward_channels<Layout::triples>(problem, run, points, data);
     if (layout == Layout::strided) forward_channels<Layout::strided>(problem, run, points, data);
-    if (layout == Layout::vectors) forward_vectors(problem, run, points, data);
+    for (int64_t p = 0; p < run.count && layout == Layout::vectors; p += few)
+      forward_vectors(problem, run, points, p, std::min(p + few, run.count), data);
   });
   return output;
 }
@@ -210,7 +214,8 @@ void grid_gradient(const Problem<A>& problem, int64_t batch, const A* grad, A* g
     if (layout == Layout::rows) grid_channels<Layout::rows>(problem, run, points, grad, result);
     if (layout == Layout::triples) grid_channels<Layout::triples>(problem, run, points, grad, result);
     if (layout == Layout::strided) grid_channels<Layout::strided>(problem, run, points, grad, result);
-    if (layout == Layout::vectors) grid_vectors(problem, run, points, grad, result);
+    for (int64_t p = 0; p < run.count && layout == Layout::vectors; p += few)
+      grid_vectors(problem, run, points, p, std::min(p + few, run.count), grad, result);
   });
 }
 
