@@ -150,7 +150,8 @@ def _gradients(function: Callable, tensors: Sequence[Tensor], differentiable: Se
         return outputs, []
     generator = torch.Generator().manual_seed(1)
     weights = [torch.randn(o.shape, generator=generator, dtype=torch.float64).to(o.dtype) for o in outputs]
-    return outputs, list(torch.autograd.grad(outputs, [tensors[i] for i in differentiable], weights))
+    leaves = [tensors[i] for i in differentiable]
+    return outputs, list(torch.autograd.grad(outputs, leaves, weights, allow_unused=True, materialize_grads=True))
 
 
 def strided(x: Tensor) -> Tensor:

@@ -5,27 +5,40 @@ from __future__ import annotations
 
 import pytest
 import torch
+from cases.flow_regularizer import CASES, DIFFERENTIABLE, SMALL, TOLERANCE
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support import TOLERANCE, assert_close, assert_cpu_kernels, assert_golden, check_operator, golden
+from support import (
+    assert_close,
+    assert_cpu_kernels,
+    assert_golden,
+    check_compile,
+    check_empty_batch,
+    check_gradients,
+    check_registration,
+    check_values,
+    golden,
+)
 
 from gangealing_fast.ops import flow_regularizer, flow_regularizer_reference
 
-# Narrow flows give float32 sums, and gradients that are off by their own rounding alone.
-NARROW = {**TOLERANCE, torch.bfloat16: (2e-6, 5e-3), torch.float16: (2e-6, 1e-3)}
+FIRST = CASES[0]
 
 
-@pytest.mark.parametrize("shape", [(3, 20, 13, 2), (2, 1, 7, 2), (2, 7, 1, 2), (1, 1, 1, 2), (2, 70, 3, 2), (1, 3, 33, 2)])
-def test_operator(shape):
-    check_operator(
-        flow_regularizer,
-        flow_regularizer_reference,
-        [torch.randn(shape, dtype=torch.float64) * 2],
-        tolerance=NARROW,
-        small=[torch.randn(shape[0], min(shape[1], 5), min(shape[2], 4), 2, dtype=torch.float64) * 2],
-        compile=shape[0] == 3,
-        registration=shape[0] == 3,
-    )
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_values(case):
+    check_values(flow_regularizer, flow_regularizer_reference, case.tensors(), {}, DIFFERENTIABLE, (0,), tolerance=TOLERANCE)
+
+
+@pytest.mark.parametrize("case", SMALL, ids=lambda case: case.name)
+def test_derivatives(case):
+    check_gradients(flow_regularizer, case.tensors(), {}, DIFFERENTIABLE)
+
+
+def test_registration():
+    check_registration(flow_regularizer, FIRST.tensors(), {}, DIFFERENTIABLE)
+    check_compile(flow_regularizer, FIRST.tensors(), {}, DIFFERENTIABLE)
+    check_empty_batch(flow_regularizer, FIRST.tensors(), {}, DIFFERENTIABLE)
 
 
 @pytest.mark.parametrize("case", range(3))
@@ -73,6 +86,11 @@ def test_derivative_at_the_kink_is_one():
     assert grad.flatten().tolist() == [-0.5, 0.5, 0.5, -0.5]
 
 
+def test_sizes_beyond_32_bits():
+    tv, identity = flow_regularizer(torch.empty(3, 1 << 16, 1 << 16, 2, device="meta"))
+    assert tv.shape == identity.shape == (3,)
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_not_finite_values_reach_their_own_sample_only(value):
     flow = torch.randn(3, 9, 40, 2)
@@ -102,6 +120,8 @@ def test_threads_do_not_change_the_result():
         (torch.zeros(4, 4, 2), ValueError, r"flow must have shape \[N, H, W, 2\]"),
         (torch.zeros(1, 2, 4, 4), ValueError, "last axis of flow must be 2"),
         (torch.zeros(1, 0, 4, 2), ValueError, "flow has no points"),
+        (torch.zeros(1, 4, 0, 2), ValueError, "flow has no points"),
+        (torch.zeros(1, 4, 4, 2, dtype=torch.complex64), TypeError, "flow has dtype torch.complex64"),
     ],
 )
 def test_errors(flow, error, message):

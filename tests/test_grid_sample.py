@@ -6,15 +6,22 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from cases.grid_sample import CASES, DIFFERENTIABLE, MODES, SMALL, TOLERANCE, Case
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support import TOLERANCE, assert_close, assert_cpu_kernels, check_operator
+from support import (
+    assert_close,
+    assert_cpu_kernels,
+    check_compile,
+    check_empty_batch,
+    check_gradients,
+    check_registration,
+    check_values,
+)
 
 from gangealing_fast.ops import grid_sample, grid_sample_reference
 
-MODES = ("zeros", "border", "reflection")
-# A coordinate of float32 is known to 1e-7 of the whole image only, which the slope of noise turns into 1e-6 of a texel.
-LOOSE = {**TOLERANCE, torch.float32: (1e-5, 5e-5)}
+FIRST = CASES[0]
 
 
 def inputs(batch, channels, size, out, dtype=torch.float64, reach=1.7):
@@ -22,22 +29,67 @@ def inputs(batch, channels, size, out, dtype=torch.float64, reach=1.7):
     return [x, (torch.rand(batch, *out, 2, dtype=torch.float64) * 2 - 1).mul(reach).to(dtype)]
 
 
-@pytest.mark.parametrize("align_corners", [False, True])
-@pytest.mark.parametrize("padding_mode", MODES)
-def test_operator(padding_mode, align_corners):
-    check_operator(
-        grid_sample,
-        grid_sample_reference,
-        inputs(2, 3, (11, 8), (9, 17)),
-        kwargs={"padding_mode": padding_mode, "align_corners": align_corners},
-        differentiable=(0, 1),
-        batched=(0, 1),
-        images=(0, 1),
-        tolerance=LOOSE,
-        small=inputs(1, 2, (4, 5), (2, 3)),
-        compile=padding_mode == "border" and not align_corners,
-        registration=padding_mode == "border" and not align_corners,
-    )
+def both(x, grid, function=grid_sample, **kwargs):
+    """Output and both gradients, for a fixed gradient of the output."""
+    x, grid = (t.detach().requires_grad_() for t in (x, grid))
+    y = function(x, grid, **kwargs)
+    weight = torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).to(y)
+    return y, *torch.autograd.grad(y, (x, grid), weight, allow_unused=True, materialize_grads=True)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_values(case):
+    tensors = case.tensors()
+    if all(tensor.numel() for tensor in tensors):
+        check_values(grid_sample, grid_sample_reference, tensors, case.kwargs, DIFFERENTIABLE, DIFFERENTIABLE, tolerance=TOLERANCE)
+    else:
+        results = (both(*tensors, function, **case.kwargs) for function in (grid_sample, grid_sample_reference))
+        assert all(torch.equal(actual, expected) for actual, expected in zip(*results, strict=True))
+
+
+@pytest.mark.parametrize("case", SMALL, ids=lambda case: case.name)
+def test_derivatives(case):
+    check_gradients(grid_sample, case.tensors(), case.kwargs, DIFFERENTIABLE)
+
+
+def test_registration():
+    check_registration(grid_sample, SMALL[0].tensors(), SMALL[0].kwargs, DIFFERENTIABLE)
+    check_compile(grid_sample, FIRST.tensors(), FIRST.kwargs, DIFFERENTIABLE)
+    check_empty_batch(grid_sample, FIRST.tensors(), FIRST.kwargs, DIFFERENTIABLE, DIFFERENTIABLE)
+
+
+@pytest.mark.parametrize("channels", [1, 3, 7, 8, 16, 21])
+@pytest.mark.parametrize("size", [(9, 12), (1, 6), (6, 1)])
+def test_layouts_agree(size, channels):
+    """The same to rounding from every layout, each of which has its own way of reading."""
+    case = Case("layouts", 2, channels, size, (11, 30), "zeros")
+    x, grid = case.tensors(torch.float32)
+    expected = both(x, grid)
+    layouts = {
+        "channels-last": x.contiguous(memory_format=torch.channels_last),
+        "rows apart": torch.cat((x, x), 3)[..., : size[1]],
+        "columns apart": x.repeat_interleave(2, 3)[..., ::2],
+        "transposed": x.transpose(2, 3).contiguous().transpose(2, 3),
+        "channels reversed in memory": x.transpose(0, 1).contiguous().transpose(0, 1),
+    }
+    for layout, image in layouts.items():
+        for actual, other in zip(both(image, grid), expected, strict=True):
+            assert_close(actual, other, 1e-6, layout)
+    constant = torch.ones(2, channels, 1, 1).expand(-1, -1, *size)
+    for actual, other in zip(both(constant, grid), both(constant.contiguous(), grid), strict=True):
+        assert_close(actual, other, 1e-6, "expanded")
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("channels", [1, 3, 5, 17])
+def test_one_gradient_at_a_time(channels, channels_last):
+    x, grid = inputs(2, channels, (9, 10), (7, 41))
+    x = x.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+    weight = torch.randn(2, channels, 7, 41, dtype=torch.float64)
+    together = torch.autograd.grad(grid_sample(x.requires_grad_(), grid.requires_grad_()), (x, grid), weight)
+    (grad_x,) = torch.autograd.grad(grid_sample(x, grid.detach()), x, weight)
+    (grad_grid,) = torch.autograd.grad(grid_sample(x.detach(), grid), grid, weight)
+    assert torch.equal(together[0], grad_x) and torch.equal(together[1], grad_grid)
 
 
 @pytest.mark.parametrize("align_corners", [False, True])
@@ -149,10 +201,24 @@ def test_a_grid_made_from_the_image_gets_partial_derivatives():
         ({"x": torch.zeros(1, 3, 0, 4)}, ValueError, "x has no pixels"),
         ({"padding_mode": "mirror"}, ValueError, "padding_mode must be one of zeros, border, reflection, not 'mirror'"),
         ({"grid": torch.zeros(1, 2, 2, 2, device="meta")}, ValueError, "grid is on meta but x is on cpu"),
+        ({"x": torch.zeros(1, 1, 1, 1).expand(1, 1, 1 << 16, 1 << 15)}, RuntimeError, "fewer than 2.31 texels"),
+        ({"x": torch.zeros(1, 1, 1, 1).expand(1, 1, 1, 1 << 24)}, RuntimeError, "an axis fewer than 2.24"),
     ],
 )
 def test_errors(arguments, error, message):
+    if error is RuntimeError:
+        assert_cpu_kernels("grid_sample")
     arguments = {"x": torch.zeros(1, 3, 4, 4), "grid": torch.zeros(1, 2, 2, 2), **arguments}
     x, grid = arguments.pop("x"), arguments.pop("grid")
     with pytest.raises(error, match=message):
         grid_sample(x, grid, **arguments)
+
+
+def test_sizes_beyond_32_bits():
+    """Shapes alone, on the meta device; and a real image of more than 2^31 elements whose memory is one of 16 texels."""
+    y = grid_sample(torch.empty(2, 1 << 20, 64, 64, device="meta"), torch.empty(2, 1 << 10, 1 << 10, 2, device="meta"))
+    assert y.shape == (2, 1 << 20, 1 << 10, 1 << 10)
+    assert_cpu_kernels("grid_sample")
+    x = torch.arange(16.0).view(1, 1, 16, 1).expand(1, 1 << 14, 16, 1 << 14)
+    y = grid_sample(x, torch.tensor([[[[0.5, 0.0], [-0.99, 0.5]]]]))
+    assert y.shape == (1, 1 << 14, 1, 2) and torch.allclose(y, torch.tensor([7.5, 11.5]))

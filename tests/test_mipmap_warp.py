@@ -6,14 +6,17 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from cases.mipmap_warp import CASES, DIFFERENTIABLE, MODES, SMALL, TOLERANCE
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import (
-    TOLERANCE,
     assert_close,
     assert_cpu_kernels,
     assert_golden,
-    check_operator,
+    check_compile,
+    check_empty_batch,
+    check_gradients,
+    check_registration,
     check_values,
     golden,
     relative_error,
@@ -22,9 +25,7 @@ from support import (
 from gangealing_fast.ops import grid_sample, mipmap_warp, mipmap_warp_reference
 from gangealing_fast.ops.mipmap_warp import mipmap_levels
 
-MODES = ("zeros", "border", "reflection")
-# A coordinate of float32 is known to 1e-7 of the whole image only, which the slope of noise turns into 1e-6 of a texel.
-LOOSE = {**TOLERANCE, torch.float32: (1e-5, 1e-4)}
+FIRST = CASES[0]
 
 
 def inputs(batch, channels, size, out, zoom=1.0, dtype=torch.float64):
@@ -35,24 +36,46 @@ def inputs(batch, channels, size, out, zoom=1.0, dtype=torch.float64):
     return [torch.randn(batch, channels, *size, dtype=dtype), (grid + jitter).to(dtype)]
 
 
-@pytest.mark.parametrize("padding_mode", MODES)
-@pytest.mark.parametrize("size", [(16, 16), (13, 11), (8, 20)])
-def test_operator(size, padding_mode):
-    check_operator(
-        mipmap_warp,
-        mipmap_warp_reference,
-        inputs(2, 3, size, (9, 7)),
-        kwargs={"padding_mode": padding_mode},
-        differentiable=(0, 1),
-        batched=(0, 1),
-        images=(0, 1),
-        dtypes=(torch.float64, torch.float32),
-        tolerance=LOOSE,
-        small=inputs(1, 2, (size[0] // 2, size[1] // 2), (2, 3), 0.8),
-        second_order=size == (13, 11),
-        compile=size == (16, 16) and padding_mode == "border",
-        registration=size == (16, 16) and padding_mode == "border",
-    )
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_values(case):
+    tensors = case.tensors()
+    if all(tensor.numel() for tensor in tensors):
+        wide = (torch.float64, torch.float32)
+        check_values(mipmap_warp, mipmap_warp_reference, tensors, case.kwargs, DIFFERENTIABLE, DIFFERENTIABLE, wide, TOLERANCE)
+    else:
+        x, grid = (tensor.requires_grad_() for tensor in tensors)
+        y = mipmap_warp(x, grid, **case.kwargs)
+        assert torch.equal(y, mipmap_warp_reference(x, grid, **case.kwargs))
+        assert not any(grad.any() for grad in torch.autograd.grad(y, (x, grid), torch.ones_like(y)))
+
+
+@pytest.mark.parametrize("case", SMALL, ids=lambda case: case.name)
+def test_derivatives(case):
+    check_gradients(mipmap_warp, case.tensors(), case.kwargs, DIFFERENTIABLE, second_order=case.size == (6, 5))
+
+
+def test_registration():
+    check_registration(mipmap_warp, SMALL[0].tensors(), SMALL[0].kwargs, DIFFERENTIABLE)
+    check_compile(mipmap_warp, FIRST.tensors(), FIRST.kwargs, DIFFERENTIABLE)
+    check_empty_batch(mipmap_warp, FIRST.tensors(), FIRST.kwargs, DIFFERENTIABLE, DIFFERENTIABLE)
+
+
+@pytest.mark.parametrize("zoom", [0.3, 1.0, 2.5])
+@pytest.mark.parametrize("channels", [3, 9])
+def test_layouts_agree(channels, zoom):
+    """The same to rounding from every layout of the image."""
+    x, grid = inputs(2, channels, (16, 16), (11, 9), zoom, torch.float32)
+    weight = torch.randn(2, channels, 11, 9)
+
+    def run(image):
+        image, points = image.detach().requires_grad_(), grid.detach().requires_grad_()
+        y = mipmap_warp(image, points)
+        return y, *torch.autograd.grad(y, (image, points), weight)
+
+    expected = run(x)
+    for image in (x.contiguous(memory_format=torch.channels_last), x.transpose(2, 3).contiguous().transpose(2, 3)):
+        for actual, other in zip(run(image), expected, strict=True):
+            assert_close(actual, other, 1e-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -182,10 +205,28 @@ def test_threads_do_not_change_the_result(batch):
         ({"padding_mode": "wrap"}, ValueError, "padding_mode must be one of zeros, border, reflection, not 'wrap'"),
         ({"max_levels": 0.5}, ValueError, "max_levels must be between 1 and 16, not 0.5"),
         ({"max_levels": float("nan")}, ValueError, "max_levels must be between 1 and 16, not nan"),
+        ({"max_levels": 17}, ValueError, "max_levels must be between 1 and 16, not 17"),
+        ({"x": torch.zeros(1, 3, 4, 4, dtype=torch.uint8)}, TypeError, "x has dtype torch.uint8"),
+        ({"x": torch.zeros(1, 3, 4, 0)}, ValueError, "x has no pixels"),
+        ({"grid": torch.zeros(1, 2, 2, 3)}, ValueError, "last axis of grid must be 2"),
+        ({"grid": torch.zeros(1, 2, 2, 2, device="meta")}, ValueError, "grid is on meta but x is on cpu"),
+        ({"x": torch.zeros(1, 1, 1, 1).expand(1, 1, 1 << 16, 1 << 15)}, RuntimeError, "fewer than 2.31 texels"),
     ],
 )
 def test_errors(arguments, error, message):
+    if error is RuntimeError:
+        assert_cpu_kernels("mipmap_warp")
     arguments = {"x": torch.zeros(1, 3, 4, 4), "grid": torch.zeros(1, 2, 2, 2), **arguments}
     x, grid = arguments.pop("x"), arguments.pop("grid")
     with pytest.raises(error, match=message):
         mipmap_warp(x, grid, **arguments)
+
+
+def test_sizes_beyond_32_bits():
+    y = mipmap_warp(torch.empty(2, 1 << 20, 64, 64, device="meta"), torch.empty(2, 1 << 10, 1 << 10, 2, device="meta"))
+    assert y.shape == (2, 1 << 20, 1 << 10, 1 << 10)
+    assert_cpu_kernels("mipmap_warp")
+    # More than 2^31 elements on the memory of 16 texels.
+    x = torch.arange(16.0).view(1, 1, 16, 1).expand(1, 1 << 14, 16, 1 << 14)
+    y = mipmap_warp(x, torch.zeros(1, 1, 2, 2))
+    assert y.shape == (1, 1 << 14, 1, 2) and torch.allclose(y, torch.tensor(7.5))
