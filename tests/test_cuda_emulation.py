@@ -148,12 +148,16 @@ def test_points_that_are_not_finite_or_far_away(operator):
 
 def sanitized(code: str) -> subprocess.CompletedProcess[str]:
     """Run Python code against the library built with AddressSanitizer and UndefinedBehaviorSanitizer."""
-    runtime = subprocess.run([emulation.compiler(), "-print-file-name=libasan.so"], capture_output=True, text=True)
-    if not Path(runtime.stdout.strip()).is_absolute():
+    # The C++ library beside it: without it the sanitizer cannot pass on the exceptions that other libraries throw and catch.
+    preload = []
+    for name in ("libasan.so", "libstdc++.so.6"):
+        found = subprocess.run([emulation.compiler(), f"-print-file-name={name}"], capture_output=True, text=True)
+        preload.append(found.stdout.strip())
+    if not all(Path(library).is_absolute() for library in preload):
         pytest.skip("the compiler has no AddressSanitizer")
     variables = {
         **os.environ,
-        "LD_PRELOAD": runtime.stdout.strip(),
+        "LD_PRELOAD": " ".join(preload),
         "ASAN_OPTIONS": "detect_leaks=0:detect_stack_use_after_return=0",
         "EMULATION_SANITIZE": "1",
         "PYTHONPATH": os.pathsep.join([str(emulation.ROOT), str(emulation.ROOT / "tests")]),

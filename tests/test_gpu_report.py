@@ -109,7 +109,7 @@ def test_triton_kernels_compile_for_sizes_of_one():
 @pytest.mark.parametrize("source", cuda_kernels.sources(), ids=lambda source: source.name)
 def test_cuda_kernels_compile_without_spills(source):
     try:
-        found = cuda_kernels.compiled(source, 90)
+        found = cuda_kernels.compiled(source, [90])[90]
     except RuntimeError as error:
         if re.match("No nvcc", str(error)):
             pytest.skip(str(error))
