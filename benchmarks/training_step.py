@@ -61,13 +61,13 @@ def write_weights(folder: Path, size: int) -> None:
     """A random generator and a random LPIPS network as files that the trainer reads."""
     import torch
 
-    from gangealing_fast.adversarial.pretraining import export
     from gangealing_fast.checkpoint import export_safetensors
+    from gangealing_fast.foreign.writing import export_generator
     from gangealing_fast.models import Generator
     from gangealing_fast.models.perceptual import Lpips
 
     torch.manual_seed(0)
-    export(Generator(size), folder / "generator.safetensors", {}, half=False)
+    export_generator(Generator(size), folder / "generator.safetensors", {}, half=False)
     state = {name: value.abs() if name.startswith("lin") else value for name, value in Lpips(pretrained=False).state_dict().items()}
     export_safetensors(folder / "vgg16.safetensors", state, {})
 

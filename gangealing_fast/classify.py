@@ -43,10 +43,11 @@ def main() -> None:
 
     def command() -> None:
         from gangealing_fast.alignment.classifying import run
+        from gangealing_fast.alignment.results import align_command
 
         folder = run(config)
         print(f"the aligner with its classifier, log and report.html are in {folder}")
-        print(f"next: python -m gangealing_fast.align --checkpoint {folder} --data YOUR_PICTURES --out aligned")
+        print(f"next: {align_command(folder)}")
 
     run_command(command)
 

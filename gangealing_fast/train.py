@@ -18,7 +18,7 @@ def main() -> None:
         print(f"everything is in {config.out}: open {config.out / 'report.html'} first")
         for _, line in classify_command(config):
             print(f"next: {line}")
-        print(f"next: {align_command(config)}")
+        print(f"next: {align_command(config.out)}")
 
     run_command(command)
 

@@ -22,11 +22,11 @@ SIZE = 32
 
 def write_generator(path: Path, size: int = SIZE) -> Path:
     """An untrained slim generator, as `pretrain` would export it."""
-    from gangealing_fast.adversarial.pretraining import export
+    from gangealing_fast.foreign.writing import export_generator
     from gangealing_fast.models import Generator
 
     torch.manual_seed(0)
-    export(Generator(size, 8, 1, channel_base=64, max_channels=8), path, {})
+    export_generator(Generator(size, 8, 1, channel_base=64, max_channels=8), path, {})
     return path
 
 

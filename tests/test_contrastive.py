@@ -9,12 +9,12 @@ import torch
 from runs import assert_identical, write_pictures
 
 from gangealing_fast import checkpoint
-from gangealing_fast.adversarial.pretraining import export
 from gangealing_fast.contrastive import training
 from gangealing_fast.contrastive.config import ContrastConfig
 from gangealing_fast.contrastive.views import contrastive_loss, random_view
 from gangealing_fast.errors import UserError
 from gangealing_fast.files import read_json_lines, save_picture
+from gangealing_fast.foreign.writing import export_generator
 from gangealing_fast.models import Generator, build_perceptual
 from gangealing_fast.models.self_supervised import SelfSupervisedPerceptual
 
@@ -87,7 +87,7 @@ def test_learns_to_tell_pictures_apart(tmp_path):
 
 def test_learns_from_a_generators_samples(tmp_path):
     generator = Generator(32, 8, 1, channel_base=64, max_channels=8)
-    export(generator, tmp_path / "g.safetensors", {})
+    export_generator(generator, tmp_path / "g.safetensors", {})
     options = config(tmp_path, generator=tmp_path / "g.safetensors", steps=2)
     training.run(options)
     training.run(dataclasses.replace(options, data=None, out=tmp_path / "samples"))
@@ -99,7 +99,7 @@ def test_learns_from_a_generators_samples(tmp_path):
 
 def test_files_that_hold_no_distance(tmp_path):
     generator = Generator(8, 8, 1, channel_base=64, max_channels=8)
-    export(generator, tmp_path / "g.safetensors", {})
+    export_generator(generator, tmp_path / "g.safetensors", {})
     with pytest.raises(UserError, match="holds no perceptual network"):
         SelfSupervisedPerceptual.load(tmp_path / "g.safetensors")
     with pytest.raises(UserError, match="no such file"):

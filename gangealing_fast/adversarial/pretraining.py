@@ -25,6 +25,7 @@ from gangealing_fast.adversarial.step import AdversarialStep
 from gangealing_fast.errors import UserError
 from gangealing_fast.files import JsonLines
 from gangealing_fast.foreign.reading import load_generator
+from gangealing_fast.foreign.writing import export_generator
 from gangealing_fast.metrics import FeatureStatistics, frechet_distance
 from gangealing_fast.models import Discriminator, EfficientNetPerceptual, Generator
 from gangealing_fast.optim import AdamEma
@@ -224,7 +225,7 @@ def _snapshot(
     """Write the checkpoint, and the exported generator where its score is the best so far."""
     score = line.get("score", -step)
     if score <= best:
-        export(networks.average, config.out / "generator.safetensors", line)
+        export_generator(networks.average, config.out / "generator.safetensors", line)
         best = score
     state = {
         "step": step,
@@ -252,9 +253,3 @@ def _restore(state: dict[str, Any], networks: Networks, augmentation: Augmentati
     augmentation.p = state["augment_p"]
     source.load_state_dict(state["source"])
     torch.set_rng_state(state["random_state"])
-
-
-def export(generator: Generator, path: Path, statistics: dict[str, Any], *, half: bool = True) -> None:
-    """Write the generator alone, in half precision, with its configuration and statistics in the header."""
-    config = {"kind": "generator", "generator": generator.config(), "statistics": statistics}
-    checkpoint.export_safetensors(path, generator.state_dict(), config, half=half)

@@ -18,7 +18,6 @@ from gangealing_fast.models.cluster_classifier import ClusterClassifier
 from gangealing_fast.models.spatial_transformer import Alignment, SpatialTransformer
 from gangealing_fast.ops import invert_grid, mipmap_warp
 
-EXPORT_KIND = "aligner"
 _PADS = {"reflection": "reflect", "border": "replicate", "zeros": "constant"}
 
 

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from gangealing_fast import checkpoint
 from gangealing_fast.alignment.clustering import assign, cluster_distances
 from gangealing_fast.alignment.evaluation import evaluate_clusters, held_out
-from gangealing_fast.alignment.results import captioned_averages, print_figures, save_averages
+from gangealing_fast.alignment.results import align_command, captioned_averages, print_figures, save_averages
 from gangealing_fast.data.pictures import open_pictures
 from gangealing_fast.errors import UserError
 from gangealing_fast.files import JsonLines
@@ -25,7 +25,6 @@ from gangealing_fast.foreign.reading import Parts, load_generator, read
 from gangealing_fast.foreign.writing import write
 from gangealing_fast.models import ClusterClassifier, Generator
 from gangealing_fast.models.perceptual import build_perceptual
-from gangealing_fast.ops import bilinear_downsample
 from gangealing_fast.precision import autocast, resolve
 from gangealing_fast.report.run import write_run_report
 from gangealing_fast.runs import choose_device, open_run, plain
@@ -52,8 +51,7 @@ class Teacher:
         w = generator.map(torch.randn(n, generator.latent_dim, device=self.device)).float()
         samples = generator.synthesize(w)
         targets = generator.synthesize(self.target.mix_layers(w, 0.0, self.inject, generator.n_latent))
-        factor = generator.size // self.transformer.flow_size
-        targets = bilinear_downsample(targets, factor) if factor > 1 else targets
+        targets = self.transformer.network_input(targets)
         distances = cluster_distances(self.transformer, self.perceptual, samples, targets, flips=self.flips, **self.use)
         found = assign(distances, self.target.heads)
         return samples, found.cluster + self.target.heads * found.mirrored
@@ -162,11 +160,6 @@ def report(config: ClassifyConfig, parts: Parts, options: dict[str, Any]) -> Non
         title=f"Clusters: {config.out.name}",
         summary=f"{parts.target.heads} clusters{' and their mirror images' if config.flips else ''}, {config.steps} steps",
         configuration=plain(config),
-        commands=[
-            (
-                "Align pictures of your own",
-                f"python -m gangealing_fast.align --checkpoint {config.out} --data YOUR_PICTURES --out aligned",
-            )
-        ],
+        commands=[("Align pictures of your own", align_command(config.out))],
         **content,
     )

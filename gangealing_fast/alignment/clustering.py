@@ -14,8 +14,7 @@ from torch import Tensor
 
 from gangealing_fast.models.generator import Generator
 from gangealing_fast.models.latent_target import LatentTarget
-from gangealing_fast.models.spatial_transformer import Alignment, SpatialTransformer
-from gangealing_fast.ops import bilinear_downsample
+from gangealing_fast.models.spatial_transformer import Alignment, SpatialTransformer, resize_to
 
 Distance = Callable[[Tensor, Tensor], Tensor]
 
@@ -173,7 +172,7 @@ def start_templates(
         mean = target.lat_mean.expand_as(w)
         images = generator.synthesize([w] * inject + [mean] * (generator.n_latent - inject), noise="fixed")
         coefficients.append(found)
-        pictures.append(bilinear_downsample(images, generator.size // side) if generator.size > side else images)
+        pictures.append(resize_to(images, side))
     images = torch.cat(pictures)
 
     def distance_to(index: int) -> Tensor:

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -110,26 +110,6 @@ PRESETS: dict[str, TrainConfig] = {
         average_half_life=2000.0,
         snapshot=500,
     ),
-    "clusters": TrainConfig(
-        generator=ASSETS / "digits" / "generator-347.safetensors",
-        out=Path("runs/clusters"),
-        digit=(3, 4, 7),
-        clusters=3,
-        transforms="similarity",
-        flow_size=32,
-        channel_base=2048,
-        max_channels=128,
-        steps=2000,
-        batch=16,
-        anneal_psi=1300,
-        period=700,
-        inject=5,
-        directions=32,
-        principal_samples=20_000,
-        padding_mode="border",
-        average_half_life=2000.0,
-        snapshot=500,
-    ),
     "cats": TrainConfig(
         generator=ASSETS / "cats" / "generator.safetensors",
         out=Path("runs/cats"),
@@ -149,3 +129,12 @@ PRESETS: dict[str, TrainConfig] = {
         snapshot=500,
     ),
 }
+PRESETS["clusters"] = replace(
+    PRESETS["digits"],
+    generator=ASSETS / "digits" / "generator-347.safetensors",
+    out=Path("runs/clusters"),
+    digit=(3, 4, 7),
+    clusters=3,
+    keep_area=False,
+    directions=32,
+)

@@ -11,8 +11,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gangealing_fast import checkpoint
-from gangealing_fast.alignment.aligner import EXPORT_KIND
 from gangealing_fast.alignment.clustering import Assignment, align_assigned, assign_to_templates
 from gangealing_fast.alignment.config import TrainConfig
 from gangealing_fast.alignment.evaluation import (
@@ -28,9 +26,9 @@ from gangealing_fast.alignment.schedules import psi_at
 from gangealing_fast.alignment.step import AlignmentStep, Samples
 from gangealing_fast.data.digits import load_heldout_digits, random_similarity, warp_digits
 from gangealing_fast.data.pictures import open_pictures
+from gangealing_fast.foreign.writing import export_aligner
 from gangealing_fast.metrics import average_image, identity_grid, inspect_warps
 from gangealing_fast.models.perceptual import build_perceptual
-from gangealing_fast.ops import bilinear_downsample
 from gangealing_fast.randomness import private_stream
 from gangealing_fast.report.pictures import save_grid
 from gangealing_fast.report.run import write_run_report
@@ -88,8 +86,7 @@ def assign_real(trainer: AlignmentStep, images: Tensor) -> Assignment:
         return Assignment(nothing, nothing.bool(), nothing.float())
     generator = trainer.generator
     templates = generator.synthesize([trainer.target.target()] * generator.n_latent, noise="fixed")
-    factor = generator.size // trainer.average.flow_size
-    templates = bilinear_downsample(templates, factor) if factor > 1 else templates
+    templates = trainer.average.network_input(templates)
     options = {"flips": trainer.flips, "padding_mode": trainer.padding_mode, "iters": trainer.iters}
     return assign_to_templates(trainer.average, trainer.perceptual, images, templates, **options)
 
@@ -126,11 +123,8 @@ def finish(config: TrainConfig, trainer: AlignmentStep) -> None:
 
 def export(config: TrainConfig, trainer: AlignmentStep) -> None:
     """Write aligner.safetensors: the averaged transformer, the template's latent and what is needed to use them."""
-    tensors = {f"transformer.{key}": value for key, value in trainer.average.state_dict().items()}
-    tensors |= {f"target.{key}": value for key, value in trainer.target.state_dict().items()}
     use = {"padding_mode": config.padding_mode, "iters": config.iters, "inject": config.inject}
-    about: dict[str, Any] = {"kind": EXPORT_KIND, "transformer": trainer.average.config(), **use}
-    checkpoint.export_safetensors(config.out / "aligner.safetensors", tensors, about)
+    export_aligner(config.out / "aligner.safetensors", trainer.average, trainer.target, use)
 
 
 def evaluate(config: TrainConfig, trainer: AlignmentStep, real: Tensor | None) -> Evaluation | None:
@@ -169,15 +163,15 @@ def write_report(config: TrainConfig, trainer: AlignmentStep, evaluation: Evalua
         warnings=warnings,
         samples=sample_rows(watch(trainer, config.steps)),
         configuration=plain(config),
-        commands=[*classify_command(config), ("Align pictures of your own", align_command(config))],
+        commands=[*classify_command(config), ("Align pictures of your own", align_command(config.out))],
         next_steps=["Align pictures of your own with the command below.", "Train longer with a larger --steps in a new --out."],
         **content,
     )
 
 
-def align_command(config: TrainConfig) -> str:
-    """The command that uses what was learned."""
-    return f"python -m gangealing_fast.align --checkpoint {config.out} --data YOUR_PICTURES --out aligned"
+def align_command(out: Path) -> str:
+    """The command that uses what was learned in the folder `out`."""
+    return f"python -m gangealing_fast.align --checkpoint {out} --data YOUR_PICTURES --out aligned"
 
 
 def classify_command(config: TrainConfig) -> list[tuple[str, str]]:

@@ -17,7 +17,7 @@ from gangealing_fast.alignment.schedules import learning_rate_factor, psi_at
 from gangealing_fast.models.generator import Generator
 from gangealing_fast.models.latent_target import LatentTarget
 from gangealing_fast.models.spatial_transformer import Alignment, SpatialTransformer
-from gangealing_fast.ops import bilinear_downsample, used
+from gangealing_fast.ops import used
 from gangealing_fast.optim import AdamEma
 from gangealing_fast.precision import autocast
 
@@ -84,14 +84,10 @@ class AlignmentStep:
             # The noise is drawn anew: sharing it between sample and target makes training worse (SPEC of the method).
             with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze_target):
                 target = generator.synthesize(latents)
-            target = self._small(target)
+            target = self.transformer.network_input(target)
             if not self.sample_from_full_resolution:
-                unaligned = self._small(unaligned)
+                unaligned = self.transformer.network_input(unaligned)
             return Samples(unaligned, target, transformer(unaligned, padding_mode=self.padding_mode, iters=self.iters))
-
-    def _small(self, images: Tensor) -> Tensor:
-        factor = self.generator.size // self.transformer.flow_size
-        return bilinear_downsample(images, factor) if factor > 1 else images
 
     def _assigned_samples(self, w: Tensor, unaligned: Tensor, psi: float, transformer: SpatialTransformer) -> Samples:
         """Samples `w`, `unaligned` with the cluster (and mirror) whose target each comes nearest to.
@@ -101,11 +97,12 @@ class AlignmentStep:
         """
         generator, clusters = self.generator, self.target.heads
         if not self.sample_from_full_resolution:
-            unaligned = self._small(unaligned)
+            unaligned = self.transformer.network_input(unaligned)
         options = {"padding_mode": self.padding_mode, "iters": self.iters}
         with torch.no_grad():
             noise = generator.draw_noise(w.shape[0] * clusters)
-            targets = self._small(generator.synthesize(self.target.mix_layers(w, psi, self.inject, generator.n_latent), noise))
+            latents = self.target.mix_layers(w, psi, self.inject, generator.n_latent)
+            targets = self.transformer.network_input(generator.synthesize(latents, noise))
             distances = cluster_distances(transformer, self.perceptual, unaligned, targets, flips=self.flips, **options)
             found = assign(distances, clusters)
         rows = torch.arange(w.shape[0], device=w.device) * clusters + found.cluster
@@ -113,7 +110,7 @@ class AlignmentStep:
         if torch.is_grad_enabled() and not self.freeze_target:
             blended = self.target.blend(w, psi)[rows]
             layers = [blended] * self.inject + [w] * (generator.n_latent - self.inject)
-            target = self._small(generator.synthesize(layers, [layer[rows] for layer in noise]))
+            target = self.transformer.network_input(generator.synthesize(layers, [layer[rows] for layer in noise]))
         unaligned = mirror_chosen(unaligned, found.mirrored)
         return Samples(unaligned, target, transformer(unaligned, assignment=found.cluster, **options), found)
 

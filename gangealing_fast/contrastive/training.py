@@ -22,7 +22,7 @@ from gangealing_fast.files import JsonLines
 from gangealing_fast.foreign.reading import load_generator
 from gangealing_fast.models import Generator
 from gangealing_fast.models.self_supervised import EXPORT_NAME, SelfSupervisedPerceptual
-from gangealing_fast.ops import bilinear_downsample
+from gangealing_fast.models.spatial_transformer import resize_to
 from gangealing_fast.precision import autocast, resolve
 from gangealing_fast.runs import choose_device, open_run
 
@@ -55,8 +55,7 @@ class Mixture:
         if n - real:
             with torch.no_grad():
                 samples = self.generator(torch.randn(n - real, self.generator.latent_dim, device=self.device)).float()
-            factor = self.generator.size // self.size
-            parts.append((bilinear_downsample(samples, factor) if factor > 1 else samples).clamp(-1, 1))
+            parts.append(resize_to(samples, self.size).clamp(-1, 1))
         return torch.cat(parts)
 
     def state_dict(self) -> dict[str, Any]:

@@ -15,10 +15,10 @@ from gangealing_fast.errors import UserError
 from gangealing_fast.foreign import recover, stylegan2_ada
 from gangealing_fast.foreign.pickles import Persistent, damaged, read_pickle, read_torch
 from gangealing_fast.models import ClusterClassifier, Generator, LatentTarget, SpatialTransformer
+from gangealing_fast.models.spatial_transformer import CONSTANT_BUFFERS
 
 # The first bytes of torch.save's old format: a pickled magic number.
 _OLD_TORCH = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
-_CONSTANTS = ("kernel", "kernel_horz", "kernel_vert", "one_hot", "blur_filter")
 _EXPORTS = ("generator.safetensors", "aligner.safetensors")
 
 
@@ -106,7 +106,7 @@ def _read(path: Path) -> Parts:
     if not isinstance(content, dict):
         raise ValueError("it holds no dictionary")
     if content.get("format") == checkpoint.FORMAT:
-        return _own(checkpoint.load(path), checkpoint.kind_of(path))
+        return _own(checkpoint.load(path), content["kind"])
     if "t_ema" in content or "t" in content:
         return _original(content)
     if "g_ema" in content:
@@ -134,10 +134,7 @@ def _safetensors(path: Path) -> Parts:
     target = _target(prefixed["target"]) if prefixed["target"] else None
     classifier = None
     if prefixed["classifier"]:
-        options = recover.check(about["classifier"], recover.classifier_options(prefixed["classifier"], transformer.heads))
-        classifier = ClusterClassifier(**options)
-        _load(classifier, prefixed["classifier"])
-        _frozen(classifier)
+        classifier = _classifier(prefixed["classifier"], transformer.heads, about["classifier"])
     return Parts("gangealing_fast aligner", None, None, _frozen(transformer), target, classifier, settings)
 
 
@@ -169,10 +166,7 @@ def _original(content: dict[str, Any]) -> Parts:
     mean = None if target is None else target.lat_mean[0]
     classifier = None
     if isinstance(content.get("classifier"), dict):
-        found = recover.classifier_options(content["classifier"], transformer.heads)
-        classifier = ClusterClassifier(**found)
-        _load(classifier, content["classifier"])
-        _frozen(classifier)
+        classifier = _classifier(content["classifier"], transformer.heads)
     return Parts("GANgealing (original)", generator, mean, _frozen(transformer), target, classifier, settings, options)
 
 
@@ -200,6 +194,13 @@ def _generator(state: dict[str, Tensor]) -> Generator:
     return _frozen(generator)
 
 
+def _classifier(state: dict[str, Tensor], heads: int, stated: dict[str, Any] | None = None) -> ClusterClassifier:
+    found = recover.classifier_options(state, heads)
+    classifier = ClusterClassifier(**(found if stated is None else recover.check(stated, found)))
+    _load(classifier, state)
+    return _frozen(classifier)
+
+
 def _target(state: dict[str, Tensor]) -> LatentTarget:
     target = LatentTarget(state["directions"].float(), state["lat_mean"].float(), heads=state["coefficients"].shape[0])
     target.load_state_dict(state)
@@ -209,7 +210,7 @@ def _target(state: dict[str, Tensor]) -> LatentTarget:
 def _load(module: nn.Module, state: dict[str, Tensor]) -> None:
     """Load all of `state` but filters and masks, which are constants here. Raises ValueError for anything that does not fit."""
     own = module.state_dict()
-    weights = {k: v for k, v in state.items() if k in own or k.rsplit(".", 1)[-1] not in _CONSTANTS}
+    weights = {k: v for k, v in state.items() if k in own or k.rsplit(".", 1)[-1] not in CONSTANT_BUFFERS}
     missing = sorted(own.keys() - weights.keys())
     unexpected = sorted(weights.keys() - own.keys())
     if missing or unexpected:

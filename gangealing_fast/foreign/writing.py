@@ -12,9 +12,9 @@ from torch import Tensor
 
 from gangealing_fast import checkpoint
 from gangealing_fast.errors import UserError
-from gangealing_fast.files import atomic_write, write_text
+from gangealing_fast.files import atomic_write, make_folder, write_text
 from gangealing_fast.foreign.reading import Parts
-from gangealing_fast.models import Generator, SpatialTransformer
+from gangealing_fast.models import ClusterClassifier, Generator, LatentTarget, SpatialTransformer
 from gangealing_fast.ops import blur_filter
 
 Format = Literal["safetensors", "rosinality", "original"]
@@ -99,26 +99,40 @@ def transformer_state(transformer: SpatialTransformer) -> dict[str, Tensor]:
     return state
 
 
+def export_generator(generator: Generator, path: Path, statistics: dict[str, Any], *, half: bool = True) -> None:
+    """Write generator.safetensors: the generator alone, with its configuration and `statistics` in the header."""
+    about = {"kind": "generator", "generator": generator.config(), "statistics": statistics}
+    checkpoint.export_safetensors(path, generator.state_dict(), about, half=half)
+
+
+def export_aligner(
+    path: Path,
+    transformer: SpatialTransformer,
+    target: LatentTarget | None,
+    settings: dict[str, Any],
+    classifier: ClusterClassifier | None = None,
+    *,
+    half: bool = False,
+) -> None:
+    """Write aligner.safetensors: the transformer and what there is beside it, with `settings` (how it is used) in the header."""
+    about: dict[str, Any] = {"kind": "aligner", "transformer": transformer.config(), **settings}
+    if classifier is not None:
+        about["classifier"] = classifier.config()
+    modules = {"transformer": transformer, "target": target, "classifier": classifier}
+    there = {name: module.state_dict() for name, module in modules.items() if module is not None}
+    tensors = {f"{name}.{key}": value for name, state in there.items() for key, value in state.items()}
+    checkpoint.export_safetensors(path, tensors, about, half=half)
+
+
 def _safetensors(parts: Parts, out: Path, half: bool) -> list[Path]:
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"the folder {out} cannot be made ({error.strerror}); choose another --out") from None
+    make_folder(out)
     written = []
     if parts.generator is not None:
-        about = {"kind": "generator", "generator": parts.generator.config(), "statistics": {"origin": parts.origin}}
-        checkpoint.export_safetensors(out / "generator.safetensors", parts.generator.state_dict(), about, half=half)
         written.append(out / "generator.safetensors")
+        export_generator(parts.generator, written[-1], {"origin": parts.origin}, half=half)
     if parts.transformer is not None:
-        tensors = {f"transformer.{key}": value for key, value in parts.transformer.state_dict().items()}
-        if parts.target is not None:
-            tensors |= {f"target.{key}": value for key, value in parts.target.state_dict().items()}
-        about = {"kind": "aligner", "transformer": parts.transformer.config(), **parts.settings}
-        if parts.classifier is not None:
-            tensors |= {f"classifier.{key}": value for key, value in parts.classifier.state_dict().items()}
-            about["classifier"] = parts.classifier.config()
-        checkpoint.export_safetensors(out / "aligner.safetensors", tensors, about, half=half)
         written.append(out / "aligner.safetensors")
+        export_aligner(written[-1], parts.transformer, parts.target, parts.settings, parts.classifier, half=half)
     write_text(out / "README.md", model_card(parts, half))
     return [*written, out / "README.md"]
 

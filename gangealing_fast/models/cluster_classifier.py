@@ -6,13 +6,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from gangealing_fast.models.generator import Widths
 from gangealing_fast.models.layers import EqualLinear
-from gangealing_fast.models.spatial_transformer import SpatialTransformer, Trunk
-from gangealing_fast.ops import bilinear_downsample
+from gangealing_fast.models.spatial_transformer import SpatialTransformer, Trunk, resize_to
 
 
 class ClusterClassifier(Trunk):
@@ -71,12 +69,7 @@ class ClusterClassifier(Trunk):
     def forward(self, images: Tensor) -> Tensor:
         if images.ndim != 4 or images.shape[1] != 3:
             raise ValueError(f"ClusterClassifier: images must be [N, 3, H, W], got {list(images.shape)}.")
-        height, width = images.shape[2:]
-        if height == width and height % self.size == 0:
-            images = images if height == self.size else bilinear_downsample(images, height // self.size)
-        else:
-            images = F.interpolate(images, size=(self.size, self.size), mode="bilinear", align_corners=False, antialias=True)
-        return self.to_logits(self.features(images).flatten(1))
+        return self.to_logits(self.features(resize_to(images, self.size)).flatten(1))
 
     @torch.no_grad()
     def assign(self, images: Tensor) -> tuple[Tensor, Tensor]:

@@ -27,7 +27,7 @@ from gangealing_fast.ops.flow_regularizer import flow_regularizer
 from gangealing_fast.ops.mipmap_warp import mipmap_warp
 
 FLOW_FACTOR = 8
-_CONSTANT_BUFFERS = ("kernel", "kernel_horz", "kernel_vert", "one_hot", "blur_filter")
+CONSTANT_BUFFERS = ("kernel", "kernel_horz", "kernel_vert", "one_hot", "blur_filter")
 
 
 class Alignment(NamedTuple):
@@ -75,6 +75,16 @@ def resize_grid(grid: Tensor, resolution: int) -> Tensor:
     return F.interpolate(grid.permute(0, 3, 1, 2), size=(resolution, resolution), mode="bilinear", align_corners=False).permute(
         0, 2, 3, 1
     )
+
+
+def resize_to(images: Tensor, side: int) -> Tensor:
+    """Pictures `[N, C, H, W]` at `side` x `side`: by the tent filter of `bilinear_downsample` where square and a multiple of it."""
+    height, width = images.shape[2:]
+    if height == width == side:
+        return images
+    if height == width and height % side == 0:
+        return bilinear_downsample(images, height // side)
+    return F.interpolate(images, size=(side, side), mode="bilinear", align_corners=False, antialias=True)
 
 
 class Trunk(nn.Module):
@@ -229,13 +239,7 @@ class SpatialTransformer(nn.Module):
 
     def network_input(self, images: Tensor) -> Tensor:
         """Pictures `[N, 3, H, W]` at the side the networks work at."""
-        side = self.flow_size
-        height, width = images.shape[2:]
-        if height == width == side:
-            return images
-        if height == width and height % side == 0:
-            return bilinear_downsample(images, height // side)
-        return F.interpolate(images, size=(side, side), mode="bilinear", align_corners=False, antialias=True)
+        return resize_to(images, self.flow_size)
 
     def forward(
         self,
@@ -325,5 +329,5 @@ def _drop_constant_buffers(module: nn.Module, state: dict[str, Tensor], prefix: 
     """Published checkpoints carry filters and masks that are constants here."""
     own: Mapping[str, Tensor] = module.state_dict()
     for key in [key for key in state if key.startswith(prefix)]:
-        if key.rsplit(".", 1)[-1] in _CONSTANT_BUFFERS and key[len(prefix) :] not in own:
+        if key.rsplit(".", 1)[-1] in CONSTANT_BUFFERS and key[len(prefix) :] not in own:
             del state[key]
