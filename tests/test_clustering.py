@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import pytest
 import torch
@@ -17,9 +18,9 @@ from gangealing_fast.alignment.clustering import (
     assign,
     cluster_distances,
     mirror_chosen,
-    spread_centres,
-    start_templates,
 )
+from gangealing_fast.alignment.step import AlignmentStep
+from gangealing_fast.alignment.templates import central_members, distance_matrix, split_template, spread_centres, start_templates
 from gangealing_fast.alignment.trainer import build, run
 from gangealing_fast.classify import ClassifyConfig
 from gangealing_fast.errors import UserError
@@ -91,6 +92,62 @@ def test_templates_start_as_samples_that_differ():
     )
     assert pictures.shape == (3, 3, 8, 8)
     assert torch.pdist(target.coefficients.detach()).min() > 0.1
+
+
+def test_medoids_improve_a_bad_start():
+    """Both centres begin in one group; a far outlier draws no centre away from its group."""
+    points = torch.cat([torch.linspace(0, 1, 11), torch.linspace(5, 6, 11), torch.tensor([7.5])])
+    distances = (points[:, None] - points).abs()
+    assert sorted(central_members(distances, [0, 1])) == [5, 16]
+    alike = central_members(torch.zeros(4, 4), [2, 3])
+    assert sorted(alike) == [2, 3]
+
+
+class _PixelDistance:
+    """The mean squared difference, with pictures for features."""
+
+    def features(self, x):
+        return [x]
+
+    def distance(self, features_a, features_b):
+        return (features_a[0] - features_b[0]).square().mean((1, 2, 3))
+
+
+def test_the_distance_matrix_is_that_of_all_pairs():
+    images = torch.rand(7, 3, 4, 4)
+    expected = (images[:, None] - images).square().mean((2, 3, 4))
+    torch.testing.assert_close(distance_matrix(_PixelDistance(), images, batch=3), expected)
+
+
+def test_templates_are_split_among_aligned_samples():
+    generator = Generator(16, 8, 1, channel_base=64, max_channels=8).eval().requires_grad_(False)
+    target = LatentTarget(torch.eye(8)[:4], torch.zeros(8), heads=3)
+    transformer = SpatialTransformer(("similarity",), 16, channel_base=64, max_channels=8, heads=3).requires_grad_(False)
+    transformer.stns[0].warp_head.linear.bias[1] = math.inf  # head 1's rotation: no other head may be asked
+    transformer.stns[0].warp_head.linear.bias[3] = 0.3  # head 0's scale
+    options = {"candidates": 12, "inject": 4, "padding_mode": "border", "batch": 10}
+    aligned = split_template(target, generator, transformer, _PixelDistance(), **options)
+    assert torch.pdist(target.coefficients.detach()).min() > 0.1
+    w = target.target().detach()
+    pictures = generator.synthesize([w] * 4 + [torch.zeros(3, 8)] * (generator.n_latent - 4), noise="fixed")
+    first = torch.zeros(3, dtype=torch.long)
+    torch.testing.assert_close(aligned, transformer(pictures, assignment=first, padding_mode="border").image)
+
+
+def test_every_head_starts_as_the_first():
+    transformer = SpatialTransformer(("similarity", "flow"), 32, channel_base=64, max_channels=8, heads=3).requires_grad_(False)
+    for stage in transformer.stns:
+        for parameter in stage.warp_head.parameters():
+            torch.nn.init.normal_(parameter, std=0.1)
+    images = torch.rand(2, 3, 32, 32)
+    before = transformer(images, assignment=torch.zeros(2, dtype=torch.long)).grid
+    beside = {}
+    transformer.copy_first_head(lambda parameter: [beside.setdefault(parameter, parameter.clone().mul_(2))])
+    for head in range(3):
+        assert torch.equal(transformer(images, assignment=torch.full((2,), head)).grid, before)
+    for parameter, doubled in beside.items():
+        assert torch.equal(doubled, 2 * parameter)
+    assert len(beside) == 6
 
 
 def test_a_classifier_starts_from_the_similaritys_trunk():
@@ -177,6 +234,37 @@ def test_clusters_are_trained_classified_and_used(folder, capsys):
         torch.testing.assert_close(record.image[k], alone.image[0])
     assert "perceptual distance" in capsys.readouterr().out
     assert (folder / "classified" / "report.html").exists()
+
+
+def test_one_template_first_then_split_and_resumed(folder, monkeypatch):
+    """Before the split only head 0 and no target learns; stopped just before or after it, a run ends the same."""
+    options = {"clusters": 2, "single_steps": 2, "anneal_psi": 1, "steps": 4, "snapshot": 1, "cluster_candidates": 4}
+    config = train_config(folder, **options)
+    with pytest.raises(UserError, match="--single-steps needs"):
+        build(train_config(folder, **options | {"single_steps": 4}), torch.device("cpu"))
+    run(dataclasses.replace(config, out=folder / "whole"))
+    lines = read_json_lines(folder / "whole" / "log.jsonl")
+    assert [line["cluster_1"] for line in lines[:2]] == [0, 0]
+    for steps_done in (2, 3):
+        original, calls = AlignmentStep.step, iter(range(100))
+
+        def interrupted(self, index, original=original, calls=calls, steps_done=steps_done):
+            if next(calls) == steps_done:
+                raise KeyboardInterrupt
+            return original(self, index)
+
+        stopped = dataclasses.replace(config, out=folder / f"stopped{steps_done}")
+        monkeypatch.setattr(AlignmentStep, "step", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run(stopped)
+        monkeypatch.undo()
+        if steps_done == 2:
+            saved = checkpoint.load(stopped.out / "checkpoint.pt")
+            assert not saved["target"]["coefficients"].any()
+            weight = saved["transformer"]["stns.0.warp_head.linear.weight"].unflatten(0, (4, 2))
+            assert weight[:, 0].any() and not weight[:, 1].any()
+        run(stopped)
+        assert_identical(*(checkpoint.load(out / "checkpoint.pt") for out in (folder / "whole", stopped.out)))
 
 
 def test_classify_stopped_and_resumed_equals_uninterrupted(folder, monkeypatch):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""K templates for data with several modes: where they start, and which of them suits a sample (arXiv 2112.05143, section 3.4).
+"""K templates for data with several modes: which of them suits a sample (arXiv 2112.05143, section 3.4).
 
 Classes of a sample are numbered cluster fastest, mirror slowest: class c + K means that the mirrored sample belongs to cluster c.
 """
@@ -12,9 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from gangealing_fast.models.generator import Generator
-from gangealing_fast.models.latent_target import LatentTarget
-from gangealing_fast.models.spatial_transformer import Alignment, SpatialTransformer, resize_to
+from gangealing_fast.models.spatial_transformer import Alignment, SpatialTransformer
 
 Distance = Callable[[Tensor, Tensor], Tensor]
 
@@ -116,68 +114,3 @@ def align_assigned(
         return record
     sign = torch.where(mirrored, -1.0, 1.0).to(record.grid)
     return record._replace(grid=torch.stack([record.grid[..., 0] * sign[:, None, None], record.grid[..., 1]], -1))
-
-
-@torch.no_grad()
-def spread_centres(distance_to: Callable[[int], Tensor], count: int, clusters: int, *, trials: int = 0) -> list[int]:
-    """K-means++ (Arthur and Vassilvitskii 2007) over `count` candidates: indices of `clusters` of them that lie far apart.
-
-    distance_to(i): distances `[count]` of all candidates to candidate i; it is asked once for each one tried, and only the
-    least distance so far is kept: memory does not grow with the clusters. The next centre is drawn with a probability
-    proportional to the squared distance to the nearest centre; of `trials` draws (0: 2 + log K) that one is taken which leaves the
-    least sum. Random numbers come from torch's default generator.
-    """
-    if not 1 <= clusters <= count:
-        raise ValueError(f"clusters must lie between 1 and the {count} candidates, got {clusters}.")
-    trials = trials or 2 + int(torch.tensor(float(clusters)).log().item())
-    centres = [int(torch.randint(count, ()).item())]
-    nearest = distance_to(centres[0]).double().cpu().square()
-    while len(centres) < clusters:
-        # Rounding may leave a chosen candidate a distance above zero to itself.
-        weight = nearest.clone()
-        weight[centres] = 0
-        if weight.sum() <= 0:  # all candidates are alike: any other will do
-            weight.fill_(1)
-            weight[centres] = 0
-        drawn = torch.multinomial(weight, min(trials, int((weight > 0).sum())), replacement=False).tolist()
-        tried = [torch.minimum(nearest, distance_to(index).double().cpu().square()) for index in drawn]
-        best = min(range(len(drawn)), key=lambda k: tried[k].sum().item())
-        centres.append(drawn[best])
-        nearest = tried[best]
-    return centres
-
-
-@torch.no_grad()
-def start_templates(
-    target: LatentTarget,
-    generator: Generator,
-    perceptual: Distance,
-    side: int,
-    *,
-    candidates: int = 256,
-    inject: int,
-    batch: int = 32,
-) -> Tensor:
-    """Set the K targets' coefficients to K samples that look different, and return their pictures `[K, 3, side, side]`.
-
-    Candidates are projected on the target's directions first, so that what is compared is what the targets can be; the layers
-    after `inject` get the mean latent. Memory: the candidates' pictures and one batch of features.
-    """
-    device = target.lat_mean.device
-    coefficients, pictures = [], []
-    for start in range(0, candidates, batch):
-        z = torch.randn(min(batch, candidates - start), generator.latent_dim, device=device)
-        found = (generator.map(z) - target.lat_mean) @ target.directions.T
-        w = target.lat_mean + found @ target.directions
-        mean = target.lat_mean.expand_as(w)
-        images = generator.synthesize([w] * inject + [mean] * (generator.n_latent - inject), noise="fixed")
-        coefficients.append(found)
-        pictures.append(resize_to(images, side))
-    images = torch.cat(pictures)
-
-    def distance_to(index: int) -> Tensor:
-        return torch.cat([perceptual(chunk, images[index : index + 1].expand_as(chunk)) for chunk in images.split(batch)])
-
-    chosen = spread_centres(distance_to, candidates, target.heads)
-    target.coefficients.copy_(torch.cat(coefficients)[chosen])
-    return images[chosen]

@@ -28,6 +28,9 @@ class TrainConfig:
     """Whether a sample or its mirror image is aligned, whichever comes nearer to the template."""
     cluster_candidates: int = 256
     """Among how many samples the first templates are chosen (K-means++)."""
+    single_steps: int = 0
+    """First learn so many steps to align all samples to the generator's mean; then choose the clusters' templates among aligned
+    samples, so that they differ in kind instead of pose. 0 starts with all clusters, as published."""
     held_out: int = 500
     """How many of the last pictures of --data are used."""
     transforms: Literal["similarity", "flow", "similarity,flow"] = "similarity,flow"
@@ -137,4 +140,9 @@ PRESETS["clusters"] = replace(
     clusters=3,
     keep_area=False,
     directions=32,
+    single_steps=1200,
+    anneal_psi=800,
+    period=400,
+    steps=2000,
+    freeze_target=True,
 )

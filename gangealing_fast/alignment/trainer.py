@@ -14,11 +14,11 @@ from tqdm import tqdm
 
 from gangealing_fast import checkpoint, memory
 from gangealing_fast.alignment import results
-from gangealing_fast.alignment.clustering import start_templates
 from gangealing_fast.alignment.config import ASSETS, TrainConfig
 from gangealing_fast.alignment.evaluation import Evaluation
 from gangealing_fast.alignment.schedules import ema_decay
 from gangealing_fast.alignment.step import AlignmentStep, NotFinite
+from gangealing_fast.alignment.templates import start_templates
 from gangealing_fast.errors import UserError
 from gangealing_fast.files import JsonLines
 from gangealing_fast.foreign.reading import load_generator
@@ -54,6 +54,8 @@ def build(config: TrainConfig, device: torch.device) -> AlignmentStep:
         )
     if config.clusters < 1 or config.cluster_candidates < config.clusters:
         raise UserError("--clusters must be at least 1, and --cluster-candidates no fewer")
+    if config.single_steps and (config.clusters == 1 or not config.anneal_psi <= config.single_steps < config.steps):
+        raise UserError("--single-steps needs --clusters 2 or more, and must lie between --anneal-psi and --steps")
     if config.keep_area and (config.transforms != "similarity" or config.iters != 1 or config.clusters > 1 or config.flips):
         raise UserError("--keep-area needs --transforms similarity, --iters 1, one cluster and no flips")
     if not 1 <= config.inject <= generator.n_latent:
@@ -83,7 +85,7 @@ def build(config: TrainConfig, device: torch.device) -> AlignmentStep:
     micro = config.micro_batch or max(1, min(config.batch, PIXELS_PER_PASS // generator.size**2))
     perceptual = build_perceptual(config.perceptual, **options).to(device)
     dtype = resolve(config.precision, device)
-    if config.clusters > 1:
+    if config.clusters > 1 and not config.single_steps:
         with autocast(device, dtype):
             start_templates(
                 target, generator, perceptual, config.flow_size, candidates=config.cluster_candidates, inject=config.inject
@@ -118,6 +120,8 @@ def build(config: TrainConfig, device: torch.device) -> AlignmentStep:
         flips=config.flips,
         sample_from_full_resolution=config.sample_from_full_resolution,
         dtype=dtype,
+        single_steps=config.single_steps,
+        cluster_candidates=config.cluster_candidates,
     )
 
 
@@ -249,6 +253,8 @@ def restore(saved: dict[str, Any], trainer: AlignmentStep) -> int:
         torch.set_rng_state(saved["random_state"])
         if torch.cuda.is_available() and saved["cuda_random_state"]:
             torch.cuda.set_rng_state_all(saved["cuda_random_state"])
+        # The step of that number is still to come, and begins with the split.
+        trainer.is_split = int(saved["step"]) > trainer.single_steps or trainer.is_split
         return int(saved["step"])
     except (KeyError, RuntimeError, ValueError, TypeError) as error:
         raise UserError(f"the checkpoint does not belong to these options ({str(error)[:120]}); choose another --out") from None

@@ -12,7 +12,7 @@ A grid `[N, H, W, 2]` says for every output pixel where to read the input: (x, y
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -124,6 +124,10 @@ class _SimilarityHead(nn.Module):
         nn.init.zeros_(self.linear.weight)
         nn.init.zeros_(self.linear.bias)
 
+    def separate(self) -> list[tuple[nn.Parameter, bool]]:
+        """The parameters with rows for each head, and whether a head's rows lie together (else those of one output do)."""
+        return [(self.linear.weight, False), (self.linear.bias, False)]
+
     def forward(self, x: Tensor, assignment: Tensor | None) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):
             parameters = _pick_head(self.linear(x.float()).unflatten(1, (4, self.heads)).mT, assignment)
@@ -159,6 +163,10 @@ class _FlowHead(nn.Module):
         self.flow_out = branch(2 * heads)
         self.mask_out = branch(9 * FLOW_FACTOR**2 * heads)
         nn.init.zeros_(self.flow_out[2].weight)
+
+    def separate(self) -> list[tuple[nn.Parameter, bool]]:
+        """As that of the similarity's head."""
+        return [(parameter, True) for branch in (self.flow_out, self.mask_out) for parameter in branch[2].parameters()]
 
     def forward(self, x: Tensor, assignment: Tensor | None) -> Tensor:
         hidden = self.flow_out[1](self.flow_out[0](x))
@@ -236,6 +244,17 @@ class SpatialTransformer(nn.Module):
     @property
     def flow(self) -> FlowTransformer | None:
         return self.stns[-1] if "flow" in self.transforms else None
+
+    @torch.no_grad()
+    def copy_first_head(self, beside: Callable[[nn.Parameter], Sequence[Tensor]] | None = None) -> None:
+        """Give every head the weights of head 0; likewise in the tensors `beside(parameter)` of each of the heads' parameters."""
+        for stage in self.stns:
+            for parameter, heads_first in stage.warp_head.separate():
+                shape = (self.heads, -1) if heads_first else (-1, self.heads)
+                for tensor in (parameter, *(beside(parameter) if beside is not None else ())):
+                    rows = tensor.unflatten(0, shape)
+                    rows = rows if heads_first else rows.transpose(0, 1)
+                    rows.copy_(rows[:1].clone())
 
     def network_input(self, images: Tensor) -> Tensor:
         """Pictures `[N, 3, H, W]` at the side the networks work at."""
