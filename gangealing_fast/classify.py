@@ -33,6 +33,10 @@ class ClassifyConfig:
     learning_rate: float = 1e-3
     snapshot: int = 250
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    ops: Literal["fused", "reference"] = "fused"
+    """reference: every operator as its plain definition in torch."""
+    reuse_memory: bool = True
+    """Keep freed memory for the next step instead of handing it back to the system (CPU, glibc)."""
     seed: int = 0
     threads: int = 0
     device: str = "auto"

@@ -4,30 +4,26 @@
 from __future__ import annotations
 
 import json
-import math
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from tqdm import tqdm
 
-from gangealing_fast import checkpoint
 from gangealing_fast.alignment.clustering import assign, cluster_distances
 from gangealing_fast.alignment.evaluation import evaluate_clusters, held_out
 from gangealing_fast.alignment.results import align_command, captioned_averages, print_figures, save_averages
 from gangealing_fast.data.pictures import open_pictures
 from gangealing_fast.errors import UserError
-from gangealing_fast.files import JsonLines
+from gangealing_fast.fitting import fit
 from gangealing_fast.foreign.reading import Parts, load_generator, read
 from gangealing_fast.foreign.writing import write
 from gangealing_fast.models import ClusterClassifier, Generator
 from gangealing_fast.models.perceptual import build_perceptual
 from gangealing_fast.precision import autocast, resolve
 from gangealing_fast.report.run import write_run_report
-from gangealing_fast.runs import choose_device, open_run, plain
+from gangealing_fast.runs import choose_device, open_run, plain, prepare_process
 
 if TYPE_CHECKING:
     from gangealing_fast.classify import ClassifyConfig
@@ -68,8 +64,7 @@ def recorded_options(folder: Path) -> dict[str, Any]:
 def run(config: ClassifyConfig) -> Path:
     """Train the classifier, or go on; returns the folder with the complete aligner. Raises UserError for a user's mistakes."""
     device = choose_device(config.device)
-    if config.threads > 0:
-        torch.set_num_threads(config.threads)
+    prepare_process(config)
     if config.batch < 2 or config.steps < 1 or config.snapshot < 1:
         raise UserError("--batch must be at least 2, --steps and --snapshot at least 1")
     parts, options = read(config.checkpoint), recorded_options(config.checkpoint)
@@ -90,47 +85,14 @@ def run(config: ClassifyConfig) -> Path:
     torch.manual_seed(config.seed)
     classifier = ClusterClassifier.like(teacher.transformer, flips=config.flips).to(memory_format=torch.channels_last)
     optimizer = torch.optim.Adam(classifier.parameters(), config.learning_rate, fused=True)
-    step = 0
-    if resuming and checkpoint.has_checkpoint(config.out):
-        state = checkpoint.load_latest(config.out, kind=CHECKPOINT_KIND)
-        classifier.load_state_dict(state["classifier"])
-        optimizer.load_state_dict(state["optimizer"])
-        torch.set_rng_state(state["random_state"])
-        step = state["step"]
-        print(f"resuming {config.out} at step {step} of {config.steps}")
-    sums, count, began = [0.0, 0.0], 0, time.perf_counter()
-    progress = tqdm(total=config.steps, initial=step, unit="step", desc="classify", mininterval=1.0, dynamic_ncols=True)
-    with JsonLines(config.out / "log.jsonl", resume_step=step) as log:
-        while step < config.steps:
-            for group in optimizer.param_groups:
-                group["lr"] = config.learning_rate * 0.5 * (1 + math.cos(math.pi * step / config.steps))
-            with autocast(device, dtype):
-                samples, classes = teacher.lesson(config.batch)
-                logits = classifier(samples).float()
-            loss = F.cross_entropy(logits, classes)
-            if not math.isfinite(loss.item()):
-                raise UserError(f"the loss is {loss.item()} at step {step}: lower --learning-rate or use --precision float32")
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
-            step += 1
-            sums[0] += loss.item()
-            sums[1] += (logits.argmax(1) == classes).float().mean().item()
-            count += 1
-            progress.update()
-            if step % config.snapshot == 0 or step == config.steps:
-                line = {"step": step, "loss": sums[0] / count, "accuracy": sums[1] / count, "seconds": time.perf_counter() - began}
-                sums, count = [0.0, 0.0], 0
-                state = {
-                    "step": step,
-                    "classifier": classifier.state_dict(),
-                    "optimizer": optimizer.state_dict(),
-                    "random_state": torch.get_rng_state(),
-                }
-                checkpoint.save_latest(config.out, state, kind=CHECKPOINT_KIND)
-                log.append(line)
-                progress.set_postfix(loss=f"{line['loss']:.3f}", accuracy=f"{line['accuracy']:.2f}")
-    progress.close()
+
+    def lesson() -> tuple[Tensor, float]:
+        with autocast(device, dtype):
+            samples, classes = teacher.lesson(config.batch)
+            logits = classifier(samples).float()
+        return F.cross_entropy(logits, classes), (logits.argmax(1) == classes).float().mean().item()
+
+    fit(config, CHECKPOINT_KIND, optimizer, {"classifier": classifier}, lesson, "accuracy", resuming=resuming)
     parts.classifier, parts.generator = classifier.eval().requires_grad_(False).cpu(), None
     parts.transformer.cpu()
     write(parts, config.out, "safetensors")

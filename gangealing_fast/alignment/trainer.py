@@ -140,6 +140,8 @@ def learn_perceptual(config: TrainConfig) -> Path:
         size=max(16, config.flow_size),
         steps=config.perceptual_steps,
         mirror=not config.digit,
+        ops=config.ops,
+        reuse_memory=config.reuse_memory,
         seed=config.seed,
         threads=config.threads,
         device=config.device,

@@ -3,28 +3,24 @@
 
 from __future__ import annotations
 
-import math
-import time
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
-from gangealing_fast import checkpoint
 from gangealing_fast.contrastive.config import ContrastConfig
 from gangealing_fast.contrastive.views import contrastive_loss, random_view
 from gangealing_fast.data.pictures import Pictures, open_pictures, to_float
 from gangealing_fast.data.sampler import InfiniteSampler
 from gangealing_fast.errors import UserError
-from gangealing_fast.files import JsonLines
+from gangealing_fast.fitting import fit
 from gangealing_fast.foreign.reading import load_generator
 from gangealing_fast.models import Generator
 from gangealing_fast.models.self_supervised import EXPORT_NAME, SelfSupervisedPerceptual
 from gangealing_fast.models.spatial_transformer import resize_to
 from gangealing_fast.precision import autocast, resolve
-from gangealing_fast.runs import choose_device, open_run
+from gangealing_fast.runs import choose_device, open_run, prepare_process
 
 CHECKPOINT_KIND = "contrast"
 PROJECTION = 64
@@ -69,8 +65,7 @@ class Mixture:
 def run(config: ContrastConfig) -> Path:
     """Learn, or go on learning; returns the exported file. Raises UserError for a user's mistakes."""
     device = choose_device(config.device)
-    if config.threads > 0:
-        torch.set_num_threads(config.threads)
+    prepare_process(config)
     if config.batch < 4 or config.steps < 1 or config.snapshot < 1 or config.size < 16:
         raise UserError("--batch must be at least 4, --steps and --snapshot at least 1, --size at least 16")
     dtype = resolve(config.precision, device)
@@ -83,54 +78,18 @@ def run(config: ContrastConfig) -> Path:
     layers = (nn.BatchNorm1d(width), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, PROJECTION))
     projection = nn.Sequential(*layers).to(device)
     optimizer = torch.optim.Adam([*network.parameters(), *projection.parameters()], config.learning_rate, fused=True)
-    step = 0
-    if resuming and checkpoint.has_checkpoint(config.out):
-        state = checkpoint.load_latest(config.out, kind=CHECKPOINT_KIND)
-        network.load_state_dict(state["network"])
-        projection.load_state_dict(state["projection"])
-        optimizer.load_state_dict(state["optimizer"])
-        source.load_state_dict(state["source"])
-        torch.set_rng_state(state["random_state"])
-        step = state["step"]
-        print(f"resuming {config.out} at step {step} of {config.steps}")
-    sums, count, began = [0.0, 0.0], 0, time.perf_counter()
-    progress = tqdm(total=config.steps, initial=step, unit="step", desc="contrast", mininterval=1.0, dynamic_ncols=True)
-    with JsonLines(config.out / "log.jsonl", resume_step=step) as log:
-        while step < config.steps:
-            for group in optimizer.param_groups:
-                group["lr"] = config.learning_rate * 0.5 * (1 + math.cos(math.pi * step / config.steps))
-            images = source.next(config.batch)
-            with autocast(device, dtype):
-                first, second = (
-                    projection(network.embedding(random_view(images, mirror=config.mirror))).float() for _ in range(2)
-                )
-            loss = contrastive_loss(first, second, config.temperature)
-            if not math.isfinite(loss.item()):
-                raise UserError(f"the loss is {loss.item()} at step {step}: lower --learning-rate or use --precision float32")
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
-            step += 1
-            sums[0] += loss.item()
-            sums[1] += found_partner(first.detach(), second.detach())
-            count += 1
-            progress.update()
-            if step % config.snapshot == 0 or step == config.steps:
-                line = {"step": step, "loss": sums[0] / count, "found": sums[1] / count, "seconds": time.perf_counter() - began}
-                sums, count = [0.0, 0.0], 0
-                network.export(config.out / EXPORT_NAME, {key: line[key] for key in ("step", "loss", "found")})
-                state = {
-                    "step": step,
-                    "network": network.state_dict(),
-                    "projection": projection.state_dict(),
-                    "optimizer": optimizer.state_dict(),
-                    "source": source.state_dict(),
-                    "random_state": torch.get_rng_state(),
-                }
-                checkpoint.save_latest(config.out, state, kind=CHECKPOINT_KIND)
-                log.append(line)
-                progress.set_postfix(loss=f"{line['loss']:.3f}", found=f"{line['found']:.2f}")
-    progress.close()
+
+    def lesson() -> tuple[Tensor, float]:
+        images = source.next(config.batch)
+        with autocast(device, dtype):
+            first, second = (projection(network.embedding(random_view(images, mirror=config.mirror))).float() for _ in range(2))
+        return contrastive_loss(first, second, config.temperature), found_partner(first.detach(), second.detach())
+
+    def export(line: dict[str, float]) -> None:
+        network.export(config.out / EXPORT_NAME, {key: line[key] for key in ("step", "loss", "found")})
+
+    parts = {"network": network, "projection": projection, "source": source}
+    fit(config, CHECKPOINT_KIND, optimizer, parts, lesson, "found", resuming=resuming, exported=export)
     return config.out / EXPORT_NAME
 
 
