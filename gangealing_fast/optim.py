@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Adam that keeps the running average of the weights in the same pass (`ops.adam_ema`)."""
+"""Optimisers that keep the running average of the weights: Adam in the same pass (`ops.adam_ema`), and RMSProp."""
 
 from __future__ import annotations
 
@@ -95,3 +95,39 @@ class AdamEma(torch.optim.Adam):
             state["exp_avg"] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
             state["exp_avg_sq"] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
         return state
+
+
+class RmsPropEma(torch.optim.RMSprop):
+    """`torch.optim.RMSprop`, which also updates running averages of its parameters; its state dict is that of RMSprop.
+
+    Args:
+        params, lr, alpha, eps: as in torch. averages, decay: as in `AdamEma`.
+
+    Raises:
+        ValueError: averages and parameters are not equally many.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float = 1e-3,
+        alpha: float = 0.99,
+        eps: float = 1e-8,
+        *,
+        averages: Iterable[Tensor] | None = None,
+        decay: float = 0.999,
+    ) -> None:
+        super().__init__(params, lr, alpha, eps)
+        self._followed = [parameter for group in self.param_groups for parameter in group["params"]] if averages is not None else []
+        self._averages = [average.detach() for average in averages or ()]
+        if len(self._averages) != len(self._followed):
+            raise ValueError(f"RmsPropEma: there are {len(self._followed)} parameters but {len(self._averages)} averages.")
+        self._decay = decay
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None, *, decay: float | None = None) -> Any:
+        """Update all parameters that have a gradient, and the averages of all parameters."""
+        loss = super().step(closure)
+        if self._followed:
+            torch._foreach_lerp_(self._averages, self._followed, 1 - (self._decay if decay is None else decay))
+        return loss

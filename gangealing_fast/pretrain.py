@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`python -m gangealing_fast.pretrain`: train a StyleGAN2 generator on a folder, a tar or MNIST digits."""
+"""`python -m gangealing_fast.pretrain`: train a generator on a folder, a tar or MNIST digits, by any adversarial objective."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ def main() -> None:
         from gangealing_fast.adversarial.pretraining import run
 
         generator = run(config)
-        print(f"samples, log and checkpoint are in {config.out}; the best generator is {generator}")
-        print(f"next: python -m gangealing_fast.train --generator {generator} --data {config.data} --out runs/align")
+        print(f"samples, report, log and checkpoint are in {config.out}; the best generator is {generator}")
+        if config.architecture == "stylegan2":
+            print(f"next: python -m gangealing_fast.train --generator {generator} --data {config.data} --out runs/align")
 
     run_command(command)
 

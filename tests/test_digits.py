@@ -153,9 +153,12 @@ def test_heldout_digits_are_mnists_test_digits():
 
 def test_training_digits():
     folder = shared("data", "mnist")
-    images = digits.training_digits(folder, (3,))
+    images, classes = digits.training_digits(folder, (3,))
     assert images.shape == (6131, 28, 28) and images.dtype == torch.uint8
-    assert torch.equal(images, digits.training_digits(folder / "train-images-idx3-ubyte.gz", (3,)))
+    assert classes.dtype == torch.int64 and not classes.any()
+    assert torch.equal(images, digits.training_digits(folder / "train-images-idx3-ubyte.gz", (3,))[0])
+    both, classes = digits.training_digits(folder, (7, 3))
+    assert torch.equal(both[classes == 1], images) and (classes == 0).sum() == len(both) - len(images)
     held = {image.numpy().tobytes() for image in digits.load_heldout_digits((3,)).images}
     assert not held & {image.numpy().tobytes() for image in images}
 

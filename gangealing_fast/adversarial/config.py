@@ -7,10 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+ObjectiveName = Literal[
+    "minimax", "nonsaturating", "hinge", "lsgan", "lsgan-01", "wgan", "wgan-gp", "dragan", "ebgan", "began"
+]
+
 
 @dataclass(frozen=True)
 class PretrainConfig:
-    """Train a StyleGAN2 generator on your pictures. Kill it whenever you like: the same command resumes to the same numbers."""
+    """Train a generator on your pictures. Kill it whenever you like: the same command resumes to the same numbers."""
 
     data: Path
     """A folder of pictures, a .tar of pictures, or (with --digit) the folder of MNIST's IDX files."""
@@ -31,14 +35,29 @@ class PretrainConfig:
     channel_base: int = 4096
     """A resolution r has min(max_channels, channel_base / r) channels."""
     max_channels: int = 256
+    architecture: Literal["stylegan2", "dcgan"] = "stylegan2"
+    """dcgan: plain convolutional networks, to study objectives with; the aligner needs the styles of stylegan2."""
     discriminator: Literal["stylegan2", "projected"] = "stylegan2"
-    """stylegan2: a critic from scratch. projected: a critic on frozen EfficientNet features (experimental: docs/results.md)."""
-    objective: Literal["nonsaturating", "hinge"] = "nonsaturating"
-    generator_learning_rate: float = 0.002
-    critic_learning_rate: float = 0.002
-    r1: float = 1.0
-    """Weight gamma of the R1 penalty; 0 for none (the projected critic is normalised spectrally instead)."""
+    """stylegan2: a critic from scratch, of the kind that --architecture and --objective ask for. projected: a critic on frozen
+    EfficientNet features (experimental: docs/results.md)."""
+    objective: ObjectiveName = "nonsaturating"
+    """What the two networks play for: docs/objectives.md."""
+    objective_options: tuple[str, ...] = ()
+    """Constants of the objective as NAME=NUMBER, for example weight=0.1."""
+    critic_steps: int = 0
+    """Updates of the critic for one of the generator; 0: as the objective has it."""
+    conditional: bool = False
+    """Give both networks the class of each picture (with --digit and --architecture dcgan)."""
+    critic_norm: Literal["auto", "batch", "layer", "none"] = "auto"
+    """Normalisation in the critic of dcgan; auto: batch, or layer where gradients at single samples are penalised."""
+    generator_learning_rate: float | None = None
+    """None: 0.002 for stylegan2, the objective's own for dcgan."""
+    critic_learning_rate: float | None = None
+    r1: float | None = None
+    """Weight gamma of the R1 penalty, 0 for none. None: 1 for stylegan2 where the objective does not hold its critic by itself."""
     r1_interval: int = 16
+    path_length: float = 0.0
+    """Weight of StyleGAN2's path-length regularisation (2 there), every fourth step; 0 for none."""
     style_mixing: float = 0.9
     augment: Literal["adaptive", "fixed", "none"] = "adaptive"
     """adaptive: probability steered by the critic's overconfidence. fixed: always --augment-p."""

@@ -17,9 +17,10 @@ from gangealing_fast.errors import UserError
 
 
 class Source(Protocol):
-    """`next(n)`: the next pictures `[n, 3, S, S]`; `fixed(n)`: batches of the same n pictures every time, for scores."""
+    """`next(n)`: the next pictures `[n, 3, S, S]` and their classes `[n]`, None where unknown; `fixed(n)`: batches of the same n
+    pictures every time, for scores."""
 
-    def next(self, n: int) -> Tensor: ...
+    def next(self, n: int) -> tuple[Tensor, Tensor | None]: ...
     def fixed(self, n: int) -> Iterator[Tensor]: ...
     def summary(self) -> str: ...
     def state_dict(self) -> dict[str, Any]: ...
@@ -33,11 +34,11 @@ class PictureSource:
         self.pictures, self.mirror = pictures, mirror
         self.sampler = InfiniteSampler(len(pictures), seed)
 
-    def next(self, n: int) -> Tensor:
+    def next(self, n: int) -> tuple[Tensor, None]:
         images = to_float(self.pictures.batch(self.sampler.next(n)))
         if self.mirror:
             images = torch.where(torch.rand(n, 1, 1, 1) < 0.5, images.flip(3), images)
-        return images
+        return images, None
 
     def fixed(self, n: int) -> Iterator[Tensor]:
         order = InfiniteSampler(len(self.pictures), 0).next(min(n, len(self.pictures)))
@@ -57,12 +58,13 @@ class PictureSource:
 class WarpedDigitSource:
     """MNIST digits of some classes, each time under a new random similarity warp."""
 
-    def __init__(self, images: Tensor, digits: Sequence[int], seed: int) -> None:
-        self.images, self.digits = images, digits
+    def __init__(self, images: Tensor, classes: Tensor, digits: Sequence[int], seed: int) -> None:
+        self.images, self.classes, self.digits = images, classes, digits
         self.sampler = InfiniteSampler(len(images), seed)
 
-    def next(self, n: int) -> Tensor:
-        return warp_digits(self.images[self.sampler.next(n)], random_similarity(n))
+    def next(self, n: int) -> tuple[Tensor, Tensor]:
+        indices = self.sampler.next(n)
+        return warp_digits(self.images[indices], random_similarity(n)), self.classes[indices]
 
     def fixed(self, n: int) -> Iterator[Tensor]:
         order = InfiniteSampler(len(self.images), 0).next(n)
@@ -90,4 +92,4 @@ def open_source(config: PretrainConfig) -> Source:
         return PictureSource(pictures, config.seed, config.mirror)
     if config.size != 32:
         raise UserError(f"--digit trains at 32x32, got --size {config.size}")
-    return WarpedDigitSource(training_digits(config.data, config.digit), config.digit, config.seed)
+    return WarpedDigitSource(*training_digits(config.data, config.digit), config.digit, config.seed)

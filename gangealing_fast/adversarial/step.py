@@ -1,85 +1,157 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One adversarial training step: critic, lazy R1, generator, running average."""
+"""One adversarial training step for any generator, critic and objective: critic, penalties, generator, running average."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
 from gangealing_fast.adversarial.augment import Augmentation
-from gangealing_fast.adversarial.objectives import Objective
-from gangealing_fast.adversarial.penalties import r1_penalty
+from gangealing_fast.adversarial.objectives import Objective, Output, Side
+from gangealing_fast.adversarial.objectives.record import scales
+from gangealing_fast.adversarial.penalties import path_length_penalty, path_lengths, r1_penalty
 from gangealing_fast.models.generator import Generator
-from gangealing_fast.optim import AdamEma
+from gangealing_fast.optim import AdamEma, RmsPropEma
 from gangealing_fast.precision import autocast
+
+
+def _flat(output: Output) -> Tensor:
+    """All numbers of all scales in one row."""
+    return torch.cat([scale.flatten() for scale in scales(output)])
 
 
 @dataclass
 class AdversarialStep:
     """What one step needs; `critic_step` and `generator_step` change the networks in place.
 
+    sample(n, labels): n samples of the generator, `[n, ...]`, made from the classes `labels` `[n]` or None. critic: samples, and
+    labels where there are any, → what `objective` needs. augmentation: what the critic sees of either side; None for all as it is.
     dtype: what the networks compute in (weights and optimisers stay float32). r1: gamma of R1, 0 for none, applied every
-    `r1_interval` steps with its weight multiplied accordingly (lazy regularisation, StyleGAN2 section 3.1).
-    style_mixing: probability that the later layers get the latent of a second sample (StyleGAN section 3.1).
+    `r1_interval` steps with its weight multiplied accordingly (lazy regularisation, StyleGAN2 section 3.1). path_length: weight of
+    StyleGAN2's path-length regularisation every `path_interval` updates of the generator, 0 for none.
+    state, path_mean, critic_count and generator_count are what a resumed run needs beside networks and optimisers.
     """
 
-    generator: Generator
+    generator: nn.Module
     critic: nn.Module
-    generator_optimizer: AdamEma
+    generator_optimizer: AdamEma | RmsPropEma
     critic_optimizer: torch.optim.Optimizer
     objective: Objective
-    augmentation: Augmentation
+    sample: Callable[[int, Tensor | None], Tensor]
+    augmentation: Augmentation | None = None
     dtype: torch.dtype = torch.float32
-    r1: float = 1.0
+    r1: float = 0.0
     r1_interval: int = 16
-    style_mixing: float = 0.9
+    path_length: float = 0.0
+    path_interval: int = 4
+    state: dict[str, float] = field(default_factory=dict)
+    path_mean: float = 0.0
+    critic_count: int = 0
+    generator_count: int = 0
+    _real: Side | None = None
 
-    def sample(self, n: int) -> Tensor:
-        """Pictures `[n, 3, size, size]` of random latents, with style mixing."""
-        generator = self.generator
-        device = generator.input.input.device
-        w = generator.map(torch.randn(2 * n, generator.latent_dim, device=device))
-        cut = generator.n_latent
-        if torch.rand(()).item() < self.style_mixing:
-            cut = int(torch.randint(1, generator.n_latent, ()).item())
-        return generator.synthesize([w[:n]] * cut + [w[n:]] * (generator.n_latent - cut))
+    def __post_init__(self) -> None:
+        if not self.state:
+            self.state = dict(self.objective.state or {})
 
-    def critic_step(self, real: Tensor, step: int) -> dict[str, float]:
-        """Improve the critic on real pictures `[N, 3, H, W]` and as many samples."""
-        device = real.device
+    def state_dict(self) -> dict[str, object]:
+        """Plain numbers that `load_state_dict` takes back."""
+        names = ("path_mean", "critic_count", "generator_count")
+        return {"state": dict(self.state)} | {name: getattr(self, name) for name in names}
+
+    def load_state_dict(self, state: dict[str, object]) -> None:
+        """Go on where `state_dict` was taken, after a generator step."""
+        for name, value in state.items():
+            setattr(self, name, dict(value) if isinstance(value, dict) else value)
+
+    def _seen(self, samples: Tensor) -> Tensor:
+        return samples if self.augmentation is None else self.augmentation(samples)
+
+    def _judge(self, samples: Tensor, labels: Tensor | None) -> Output:
+        return self.critic(samples) if labels is None else self.critic(samples, labels)
+
+    def critic_step(self, real: Tensor, labels: Tensor | None = None) -> dict[str, float]:
+        """Improve the critic on real samples `[N, ...]`, with their classes `[N]` if any, and on as many generated ones."""
+        objective, device = self.objective, real.device
         self.critic.requires_grad_(True)
         with autocast(device, self.dtype):
             with torch.no_grad():
-                fake = self.sample(real.shape[0])
-            real_logits = self.critic(self.augmentation(real))
-            fake_logits = self.critic(self.augmentation(fake))
-            loss = self.objective.critic(real_logits, fake_logits)
+                fake = self.sample(real.shape[0], labels)
+            real_seen, fake_seen = self._seen(real), self._seen(fake)
+            sides = (
+                Side(real_seen, self._judge(real_seen, labels), labels),
+                Side(fake_seen, self._judge(fake_seen, labels), labels),
+            )
+            loss = objective.critic(*sides, self.state)
+            statistics = {"critic": loss.item()}
+            if objective.regulariser is not None:
+                penalty = objective.regulariser(lambda samples: self._judge(samples, labels), *sides)
+                loss = loss + penalty
+                statistics["penalty"] = penalty.item()
         self.critic_optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        statistics = {
-            "critic": loss.item(),
-            "real_sign": real_logits.detach().sign().mean().item(),
-            "fake_sign": fake_logits.detach().sign().mean().item(),
-        }
-        if self.r1 > 0 and step % self.r1_interval == 0:
-            images = self.augmentation(real).detach().requires_grad_(True)
+        with torch.no_grad():
+            statistics |= self._judgement(*sides)
+        if self.r1 > 0 and self.critic_count % self.r1_interval == 0:
+            images = self._seen(real).detach().requires_grad_(True)
             with autocast(device, self.dtype):
-                penalty = r1_penalty(self.critic(images), images)
+                penalty = r1_penalty(_flat(self._judge(images, labels)), images)
             (penalty * (0.5 * self.r1 * self.r1_interval)).backward()
             statistics["r1"] = penalty.item()
         self.critic_optimizer.step()
-        self.augmentation.adapt(real_logits.detach())
+        if objective.post_step is not None:
+            objective.post_step(self.critic)
+        if self.augmentation is not None and objective.boundary is not None:
+            self.augmentation.adapt(_flat(sides[0].output).detach() - objective.boundary)
+        self.critic_count += 1
+        self._real = sides[0].detached()
         return statistics
 
-    def generator_step(self, n: int, decay: float) -> dict[str, float]:
-        """Improve the generator on n samples; its running average keeps the share `decay`."""
+    def _judgement(self, real: Side, fake: Side) -> dict[str, float]:
+        objective, statistics = self.objective, {}
+        if objective.boundary is not None:
+            statistics = {
+                name: (_flat(side.output) - objective.boundary).sign().mean().item()
+                for name, side in (("real_sign", real), ("fake_sign", fake))
+            }
+        if objective.statistics is not None:
+            statistics |= objective.statistics(real, fake, self.state)
+        return statistics
+
+    def generator_step(self, n: int, decay: float, labels: Tensor | None = None) -> dict[str, float]:
+        """Improve the generator on n samples, made from the classes `labels` `[n]` if any; its running average keeps `decay`."""
         self.critic.requires_grad_(False)
-        with autocast(self.generator.input.input.device, self.dtype):
-            logits = self.critic(self.augmentation(self.sample(n)))
-            loss = self.objective.generator(logits)
+        device = next(self.generator.parameters()).device
+        with autocast(device, self.dtype):
+            seen = self._seen(self.sample(n, labels))
+            fake = Side(seen, self._judge(seen, labels), labels)
+            loss = self.objective.generator(fake, self.state)
         self.generator_optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        statistics = {"generator": loss.item()}
+        if self.path_length > 0 and self.generator_count % self.path_interval == 0:
+            statistics |= self._straighten(max(1, n // 2))
         self.generator_optimizer.step(decay=decay)
-        return {"generator": loss.item()}
+        self.generator_count += 1
+        if self.objective.update is not None and self._real is not None:
+            with torch.no_grad():
+                self.state = dict(self.objective.update(self.state, self._real, fake.detached()))
+        return statistics
+
+    def _straighten(self, n: int) -> dict[str, float]:
+        """Add the gradient of the path-length penalty on n samples."""
+        generator = self.generator
+        if not isinstance(generator, Generator):
+            raise TypeError("path-length regularisation needs the StyleGAN2 generator")
+        device = generator.input.input.device
+        with autocast(device, self.dtype):
+            w = generator.map(torch.randn(n, generator.latent_dim, device=device))
+            w = w[:, None].expand(-1, generator.n_latent, -1)
+            lengths = path_lengths(generator.synthesize(w), w)
+        penalty, mean = path_length_penalty(lengths, torch.tensor(self.path_mean))
+        self.path_mean = mean.item()
+        (penalty * (self.path_length * self.path_interval)).backward()
+        return {"path_penalty": penalty.item(), "path_length": lengths.mean().item()}

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, grid_sample, pad
 
-from gangealing_fast.data.mnist import find_images, read_images
+from gangealing_fast.data.mnist import find_images, labels_path, read_idx, read_images
 from gangealing_fast.data.pictures import to_uint8
 from gangealing_fast.errors import UserError
 
@@ -178,21 +178,25 @@ def load_heldout_digits(classes: Sequence[int] | None = None, limit: int | None 
     return HeldOutDigits(stored.images[chosen], stored.labels[chosen], stored.ids[chosen], stored.attribution)
 
 
-def training_digits(source: str | os.PathLike[str], digits: Sequence[int] | None = None) -> Tensor:
-    """MNIST's training digits of some classes, in the file's order, uint8 `[M, 28, 28]`.
+def training_digits(source: str | os.PathLike[str], digits: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """MNIST's training digits of some classes, in the file's order.
 
     Args:
         source: the folder with MNIST's original files, or the path of an images file (its labels beside it).
-        digits: the classes; None takes all ten.
+        digits: the classes.
+
+    Returns:
+        Images, uint8 `[M, 28, 28]`, and where in `digits` the class of each stands, int64 `[M]`.
 
     Raises:
         UserError: files missing, damaged or not 28x28, or a class does not occur.
     """
     path = find_images(source, "train") if Path(source).is_dir() else Path(source)
-    images, _ = read_images(path, labels=digits)
+    images, positions = read_images(path, labels=digits)
     if images.shape[1:] != (28, 28):
         raise UserError(f"{path} holds images of {images.shape[1]}x{images.shape[2]}, but digits of 28x28 are needed")
-    return torch.from_numpy(images)
+    classes = torch.from_numpy(read_idx(labels_path(path), dimensions=1)[positions].astype(numpy.int64))
+    return torch.from_numpy(images), (classes[:, None] == torch.tensor(list(digits))).int().argmax(1)
 
 
 class WarpedDigits:

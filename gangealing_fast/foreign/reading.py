@@ -19,6 +19,7 @@ from gangealing_fast.models.spatial_transformer import CONSTANT_BUFFERS
 
 # The first bytes of torch.save's old format: a pickled magic number.
 _OLD_TORCH = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
+NO_STYLES = "its DCGAN generator has no styles to align by; train one with pretrain --architecture stylegan2"
 _EXPORTS = ("generator.safetensors", "aligner.safetensors")
 
 
@@ -121,6 +122,8 @@ def _safetensors(path: Path) -> Parts:
         generator = Generator(**recover.check(about["generator"], recover.generator_options(tensors)))
         _load(generator, tensors)
         return Parts("gangealing_fast generator", _frozen(generator), options=about.get("statistics", {}))
+    if about.get("kind") == "dcgan":
+        raise ValueError(NO_STYLES)
     if about.get("kind") != "aligner":
         return Parts("safetensors", _generator(tensors))
     prefixed: dict[str, dict[str, Tensor]] = {"transformer": {}, "target": {}, "classifier": {}}
@@ -140,6 +143,8 @@ def _safetensors(path: Path) -> Parts:
 
 def _own(state: dict[str, Any], kind: str) -> Parts:
     if kind == "pretrain":
+        if "mapping_layers" not in state["config"]:
+            raise ValueError(NO_STYLES)
         generator = Generator(**state["config"])
         generator.load_state_dict(state["average"])
         return Parts("gangealing_fast pretrain checkpoint", _frozen(generator))

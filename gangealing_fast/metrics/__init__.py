@@ -21,10 +21,12 @@ from gangealing_fast.metrics.alignment import (
 from gangealing_fast.metrics.clusters import cluster_purity
 from gangealing_fast.metrics.distribution import (
     FeatureStatistics,
+    batch_diversity,
     fid,
     frechet_distance,
     gather_features,
     gather_statistics,
+    kernel_distance,
     precision_recall,
 )
 from gangealing_fast.metrics.health import WarpHealth, folded_share, identity_grid, inspect_warps, relative_areas
@@ -40,6 +42,7 @@ __all__ = [
     "FeatureStatistics",
     "WarpHealth",
     "average_image",
+    "batch_diversity",
     "before_after",
     "binary_entropy",
     "cluster_purity",
@@ -54,6 +57,7 @@ __all__ = [
     "ink_kept",
     "inspect_warps",
     "invert_matrix",
+    "kernel_distance",
     "laplacian_variance",
     "mean_pairwise_distance",
     "object_frame_points",

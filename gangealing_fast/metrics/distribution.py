@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Distances between two sets of pictures in a feature space: Fréchet distance, precision and recall."""
+"""Distances between two sets of pictures in a feature space: Fréchet and kernel distance, precision, recall, diversity."""
 
 from __future__ import annotations
 
@@ -123,6 +123,42 @@ def fid(
         x if isinstance(x, FeatureStatistics) else gather_statistics(embedding, x, batch) for x in (images_a, images_b)
     )
     return frechet_distance(first, second)
+
+
+def kernel_distance(real: Tensor, fake: Tensor, block: int = 1000) -> float:
+    """Squared maximum mean discrepancy (KID) of features `[N, D]` and `[M, D]` under the kernel (x · y / D + 1)³.
+
+    Binkowski et al. 2018 (arXiv 1801.01401), section 3.1: the unbiased estimate, so that it may be negative and, unlike the Fréchet
+    distance, does not depend on how many pictures there are; the mean over consecutive blocks of `block` rows of both. Raises
+    ValueError for fewer than two rows.
+    """
+    count = min(real.shape[0], fake.shape[0])
+    if count < 2:
+        raise ValueError(f"a kernel distance needs at least two feature vectors of each set, got {count}")
+    size = min(block, count)
+    starts = range(0, count - size + 1, size)
+    return sum(_mmd(real[start : start + size].double(), fake[start : start + size].double()) for start in starts) / len(starts)
+
+
+def _mmd(x: Tensor, y: Tensor) -> float:
+    n, width = x.shape
+    within_x, within_y, across = (((a @ b.T) / width + 1) ** 3 for a, b in ((x, x), (y, y), (x, y)))
+    pairs = n * (n - 1)
+    within = (within_x.sum() - within_x.diagonal().sum() + within_y.sum() - within_y.diagonal().sum()) / pairs
+    return float(within - 2 * across.mean())
+
+
+def batch_diversity(features: Tensor, batch: int = 64) -> float:
+    """Mean Euclidean distance between two different samples of one batch, over all pairs of all full batches of `[N, D]`.
+
+    Compare it with that of real features: a generator that collapses has a lower one. Raises ValueError for fewer than two rows.
+    """
+    batch = min(batch, features.shape[0])
+    if batch < 2:
+        raise ValueError(f"diversity needs at least two feature vectors, got {features.shape[0]}")
+    whole = features[: features.shape[0] // batch * batch].double().reshape(-1, batch, features.shape[1])
+    distances = torch.cdist(whole, whole, compute_mode="donot_use_mm_for_euclid_dist")
+    return float(distances.sum() / (whole.shape[0] * batch * (batch - 1)))
 
 
 def precision_recall(real: Tensor, fake: Tensor, neighbours: int = 3) -> tuple[float, float]:

@@ -7,7 +7,10 @@ import importlib
 
 _EXPORTS = {
     "Alignment": "spatial_transformer",
+    "Autoencoder": "dcgan",
     "ClusterClassifier": "cluster_classifier",
+    "DcganCritic": "dcgan",
+    "DcganGenerator": "dcgan",
     "Discriminator": "discriminator",
     "EfficientNetPerceptual": "efficientnet",
     "Generator": "generator",

@@ -22,10 +22,20 @@ def minibatch_deviation(x: Tensor, group: int = 4) -> Tensor:
 
 
 class Discriminator(nn.Module):
-    """Pictures `[N, 3, size, size]` in [-1, 1] → logits `[N]`; arguments as `Generator`."""
+    """Pictures `[N, 3, size, size]` in [-1, 1] → logits `[N]`, or `[N, outputs]` where outputs is more than 1.
+
+    group: over how many samples the standard deviation goes; 1 judges each sample for itself. Other arguments as `Generator`.
+    """
 
     def __init__(
-        self, size: int, channel_multiplier: float = 2.0, *, max_channels: int = 512, channel_base: int | None = None
+        self,
+        size: int,
+        channel_multiplier: float = 2.0,
+        *,
+        max_channels: int = 512,
+        channel_base: int | None = None,
+        outputs: int = 1,
+        group: int = 4,
     ) -> None:
         super().__init__()
         widths = Widths(channel_multiplier, max_channels, channel_base)
@@ -35,10 +45,10 @@ class Discriminator(nn.Module):
             blocks.append(ResBlock(widths.at(resolution), widths.at(resolution // 2)))
             resolution //= 2
         top = widths.at(4)
-        self.size = size
+        self.size, self.outputs, self.group = size, outputs, group
         self.convs = nn.Sequential(*blocks)
         self.final_conv = ConvLayer(top + 1, top, 3)
-        self.final_linear = nn.Sequential(EqualLinear(top * 16, top, activation=True), EqualLinear(top, 1))
+        self.final_linear = nn.Sequential(EqualLinear(top * 16, top, activation=True), EqualLinear(top, outputs))
 
     def forward(self, images: Tensor) -> Tensor:
         if images.dim() != 4 or images.shape[1:] != (3, self.size, self.size):
@@ -46,5 +56,6 @@ class Discriminator(nn.Module):
         x = self.convs(images.contiguous(memory_format=activation_format()))
         # What tells samples of one batch apart may be small beside the features: float32 keeps it.
         with torch.autocast(x.device.type, enabled=False):
-            x = self.final_conv(minibatch_deviation(x.to(self.final_conv[0].weight.dtype)))
-            return self.final_linear(x.flatten(1)).squeeze(1)
+            x = self.final_conv(minibatch_deviation(x.to(self.final_conv[0].weight.dtype), self.group))
+            x = self.final_linear(x.flatten(1))
+            return x.squeeze(1) if self.outputs == 1 else x

@@ -1,0 +1,230 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The networks and optimisers that options name: generators and critics of either architecture, for any objective."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from gangealing_fast import checkpoint
+from gangealing_fast.adversarial import objectives
+from gangealing_fast.adversarial.config import PretrainConfig
+from gangealing_fast.adversarial.growing import start_critic, start_generator, start_options
+from gangealing_fast.adversarial.objectives import Objective
+from gangealing_fast.adversarial.projected import ProjectedDiscriminator
+from gangealing_fast.errors import UserError
+from gangealing_fast.foreign.reading import load_generator
+from gangealing_fast.foreign.writing import export_generator
+from gangealing_fast.models import Autoencoder, DcganCritic, DcganGenerator, Discriminator, EfficientNetPerceptual, Generator
+from gangealing_fast.optim import AdamEma, RmsPropEma
+
+CHECKPOINT_KIND = "pretrain"
+PROJECTED_TAPS = (1, 2, 4, 6)
+STYLEGAN2_LEARNING_RATE = 0.002
+PictureGenerator: TypeAlias = Generator | DcganGenerator
+
+
+@dataclass
+class Networks:
+    """Everything trained that a checkpoint stores."""
+
+    generator: PictureGenerator
+    average: PictureGenerator
+    critic: nn.Module
+    generator_optimizer: AdamEma | RmsPropEma
+    critic_optimizer: AdamEma | RmsPropEma
+
+    def state_dict(self) -> dict[str, Any]:
+        return {field.name: getattr(self, field.name).state_dict() for field in dataclasses.fields(self)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for field in dataclasses.fields(self):
+            getattr(self, field.name).load_state_dict(state[field.name])
+
+    @torch.no_grad()
+    def follow(self) -> None:
+        """Give the averaged generator the statistics of batch normalisation, which the optimiser's average leaves out."""
+        if isinstance(self.generator, DcganGenerator):
+            for average, current in zip(self.average.buffers(), self.generator.buffers(), strict=True):
+                average.copy_(current)
+
+
+def make_objective(config: PretrainConfig) -> Objective:
+    """The objective with the constants of `--objective-options`. Raises UserError where they are no numbers or not known."""
+    options = {}
+    for text in config.objective_options:
+        name, _, value = text.partition("=")
+        try:
+            options[name] = float(value)
+        except ValueError:
+            raise UserError(f"--objective-options takes NAME=NUMBER, got {text}") from None
+    try:
+        objective = objectives.make(config.objective, **options)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    if config.critic_steps > 0:
+        objective = dataclasses.replace(objective, critic_steps=lambda step: config.critic_steps)
+    return objective
+
+
+def resolved(config: PretrainConfig, objective: Objective) -> PretrainConfig:
+    """`config` with numbers for what depends on architecture and objective. Raises UserError where options do not fit together."""
+    stylegan2 = config.architecture == "stylegan2"
+    suggested = objective.optimiser
+    changes: dict[str, Any] = {}
+    if config.generator_learning_rate is None:
+        changes["generator_learning_rate"] = STYLEGAN2_LEARNING_RATE if stylegan2 else suggested.generator_learning_rate
+    if config.critic_learning_rate is None:
+        changes["critic_learning_rate"] = STYLEGAN2_LEARNING_RATE if stylegan2 else suggested.critic_learning_rate
+    if config.r1 is None:
+        changes["r1"] = objective.r1 if stylegan2 else 0.0
+    config = dataclasses.replace(config, **changes)
+    if config.conditional and (stylegan2 or not config.digit or objective.output == "autoencoder"):
+        raise UserError("--conditional needs classes: give --digit and --architecture dcgan, and an objective without autoencoder")
+    if config.conditional and config.discriminator == "projected":
+        raise UserError("--conditional needs a critic that takes classes; leave out --discriminator projected")
+    if objective.output == "autoencoder" and config.discriminator == "projected":
+        raise UserError(f"--objective {objective.name} needs an autoencoder as its critic; leave out --discriminator projected")
+    if objective.output == "autoencoder" and config.r1:
+        raise UserError(f"--r1 penalises a score, but the critic of {objective.name} is an autoencoder; leave out --r1")
+    if config.path_length and not stylegan2:
+        raise UserError("--path-length regularises how styles move the picture; it needs --architecture stylegan2")
+    return config
+
+
+def build(config: PretrainConfig, objective: Objective, device: torch.device) -> Networks:
+    """Networks and optimisers of a fresh run, seeded by torch's default generator; `config` as `resolved`.
+
+    Raises UserError for a critic that does not suit the objective, or for a start of another shape.
+    """
+    widths = {"channel_base": config.channel_base, "max_channels": config.max_channels}
+    generator: PictureGenerator
+    if config.architecture == "stylegan2":
+        generator = Generator(config.size, config.latent_dim, config.mapping_layers, **widths)
+    else:
+        classes = len(config.digit) if config.conditional else 0
+        generator = DcganGenerator(config.size, config.latent_dim, classes=classes, **widths)
+    critic = _critic(config, objective, widths, device)
+    if config.start_from is not None:
+        if not isinstance(generator, Generator):
+            raise UserError("--start-from continues a StyleGAN2 generator; leave out --architecture dcgan")
+        start = _read_start(config.start_from, generator.config())
+        start_generator(generator, start["generator"])
+        if isinstance(critic, Discriminator) and "critic" in start:
+            start_critic(critic, start["critic"])
+    try:
+        objectives.refuse_mixing(objective, critic, penalised=bool(config.r1))
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    generator, critic = generator.to(device), critic.to(device)
+    average = copy.deepcopy(generator).eval().requires_grad_(False)
+    return Networks(generator, average, critic, *_optimizers(config, objective, generator, average, critic))
+
+
+def _critic(config: PretrainConfig, objective: Objective, widths: dict[str, Any], device: torch.device) -> nn.Module:
+    if config.discriminator == "projected":
+        # Twice the size, 128 at least: the deepest tap of a 64² picture would otherwise be two pixels wide.
+        features = EfficientNetPerceptual(PROJECTED_TAPS, min_size=max(128, config.size)).to(device)
+        return ProjectedDiscriminator(features.features, config.size)
+    if objective.output == "autoencoder":
+        return Autoencoder(config.size, **widths)
+    outputs = objective.classes or 1
+    if config.architecture == "stylegan2":
+        return Discriminator(config.size, **widths, outputs=outputs, group=1 if objective.alone else 4)
+    norm = config.critic_norm
+    if norm == "auto":
+        norm = "layer" if objective.alone or config.r1 else "batch"
+    classes = len(config.digit) if config.conditional else 0
+    return DcganCritic(config.size, outputs=outputs, norm=norm, classes=classes, **widths)
+
+
+def _optimizers(
+    config: PretrainConfig, objective: Objective, generator: nn.Module, average: nn.Module, critic: nn.Module
+) -> tuple[AdamEma | RmsPropEma, AdamEma | RmsPropEma]:
+    trained = [p for p in critic.parameters() if p.requires_grad]
+    rates = config.generator_learning_rate, config.critic_learning_rate
+    if objective.optimiser.kind == "rmsprop":
+        alpha = objective.optimiser.betas[1]
+        return (
+            RmsPropEma(generator.parameters(), rates[0], alpha, averages=average.parameters()),
+            RmsPropEma(trained, rates[1], alpha),
+        )
+    betas = (0.0, 0.99) if config.architecture == "stylegan2" else objective.optimiser.betas
+    # A lazy penalty leaves out r1_interval - 1 of r1_interval updates: learning rate and moments shrink with it (StyleGAN2).
+    lazy = config.r1_interval / (config.r1_interval + 1) if config.r1 else 1.0
+    return (
+        AdamEma(generator.parameters(), rates[0], betas, averages=average.parameters()),
+        AdamEma(trained, rates[1] * lazy, (betas[0] ** lazy, betas[1] ** lazy)),
+    )
+
+
+def picture_sampler(generator: PictureGenerator, style_mixing: float) -> Callable[[int, Tensor | None], Tensor]:
+    """sample(n, labels) → pictures `[n, 3, S, S]` of random latents, with style mixing where the generator has styles."""
+
+    def styles(n: int, labels: Tensor | None) -> Tensor:
+        assert isinstance(generator, Generator)
+        w = generator.map(torch.randn(2 * n, generator.latent_dim, device=generator.input.input.device))
+        cut = generator.n_latent
+        if torch.rand(()).item() < style_mixing:
+            cut = int(torch.randint(1, generator.n_latent, ()).item())
+        return generator.synthesize([w[:n]] * cut + [w[n:]] * (generator.n_latent - cut))
+
+    def plain(n: int, labels: Tensor | None) -> Tensor:
+        return generator(*latents(generator, n) if labels is None else (latents(generator, n)[0], labels))
+
+    return styles if isinstance(generator, Generator) else plain
+
+
+def latents(generator: PictureGenerator, n: int) -> tuple[Tensor, ...]:
+    """Arguments for n samples: z, and for a conditional generator the classes in turn."""
+    device = next(generator.parameters()).device
+    z = torch.randn(n, generator.latent_dim, device=device)
+    classes = getattr(generator, "classes", 0)
+    return (z, torch.arange(n, device=device) % classes) if classes else (z,)
+
+
+def export(generator: PictureGenerator, path: Path, statistics: dict[str, Any]) -> None:
+    """Write the generator with its configuration; `load_plain_generator` or `foreign.reading.load_generator` read it."""
+    if isinstance(generator, Generator):
+        export_generator(generator, path, statistics)
+        return
+    about = {"kind": "dcgan", "generator": generator.config(), "statistics": statistics}
+    checkpoint.export_safetensors(path, generator.state_dict(), about, half=True)
+
+
+def load_plain_generator(path: Path) -> DcganGenerator:
+    """The DCGAN generator that `pretrain --architecture dcgan` exported. Raises UserError for anything else."""
+    tensors, about = checkpoint.load_safetensors(path)
+    if about.get("kind") != "dcgan":
+        raise UserError(f"{path} holds no DCGAN generator; give the generator.safetensors of pretrain --architecture dcgan")
+    generator = DcganGenerator(**about["generator"])
+    generator.load_state_dict(tensors)
+    return generator.eval().requires_grad_(False)
+
+
+def _read_start(path: Path, wanted: dict[str, Any]) -> dict[str, Any]:
+    """Weights to begin with: "generator", and "critic" where `path` is the folder of a run of `pretrain`."""
+    if path.is_dir():
+        state = checkpoint.load_latest(path, kind=CHECKPOINT_KIND)
+        config, start = state["config"], {"generator": state["average"], "critic": state["critic"]}
+        if "mapping_layers" not in config:
+            raise UserError(f"--start-from {path} is a run of --architecture dcgan, which has no StyleGAN2 generator to begin with")
+        if not any(key.startswith("final_linear") for key in start["critic"]):
+            del start["critic"]  # a projected critic or an autoencoder has other layers
+    else:
+        generator = load_generator(path)
+        config, start = generator.config(), {"generator": generator.state_dict()}
+    differing = start_options(config, wanted)
+    if differing:
+        raise UserError(
+            f"--start-from {path} has another shape ({', '.join(f'{k} {config[k]}' for k in differing)}); give the options that "
+            "it was trained with (--size may be twice its size)"
+        )
+    return start

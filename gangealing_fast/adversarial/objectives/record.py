@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What an objective is: a record of pure functions on tensors, the same for critics of pictures, latents or several scales."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from gangealing_fast.models.dcgan import Reconstruction
+
+# Numbers that an objective carries from step to step (BEGAN's k); part of every checkpoint.
+State: TypeAlias = Mapping[str, float]
+
+
+# [N], [N, ...] (one value per patch) or [N, K] (classes); a list of those, one per scale; or an autoencoder's reconstruction.
+Output: TypeAlias = "Tensor | Sequence[Tensor] | Reconstruction"
+Critic: TypeAlias = Callable[[Tensor], Output]
+
+
+@dataclass(frozen=True)
+class Side:
+    """One side of a step, real or generated.
+
+    samples: what the critic saw, `[N, ...]`. output: what it said. labels: the classes `[N]` that the samples have or were made
+    from, -1 where unknown, or the codes `[N, C]` they were made from; None where there are none.
+    """
+
+    samples: Tensor
+    output: Output
+    labels: Tensor | None = None
+
+    def detached(self) -> Side:
+        """The same values without their graph."""
+        output = self.output
+        if isinstance(output, Reconstruction):
+            output = Reconstruction(output.samples.detach(), output.code.detach())
+        else:
+            output = output.detach() if isinstance(output, Tensor) else [scale.detach() for scale in output]
+        return Side(self.samples.detach(), output, self.labels)
+
+
+@dataclass(frozen=True)
+class Optimiser:
+    """What the paper trains plain networks with. betas: Adam's; for RMSProp the second one is its smoothing constant."""
+
+    kind: Literal["adam", "rmsprop"] = "adam"
+    generator_learning_rate: float = 2e-4
+    critic_learning_rate: float = 2e-4
+    betas: tuple[float, float] = (0.5, 0.999)
+
+
+@dataclass(frozen=True)
+class Objective:
+    """An adversarial objective. Functions are pure: what must be remembered is in the state that they get and return.
+
+    critic(real, fake, state), generator(fake, state): scalars to be minimised; `fake` is detached in the first.
+    regulariser(critic, real, fake): a scalar added to the critic's loss in every step; it may call the critic again.
+    post_step(critic): changes the critic's weights after each of its updates.
+    update(state, real, fake): the state after a whole step, from the last critic batch and the generator's batch.
+    statistics(real, fake, state): figures for the log.
+    critic_steps(step): how many updates the critic gets before the generator's update number `step`, which counts from 0.
+    output: what the critic must return. "logit": sigmoid(output) is a probability; "score": any number; "autoencoder": a
+    `Reconstruction`; "classes": `[N, classes]`. alone: the critic must judge each sample for itself, as its gradient at single
+    samples is penalised. boundary: the output that parts real from generated, to which augmentation adapts; None where there is
+    none. r1: gamma of the R1 penalty that goes with it on networks that need one; 0 where it holds the critic by itself.
+    """
+
+    name: str
+    source: str
+    critic: Callable[[Side, Side, State], Tensor]
+    generator: Callable[[Side, State], Tensor]
+    regulariser: Callable[[Critic, Side, Side], Tensor] | None = None
+    post_step: Callable[[nn.Module], None] | None = None
+    state: State | None = None
+    update: Callable[[State, Side, Side], State] | None = None
+    statistics: Callable[[Side, Side, State], dict[str, float]] | None = None
+    critic_steps: Callable[[int], int] = lambda step: 1
+    output: Literal["logit", "score", "autoencoder", "classes"] = "logit"
+    classes: int = 0
+    alone: bool = False
+    boundary: float | None = 0.0
+    r1: float = 1.0
+    optimiser: Optimiser = Optimiser()
+
+
+def scales(output: Output) -> Sequence[Tensor]:
+    """The critic's outputs, one per scale, each `[N, ...]`. Raises TypeError for an autoencoder's."""
+    if isinstance(output, Reconstruction):
+        raise TypeError("this objective needs a critic that returns numbers, not an autoencoder")
+    return [output] if isinstance(output, Tensor) else output
+
+
+def mean_of(output: Output, function: Callable[[Tensor], Tensor]) -> Tensor:
+    """Mean of `function(value)` over samples and patches, then over scales: coarse scales weigh as much as fine ones."""
+    return torch.stack([function(scale.float() if scale.dtype.itemsize < 4 else scale).mean() for scale in scales(output)]).mean()
+
+
+def refuse_mixing(objective: Objective, critic: nn.Module, *, penalised: bool = False) -> None:
+    """Raise ValueError where `objective` (or R1: `penalised`) judges samples alone but batch normalisation mixes them."""
+    mixing = [name for name, module in critic.named_modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    if mixing and (objective.alone or penalised):
+        what = objective.name if objective.alone else "R1"
+        raise ValueError(
+            f"{what} penalises the critic's gradient at each sample, but batch normalisation ({mixing[0]}) makes an output depend "
+            "on the other samples; use layer normalisation or none in the critic"
+        )
