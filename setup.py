@@ -9,6 +9,7 @@ Environment:
     FORCE_CUDA=1 | 0         insist on the CUDA part, or leave it out
     TORCH_CUDA_ARCH_LIST     "8.0+PTX 9.0", as for torch's own builds; +PTX adds code for every later architecture
     CXX, MAX_JOBS, GGF_DEBUG compiler, parallel compilations, -O1 -g
+    GGF_SANITIZE=1           a library for tests/test_sanitizers.py, never for use: `build_ext --build-lib FOLDER` puts it elsewhere
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from pathlib import Path
 from setuptools import Extension, find_packages, setup
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
-from setuptools.errors import CompileError
+from setuptools.errors import CompileError, OptionError
 
 ROOT = Path(__file__).resolve().parent
 sys.path.insert(0, str(ROOT / "_build"))
@@ -37,6 +38,8 @@ import toolchain  # noqa: E402
 # The stable ABI of torch 2.10: the library loads there and in every later torch, whether built for CPU or CUDA.
 TARGET_VERSION = "0x020a000000000000"
 CUDA_ARCHITECTURES = "8.0+PTX 8.6 8.9 9.0 10.0 12.0"
+# float-cast-overflow is no part of `undefined`, but a NaN turned into an index is what a grid can do.
+SANITIZE = ["-fsanitize=address,undefined,float-cast-overflow", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]
 
 
 def enabled(name: str) -> bool:
@@ -70,6 +73,11 @@ class Wheel(bdist_wheel):
 class Build(build_ext):
     """Compiles every file of csrc/cpu and csrc/cuda, in parallel and only where something changed."""
 
+    def finalize_options(self) -> None:
+        super().finalize_options()
+        if enabled("GGF_SANITIZE") and (self.inplace or self.editable_mode):
+            raise OptionError("GGF_SANITIZE makes a library for tests only: give build_ext a --build-lib instead of --inplace")
+
     def get_ext_filename(self, fullname: str) -> str:
         return os.path.join(*fullname.split(".")) + ".so"
 
@@ -96,7 +104,7 @@ class Build(build_ext):
     def build_extension(self, ext: Extension) -> None:
         output = Path(self.get_ext_fullpath(ext.name))
         # In the source tree rather than pip's temporary folder, so that a second install recompiles only what changed.
-        objects = ROOT / "build" / f"objects-{self.plat_name}"
+        objects = ROOT / "build" / f"objects-{self.plat_name}{'-sanitized' if enabled('GGF_SANITIZE') else ''}"
         objects.mkdir(parents=True, exist_ok=True)
         output.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -119,10 +127,11 @@ class Build(build_ext):
 
     def compile(self, objects: Path, output: Path) -> dict[str, object]:
         started = time.monotonic()
+        sanitize = SANITIZE if enabled("GGF_SANITIZE") else []
         torch_root = toolchain.python_torch_root()
         compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("c++") or "g++"
         includes = [f"-isystem{torch_root / 'include'}", f"-I{ROOT / 'csrc'}", f"-DTORCH_TARGET_VERSION={TARGET_VERSION}"]
-        optimise = ["-O1", "-g"] if enabled("GGF_DEBUG") else ["-O3"]
+        optimise = ["-O1", "-g1", *sanitize] if sanitize else ["-O1", "-g"] if enabled("GGF_DEBUG") else ["-O3"]
         flags = ["-std=c++20", *optimise, "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"]
         # None of these changes the value of a result; contraction only skips a rounding.
         flags += ["-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast"]
@@ -138,7 +147,7 @@ class Build(build_ext):
             made = list(pool.map(lambda job: self.compile_one(*job, objects, version_tag), jobs + cuda_jobs))
         partial = output.with_suffix(f".so.{os.getpid()}")
         libraries = [f"-L{torch_root / 'lib'}", "-Wl,--no-as-needed", "-ltorch_cpu", "-lc10", "-Wl,--as-needed", *link]
-        run([compiler, "-shared", *map(str, made), "-o", str(partial), *libraries])
+        run([compiler, "-shared", *sanitize, *map(str, made), "-o", str(partial), *libraries])
         partial.replace(output)
         compiler_version = subprocess.run([compiler, "--version"], capture_output=True, text=True).stdout.splitlines()[0]
         return {

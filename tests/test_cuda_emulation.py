@@ -4,12 +4,10 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
-from pathlib import Path
 
 import emulation
 import pytest
+import sanitizers
 import torch
 from cases import invert_grid, nearest_grid_point
 from problems import problems
@@ -146,26 +144,6 @@ def test_points_that_are_not_finite_or_far_away(operator):
         assert all(gradient.isfinite().all() for gradient in (*gradients, *reference))
 
 
-def sanitized(code: str) -> subprocess.CompletedProcess[str]:
-    """Run Python code against the library built with AddressSanitizer and UndefinedBehaviorSanitizer."""
-    # The C++ library beside it: without it the sanitizer cannot pass on the exceptions that other libraries throw and catch.
-    preload = []
-    for name in ("libasan.so", "libstdc++.so.6"):
-        found = subprocess.run([emulation.compiler(), f"-print-file-name={name}"], capture_output=True, text=True)
-        preload.append(found.stdout.strip())
-    if not all(Path(library).is_absolute() for library in preload):
-        pytest.skip("the compiler has no AddressSanitizer")
-    variables = {
-        **os.environ,
-        "LD_PRELOAD": " ".join(preload),
-        "ASAN_OPTIONS": "detect_leaks=0:detect_stack_use_after_return=0",
-        "EMULATION_SANITIZE": "1",
-        "PYTHONPATH": os.pathsep.join([str(emulation.ROOT), str(emulation.ROOT / "tests")]),
-        "OMP_NUM_THREADS": "1",
-    }
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=variables, timeout=900)
-
-
 EVERY_CASE = """
 import torch, emulation
 from problems import problems
@@ -193,6 +171,6 @@ print(done, "cases")
 @pytest.mark.slow
 def test_no_access_is_out_of_bounds():
     """AddressSanitizer and UndefinedBehaviorSanitizer over every case, forward and backward."""
-    result = sanitized(EVERY_CASE.format(operators=OPERATORS))
+    result = sanitizers.run(EVERY_CASE.format(operators=OPERATORS), EMULATION_SANITIZE="1")
     assert result.returncode == 0, result.stderr[-6000:]
     assert result.stdout.strip().endswith("cases")

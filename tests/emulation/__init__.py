@@ -15,13 +15,12 @@ import fcntl
 import functools
 import hashlib
 import os
-import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
 import torch
+from sanitizers import compiler
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import gangealing_fast.ops  # noqa: F401  (registers the operators)
@@ -34,14 +33,6 @@ WARNINGS = ("-Wall", "-Wextra", "-Wno-unused-parameter", "-Wno-unknown-pragmas")
 FLAGS = ("-std=c++20", "-O1", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", *WARNINGS)
 SANITIZE = ("-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer")
 TARGET_VERSION = "0x020a000000000000"
-
-
-def compiler() -> str:
-    """The C++ compiler; skips the test where there is none."""
-    found = os.environ.get("CXX") or shutil.which("g++")
-    if not found:
-        pytest.skip("needs a C++ compiler")
-    return found
 
 
 def build(sanitize: bool = False) -> Path:
