@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Literal, TypeVar, get_args
 
 import torch
@@ -48,9 +48,14 @@ def reference_wanted() -> bool:
     return used() == "reference"
 
 
+def without_autocast(device: torch.device) -> AbstractContextManager[None]:
+    """`with without_autocast(x.device):` computes in the dtypes given; the meta device has no autocast to turn off."""
+    return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
+
+
 def run_reference(reference: Callable[..., Result], x: torch.Tensor, *arguments: Any, **keywords: Any) -> Result:
     """`reference(x, ...)` in the dtypes it chooses itself, as a kernel would compute it: autocast is off inside."""
-    with torch.autocast(x.device.type, enabled=False):
+    with without_autocast(x.device):
         return reference(x, *arguments, **keywords)
 
 

@@ -85,6 +85,11 @@ def _check(parameters: Sequence[Tensor], others: dict[str, Sequence[Tensor]], st
             raise ValueError(f"adam_ema: there are {len(parameters)} parameters but {len(tensors)} {name}.")
     if len(steps) != len(parameters) or any(step < 1 for step in steps):
         raise ValueError(f"adam_ema: steps must be one number of at least 1 for each of the {len(parameters)} parameters.")
+    for name, tensors in {"parameters": parameters, **others}.items():
+        for index, tensor in enumerate(tensors):
+            if not isinstance(tensor, Tensor) or tensor.layout != torch.strided:
+                kind = tensor.layout if isinstance(tensor, Tensor) else type(tensor).__name__
+                raise TypeError(f"adam_ema: {name}[{index}] must be a dense tensor, not {kind}.")
     for index, parameter in enumerate(parameters):
         if parameter.dtype not in (torch.float32, torch.float64):
             raise TypeError(f"adam_ema: parameter {index} is {parameter.dtype}; parameters must be float32 or float64.")

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gangealing_fast.ops._common import check_tensor, compute_dtype, output_format
+from gangealing_fast.ops._common import check_tensor, check_whole, compute_dtype, output_format
 from gangealing_fast.ops._dispatch import reference_wanted, run_reference
 from gangealing_fast.ops._eager import eager
 
@@ -109,6 +109,7 @@ def bilinear_downsample(x: Tensor, stride: int) -> Tensor:
         ValueError, TypeError: an argument does not fit; the message says which and how.
     """
     check_tensor("bilinear_downsample", "x", x, 4, "[N, C, H, W]")
+    check_whole("bilinear_downsample", stride=stride)
     if stride < 2 or stride % 2:
         raise ValueError(f"bilinear_downsample: stride must be even and at least 2, not {stride}.")
     if min(x.shape[2:]) < stride:

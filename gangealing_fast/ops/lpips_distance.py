@@ -16,15 +16,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from gangealing_fast.ops._common import output_format
+from gangealing_fast.ops._common import check_device, check_tensor, compute_dtype, output_format
 from gangealing_fast.ops._dispatch import reference_wanted, run_reference
 from gangealing_fast.ops._triton import serve_cuda
 
 _EPS = 1e-10
-
-
-def _accumulate_type(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def _unit(x: Tensor) -> Tensor:
@@ -35,7 +31,7 @@ def _unit(x: Tensor) -> Tensor:
 
 def lpips_distance_reference(a: Tensor, b: Tensor, head: Tensor) -> Tensor:
     """One tap: `a`, `b` `[N, C, H, W]`, `head` `[C]`; returns `[N]`."""
-    accumulate = _accumulate_type(a.dtype)
+    accumulate = compute_dtype(a.dtype)
     difference = _unit(a.to(accumulate)) - _unit(b.to(accumulate))
     return (difference.square() * head.to(accumulate)[:, None, None]).sum((1, 2, 3)) / (a.shape[2] * a.shape[3])
 
@@ -52,7 +48,7 @@ def lpips_distance_backward_reference(
     grad: Tensor, a: Tensor, b: Tensor, head: Tensor, need_a: bool = True, need_b: bool = True, need_head: bool = True
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of `a`, `b`, `head` for `grad` `[N]`, `[0]` where not needed; itself differentiable."""
-    accumulate = _accumulate_type(a.dtype)
+    accumulate = compute_dtype(a.dtype)
     wide_a, wide_b = a.to(accumulate), b.to(accumulate)
     difference = _unit(wide_a) - _unit(wide_b)
     scale = (grad.to(accumulate) / (a.shape[2] * a.shape[3]))[:, None, None, None]
@@ -72,7 +68,7 @@ def _lpips_distance(a: Tensor, b: Tensor, head: Tensor) -> Tensor:
 
 @_lpips_distance.register_fake
 def _(a, b, head):
-    return a.new_empty(a.shape[0], dtype=_accumulate_type(a.dtype))
+    return a.new_empty(a.shape[0], dtype=compute_dtype(a.dtype))
 
 
 @torch.library.custom_op("gangealing_fast::lpips_distance_backward", mutates_args=())
@@ -125,6 +121,27 @@ _lpips_distance_backward.register_autograd(_backward_autograd, setup_context=_se
 serve_cuda("lpips_distance", _lpips_distance, _lpips_distance_backward)
 
 
+def _check(index: int, a: Tensor, b: Tensor, head: Tensor | None) -> None:
+    names = f"features_a[{index}]", f"features_b[{index}]"
+    for name, x in zip(names, (a, b), strict=True):
+        check_tensor("lpips_distance", name, x, 4, "[N, C, H, W]")
+    if a.dtype != b.dtype:
+        raise TypeError(f"lpips_distance: {names[0]} is {a.dtype} but {names[1]} is {b.dtype}; convert one of them.")
+    if a.device != b.device:
+        raise ValueError(f"lpips_distance: {names[0]} is on {a.device} but {names[1]} is on {b.device}; move one of them.")
+    if a.shape != b.shape or 0 in a.shape[2:]:
+        raise ValueError(
+            f"lpips_distance: {names[0]} and {names[1]} must be of one shape [N, C, H, W], H and W at least 1, "
+            f"but they are {list(a.shape)} and {list(b.shape)}."
+        )
+    if head is not None:
+        name = f"heads[{index}]"
+        check_device("lpips_distance", a, **{name: head})
+        check_tensor("lpips_distance", name, head, head.dim(), "[C]")
+        if head.numel() != a.shape[1]:
+            raise ValueError(f"lpips_distance: {name} must hold one weight for each of {a.shape[1]} channels, got {head.numel()}.")
+
+
 def lpips_distance(
     features_a: Sequence[Tensor], features_b: Sequence[Tensor], heads: Sequence[Tensor] | None = None
 ) -> Tensor:
@@ -135,31 +152,16 @@ def lpips_distance(
     """
     if not features_a or len(features_a) != len(features_b):
         raise ValueError(
-            "features_a and features_b must be equally many feature maps, one or more, "
+            "lpips_distance: features_a and features_b must be equally many feature maps, one or more, "
             f"got {len(features_a)} and {len(features_b)}."
         )
     if heads is not None and len(heads) != len(features_a):
-        raise ValueError(f"heads must be one for each of the {len(features_a)} feature maps, got {len(heads)}.")
+        raise ValueError(f"lpips_distance: heads must be one for each of the {len(features_a)} feature maps, got {len(heads)}.")
     total: Tensor | None = None
     for index, (a, b) in enumerate(zip(features_a, features_b, strict=True)):
-        if a.ndim != 4 or a.shape != b.shape or a.shape[2] * a.shape[3] == 0:
-            raise ValueError(
-                f"feature maps {index} must both be [N, C, H, W], H and W 1 or more, "
-                f"got {list(a.shape)} and {list(b.shape)}."
-            )
-        if not a.is_floating_point() or a.dtype != b.dtype or a.device != b.device:
-            raise TypeError(
-                f"feature maps {index} must have one floating-point type and device, "
-                f"got {a.dtype} on {a.device} and {b.dtype} on {b.device}."
-            )
-        if heads is None:
-            head = torch.ones(a.shape[1], dtype=_accumulate_type(a.dtype), device=a.device)
-        else:
-            head = heads[index].reshape(-1)
-            if head.numel() != a.shape[1]:
-                raise ValueError(
-                    f"head {index} must hold one weight for each of {a.shape[1]} channels, got {head.numel()}."
-                )
+        head = None if heads is None else heads[index]
+        _check(index, a, b, head)
+        head = torch.ones(a.shape[1], dtype=compute_dtype(a.dtype), device=a.device) if head is None else head.reshape(-1)
         if reference_wanted():
             distance = run_reference(lpips_distance_reference, a, b, head)
         else:

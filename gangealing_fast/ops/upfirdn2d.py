@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gangealing_fast.ops._common import check_device, check_tensor, compute_dtype, output_format
+from gangealing_fast.ops._common import check_device, check_tensor, check_whole, compute_dtype, output_format
 from gangealing_fast.ops._dispatch import reference_wanted, run_reference
 from gangealing_fast.ops._eager import eager
 
@@ -125,10 +125,12 @@ def upfirdn2d(
     check_tensor("upfirdn2d", "x", x, 4, "[N, C, H, W]")
     check_tensor("upfirdn2d", "f", f, (1, 2), "[fh, fw] or [n]")
     check_device("upfirdn2d", x, f=f)
+    check_whole("upfirdn2d", up=up, down=down)
     if up < 1 or down < 1:
         raise ValueError(f"upfirdn2d: up and down must be at least 1, not up={up}, down={down}.")
     if len(padding) not in (2, 4):
         raise ValueError(f"upfirdn2d: padding must be (p0, p1) or (px0, px1, py0, py1), not {padding!r}.")
+    check_whole("upfirdn2d", **{f"padding[{index}]": number for index, number in enumerate(padding)})
     if f.requires_grad:
         raise ValueError("upfirdn2d: f is a constant filter and gets no gradient; pass f.detach().")
     f = f.to(compute_dtype(x.dtype))
