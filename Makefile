@@ -3,6 +3,7 @@
 #
 #   make train            the main job; PRESET=digits|clusters|cats, ARGS="--..." go to `python -m gangealing_fast.train`
 #   make test             all tests on WORKERS processes of one thread; PYTEST_ARGS="-m 'not slow'" and the like
+#   make fuzz             10 000 random calls of every operator against its float64 reference; FUZZ_EXAMPLES=... for another number
 #   make gpu-report       docs/gpu-report.md: what can be shown about the GPU kernels without a GPU (needs nvcc)
 #   make lint             ruff
 #   make bench            time operators and the training step on this CPU, write docs/performance.md (about 15 minutes)
@@ -16,12 +17,13 @@ PRESET ?= digits
 ARGS ?=
 PYTEST_ARGS ?=
 WORKERS ?= 2
+FUZZ_EXAMPLES ?= 10000
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 BUILD_INPUTS := pyproject.toml setup.py $(wildcard _build/*.py) $(shell find csrc -type f 2>/dev/null)
 
-.PHONY: train test gpu-report lint bench bench-gpu rebuild env clean install
+.PHONY: train test fuzz gpu-report lint bench bench-gpu rebuild env clean install
 
 install: $(STAMP)
 
@@ -40,6 +42,9 @@ train: $(STAMP)
 test: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) $(PYTEST_ARGS)
 	OMP_NUM_THREADS=1 TRITON_INTERPRET=1 $(BIN)/python -m pytest -n $(WORKERS) tests/triton
+
+fuzz: $(STAMP)
+	OMP_NUM_THREADS=1 GGF_FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) $(BIN)/python -m pytest -n $(WORKERS) --durations=0 tests/test_fuzz.py
 
 lint: $(STAMP)
 	$(BIN)/python -m ruff check .

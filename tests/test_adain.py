@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""adain: values, both derivatives, layouts, statistics far from zero, errors."""
+"""adain: values, both derivatives, layouts, statistics far from zero."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from cases.adain import CASES, DIFFERENTIABLE, SMALL
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from support import (
     assert_close,
     assert_cpu_kernels,
@@ -49,28 +47,6 @@ def test_torch():
 
 def test_kernels_are_compiled():
     assert_cpu_kernels("adain", "adain_backward")
-
-
-@settings(max_examples=40, deadline=None, derandomize=True)
-@given(st.data())
-def test_fuzz(data):
-    draw = lambda low, high: data.draw(st.integers(low, high))  # noqa: E731
-    torch.manual_seed(draw(0, 99))
-    shape = [draw(0, 3), draw(0, 150), *[draw(1, 24) for _ in range(draw(1, 3))]]
-    x = torch.randn(shape, dtype=torch.float64) * 10.0 ** draw(-2, 3) + draw(-20, 20)
-    if len(shape) == 4 and data.draw(st.booleans()):
-        x = x.contiguous(memory_format=torch.channels_last)
-    inputs = [t.requires_grad_() for t in (x, *torch.randn(2, *shape[:2], dtype=torch.float64))]
-    eps = 10.0 ** draw(-6, 0)
-    y, expected = adain(*inputs, eps), adain_reference(*inputs, eps)
-    assert y.stride() == expected.stride() or y.numel() == 0
-    assert_close(y, expected, 1e-10)
-    weight = torch.randn_like(y)
-    grads, others = (torch.autograd.grad(result, inputs, weight) for result in (y, expected))
-    # A channel of few positions can have almost no gradient: what is left of it is rounding.
-    scale = sum(other.norm().item() for other in others) + (inputs[1].norm() * weight.norm() / eps**0.5).item()
-    for grad, other in zip(grads, others, strict=True):
-        assert grad.shape == other.shape and (grad - other).norm().item() <= 1e-12 * scale
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
@@ -123,29 +99,3 @@ def test_threads_do_not_change_the_result(layout):
     torch.set_num_threads(threads)
     for other in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
-
-
-def test_more_than_two_to_the_31_elements_keep_their_shape():
-    x = torch.empty(2, 8, 20_000, 20_000, device="meta")
-    assert adain(x, torch.empty(2, 8, device="meta"), torch.empty(2, 8, device="meta")).shape == x.shape
-
-
-@pytest.mark.parametrize(
-    ("arguments", "error", "message"),
-    [
-        ({"x": [1.0]}, TypeError, "x must be a tensor"),
-        ({"x": torch.zeros(2, 3)}, ValueError, r"x must have shape \[N, C, ...\]"),
-        ({"x": torch.zeros(2, 3, 4, 4, dtype=torch.int32)}, TypeError, "x has dtype torch.int32"),
-        ({"x": torch.zeros(2, 3, 0, 4)}, ValueError, "x has no positions"),
-        ({"scale": torch.zeros(3)}, ValueError, r"scale must have shape \[N, C\]"),
-        ({"shift": torch.zeros(2, 4)}, ValueError, r"shift has shape \[2, 4\], but x needs \[2, 3\]"),
-        ({"scale": torch.zeros(2, 3).double()}, TypeError, "scale is torch.float64 but x is torch.float32"),
-        ({"shift": torch.zeros(2, 3, device="meta")}, ValueError, "shift is on meta but x is on cpu"),
-        ({"eps": 0.0}, ValueError, "eps must be positive"),
-        ({"eps": float("nan")}, ValueError, "eps must be positive"),
-    ],
-)
-def test_errors(arguments, error, message):
-    arguments = {"x": torch.zeros(2, 3, 4, 4), "scale": torch.zeros(2, 3), "shift": torch.zeros(2, 3), **arguments}
-    with pytest.raises(error, match="adain: .*" + message):
-        adain(**arguments)

@@ -1,13 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""bias_act: values, both derivatives with bias and noise, layouts, errors."""
+"""bias_act: values, both derivatives with bias and noise, layouts."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 from cases.bias_act import CASES
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from support import assert_close, assert_cpu_kernels, check_operator
 
 from gangealing_fast.ops import bias_act, bias_act_reference
@@ -71,32 +69,6 @@ def test_kernels_are_compiled():
     assert_cpu_kernels("bias_act", "bias_act_backward")
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
-@given(st.data())
-def test_fuzz(data):
-    draw = lambda low, high: data.draw(st.integers(low, high))  # noqa: E731
-    rank = draw(2, 5)
-    shape = [draw(0, 3), draw(0, 40), *[draw(0, 19) for _ in range(rank - 2)]]
-    generator = torch.Generator().manual_seed(draw(0, 99))
-    x = torch.randn(shape, generator=generator)
-    if rank == 4 and data.draw(st.booleans()):
-        x = x.contiguous(memory_format=torch.channels_last)
-    tensors = [x, torch.randn(shape[1], generator=generator)]
-    if data.draw(st.booleans()):
-        batch = data.draw(st.sampled_from([1, shape[0]]))
-        tensors += [torch.randn(batch, 1, *shape[2:], generator=generator), torch.tensor(0.5)]
-    tensors = [t.requires_grad_() for t in tensors]
-    noise = {"noise": tensors[2], "noise_strength": tensors[3]} if len(tensors) > 2 else {}
-    y, expected = bias_act(*tensors[:2], **noise), bias_act_reference(*tensors[:2], **noise)
-    assert y.stride() == expected.stride() or y.numel() == 0
-    assert_close(y, expected, 1e-6)
-    weight = torch.randn(y.shape, generator=generator)
-    for actual, other in zip(
-        torch.autograd.grad(y, tensors, weight), torch.autograd.grad(expected, tensors, weight), strict=True
-    ):
-        assert_close(actual, other, 1e-5)
-
-
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_outputs_beyond_the_caches(layout, dtype):
@@ -145,24 +117,3 @@ def test_stores_round_as_torch_does(dtype):
     x = torch.zeros(1, 1, 64, 64, dtype=dtype)
     y = bias_act(x, None, slope=1.0, gain=1.0, noise=noise, noise_strength=torch.ones(1))
     assert torch.equal(y, noise.to(dtype))
-
-
-@pytest.mark.parametrize(
-    ("arguments", "error", "message"),
-    [
-        ({"x": torch.zeros(3)}, ValueError, r"x must have shape \[N, C, ...\]"),
-        ({"x": torch.zeros(1, 3, dtype=torch.int64)}, TypeError, "x has dtype torch.int64"),
-        ({"b": torch.zeros(4)}, ValueError, "b has 4 entries but x has 3 channels"),
-        ({"b": torch.zeros(1, 3)}, ValueError, r"b must have shape \[C\]"),
-        ({"b": torch.zeros(3).double()}, TypeError, "b is torch.float64 but x is torch.float32"),
-        ({"gain": 0.0}, ValueError, "gain must be positive"),
-        ({"slope": -0.1}, ValueError, "slope not negative"),
-        ({"noise": torch.zeros(2, 1, 4, 4)}, ValueError, "noise and noise_strength belong together"),
-        ({"noise": torch.zeros(2, 1, 4, 5), "noise_strength": torch.ones(1)}, ValueError, "noise has shape"),
-        ({"noise": torch.zeros(1, 1, 4, 4), "noise_strength": torch.ones(2)}, ValueError, "must be one number"),
-    ],
-)
-def test_errors(arguments, error, message):
-    arguments = {"x": torch.zeros(2, 3, 4, 4), "b": torch.zeros(3), **arguments}
-    with pytest.raises(error, match=message):
-        bias_act(arguments.pop("x"), arguments.pop("b"), **arguments)

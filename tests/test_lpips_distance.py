@@ -1,13 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""lpips_distance: values, both derivatives, dead pixels, errors."""
+"""lpips_distance: values, both derivatives, dead pixels."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 from cases.lpips_distance import CASES
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from support import TOLERANCE, assert_close, assert_cpu_kernels, check_operator, check_values, strided
 
 from gangealing_fast.ops import lpips_distance, lpips_distance_reference
@@ -93,33 +91,3 @@ def test_frozen_head_gets_no_gradient():
     a, head = torch.rand(1, 3, 2, 2, requires_grad=True), torch.rand(3)
     lpips_distance([a], [torch.rand(1, 3, 2, 2)], [head]).sum().backward()
     assert head.grad is None and a.grad.abs().sum() > 0
-
-
-@settings(max_examples=30, deadline=None, derandomize=True)
-@given(st.data())
-def test_fuzz(data):
-    n, c, h, w = (data.draw(st.integers(low, 6)) for low in (0, 1, 1, 1))
-    generator = torch.Generator().manual_seed(data.draw(st.integers(0, 99)))
-    a, b = (torch.randn(n, c, h, w, generator=generator) for _ in range(2))
-    head = torch.rand(c, generator=generator)
-    # absolutely: where a pixel has one channel, both unit vectors are the same up to their sign
-    distance = lpips_distance([a], [b], [head])
-    torch.testing.assert_close(distance, lpips_distance_reference(a, b, head), rtol=1e-6, atol=1e-6)
-    torch.testing.assert_close(distance, lpips_distance([b], [a], [head]), rtol=1e-5, atol=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("a", "b", "heads", "error", "words"),
-    [
-        ([], [], None, ValueError, "equally many"),
-        ([torch.ones(1, 2, 2, 2)], [], None, ValueError, "equally many"),
-        ([torch.ones(1, 2, 2, 2)], [torch.ones(1, 2, 2, 3)], None, ValueError, "feature maps 0"),
-        ([torch.ones(1, 2, 0, 2)], [torch.ones(1, 2, 0, 2)], None, ValueError, "1 or more"),
-        ([torch.ones(1, 2, 2, 2)], [torch.ones(1, 2, 2, 2).half()], None, TypeError, "floating-point type"),
-        ([torch.ones(1, 2, 2, 2)], [torch.ones(1, 2, 2, 2)], [torch.ones(3)], ValueError, "head 0"),
-        ([torch.ones(1, 2, 2, 2)], [torch.ones(1, 2, 2, 2)], [], ValueError, "heads"),
-    ],
-)
-def test_errors(a, b, heads, error, words):
-    with pytest.raises(error, match=words):
-        lpips_distance(a, b, heads)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""modulated_conv2d: values, both derivatives, every way to convolve, layouts, autocast, errors."""
+"""modulated_conv2d: values, both derivatives, every way to convolve, layouts, autocast."""
 
 from __future__ import annotations
 
@@ -90,6 +90,19 @@ def test_low_precision_errs_no_more_than_the_definition(name, dtype):
     check_values(function, reference, tensors, keywords, range(min(4, len(tensors))), dtypes=[dtype])
 
 
+@pytest.mark.parametrize(("resampling", "size"), [("up", (5, 1)), ("up", (9, 1)), ("down", (14, 2)), ("down", (17, 3))])
+def test_images_of_one_column_in_bfloat16(resampling, size):
+    """Torch's own strided convolution leaves elements of such results unwritten."""
+    tensors = torch.randn(2, 3, *size).bfloat16(), torch.randn(35, 3, 3, 3), torch.rand(2, 3)
+    results = []
+    for function, dtype in ((modulated_conv2d, None), (modulated_conv2d_reference, torch.float64)):
+        leaves = [t.to(dtype or t.dtype).requires_grad_() for t in tensors]
+        y = function(*leaves, **{resampling: True})
+        results.append([y, *torch.autograd.grad(y.double().square().sum(), leaves)])
+    for actual, expected in zip(*results, strict=True):
+        assert_close(actual, expected, 2e-2)
+
+
 @pytest.mark.parametrize("case", range(5))
 def test_agrees_with_the_published_layer(case):
     settings, arrays = golden(f"modulated_conv_{case}")
@@ -141,30 +154,3 @@ def test_the_backward_keeps_only_input_and_output():
 def test_algorithms_are_named():
     with pytest.raises(ValueError, match="auto"), convolution_algorithm("winograd"):
         pass
-
-
-@pytest.mark.parametrize(
-    ("changes", "keywords", "error", "words"),
-    [
-        ({"x": torch.zeros(2, 3, 4)}, {}, ValueError, "x must have shape"),
-        ({"x": torch.zeros(2, 3, 4, 4, dtype=torch.int64)}, {}, TypeError, "x has dtype"),
-        ({"x": torch.zeros(2, 3, 4, 4).bfloat16(), "weight": torch.zeros(4, 3, 3, 3).half()}, {}, TypeError, "weight is"),
-        ({"x": torch.zeros(2, 3, 4, 4).double()}, {}, TypeError, "style is"),
-        ({"x": torch.zeros(2, 3, 4, 0)}, {}, ValueError, "too small"),
-        ({"weight": torch.zeros(4, 3, 3, 1)}, {}, ValueError, "weight must have shape"),
-        ({"weight": torch.zeros(4, 5, 3, 3)}, {}, ValueError, "5 input channels"),
-        ({"style": torch.zeros(2, 4)}, {}, ValueError, "style must be"),
-        ({}, {"up": True, "down": True}, ValueError, "exclude"),
-        ({}, {"f": torch.ones(3, 4), "up": True}, ValueError, "square filter"),
-        ({}, {"bias": torch.zeros(3)}, ValueError, "bias must have shape"),
-        ({}, {"bias": torch.zeros(4), "gain": 0.0}, ValueError, "gain must be positive"),
-        ({}, {"bias": torch.zeros(4), "noise": torch.zeros(2, 1, 4, 4)}, ValueError, "belong together"),
-        ({}, {"bias": torch.zeros(4), "noise": torch.zeros(2, 1, 4, 5), "noise_strength": torch.ones(1)}, ValueError, "noise has"),
-        ({}, {"noise": torch.zeros(2, 1, 4, 4), "noise_strength": torch.ones(1)}, ValueError, "pass a bias"),
-        ({}, {"bias": torch.zeros(4, device="meta")}, ValueError, "move one"),
-    ],
-)
-def test_wrong_arguments_are_named(changes, keywords, error, words):
-    tensors = {"x": torch.zeros(2, 3, 4, 4), "weight": torch.zeros(4, 3, 3, 3), "style": torch.zeros(2, 3), **changes}
-    with pytest.raises(error, match=words):
-        modulated_conv2d(**tensors, **keywords)

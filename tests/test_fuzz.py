@@ -1,0 +1,30 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Random calls of every operator, outputs and gradients, against its reference in float64: shapes, dtypes, layouts, values."""
+
+from __future__ import annotations
+
+import pytest
+from fuzzing import EXAMPLES, Draw, grids, hold, images
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+
+from gangealing_fast import ops
+
+DRAWN = {function.__name__: function for function in (*images.OPERATORS, *grids.OPERATORS)}
+
+
+@pytest.mark.parametrize("operator", DRAWN)
+@settings(
+    max_examples=EXAMPLES, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
+)
+@given(data=st.data())
+def test_operator(operator, data):
+    draw = Draw(data)
+    drawn = DRAWN[operator](draw)
+    assume(drawn is not None)
+    hold(drawn, draw)
+
+
+def test_every_operator_is_drawn():
+    public = {name.removesuffix("_reference") for name in ops.__all__ if name.endswith("_reference")}
+    assert public == set(DRAWN)
