@@ -80,6 +80,7 @@ def serve(options: dict[str, Any]) -> None:
     from gangealing_fast import memory
     from gangealing_fast.alignment.config import TrainConfig
     from gangealing_fast.alignment.trainer import build
+    from gangealing_fast.distributed import Group
     from gangealing_fast.runs import prepare_process
 
     folder, device = Path(options["folder"]), torch.device(options["device"])
@@ -101,7 +102,7 @@ def serve(options: dict[str, Any]) -> None:
         prepare_process(config)
         kept = memory.keep_large_blocks() if options["keep"] else config.reuse_memory and config.ops == "fused"
     torch.manual_seed(0)
-    trainer = build(config, device)
+    trainer = build(config, Group(device))
 
     def step() -> float:
         start = time.perf_counter()

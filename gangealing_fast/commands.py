@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
@@ -30,9 +31,22 @@ def parse(
     return tyro.cli(kind, args=rest, description=text, default=presets[chosen.preset])
 
 
-def run_command(command: Callable[[], None]) -> None:
-    """Run `command`; a user's mistake prints one sentence on standard error and exits with status 2, Ctrl-C with 130."""
+def processes() -> int:
+    """How many processes run this command, as torchrun tells each of them; 1 without it."""
+    return int(os.environ.get("WORLD_SIZE", "1")) if "RANK" in os.environ else 1
+
+
+def run_command(command: Callable[[], None], *, several: bool = False) -> None:
+    """Run `command`; a user's mistake prints one sentence on standard error and exits with status 2, Ctrl-C with 130.
+
+    several: whether torchrun may run it in several processes, of which then the first alone prints to standard output.
+    """
     try:
+        if processes() > 1:
+            if not several:
+                raise UserError("this command runs in one process: start it without torchrun")
+            if os.environ["RANK"] != "0":
+                sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - until the process ends
         command()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -20,7 +20,7 @@ def main() -> None:
             print(f"next: {line}")
         print(f"next: {align_command(config.out)}")
 
-    run_command(command)
+    run_command(command, several=True)
 
 
 if __name__ == "__main__":

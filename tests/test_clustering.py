@@ -23,6 +23,7 @@ from gangealing_fast.alignment.step import AlignmentStep
 from gangealing_fast.alignment.templates import central_members, distance_matrix, split_template, spread_centres, start_templates
 from gangealing_fast.alignment.trainer import build, run
 from gangealing_fast.classify import ClassifyConfig
+from gangealing_fast.distributed import Group
 from gangealing_fast.errors import UserError
 from gangealing_fast.files import read_json_lines
 from gangealing_fast.metrics import cluster_purity
@@ -181,24 +182,23 @@ def folder(tmp_path):
 @pytest.mark.parametrize(("clusters", "flips"), [(3, False), (1, True), (2, True)])
 def test_the_gradient_is_that_of_the_least_distance(folder, clusters, flips):
     """Only the chosen class is computed with gradients; the result is that of the minimum over all classes."""
-    trainer = build(train_config(folder, clusters=clusters, flips=flips, precision="float32"), torch.device("cpu"))
+    trainer = build(train_config(folder, clusters=clusters, flips=flips, precision="float32"), Group(torch.device("cpu")))
     for head in trainer.transformer.stns:
         for parameter in head.warp_head.parameters():
             torch.nn.init.normal_(parameter, std=0.02)
     psi, n = 0.3, 5
-    torch.manual_seed(3)
-    loss, _ = trainer.loss(n, psi)
+    numbers = trainer.draw(0, range(n))
+    loss, _ = trainer.loss(numbers, psi)
     loss.total.backward()
     found = [p.grad.clone() for p in (*trainer.transformer.parameters(), trainer.target.coefficients)]
     trainer.transformer.zero_grad()
     trainer.target.zero_grad()
 
-    torch.manual_seed(3)
     generator = trainer.generator
+    z, own_noise, noise = trainer._draws(numbers)
     with torch.no_grad():
-        w = generator.map(torch.randn(n, generator.latent_dim))
-        unaligned = generator.synthesize(w)
-        noise = generator.draw_noise(n * clusters)
+        w = generator.map(z)
+        unaligned = generator.synthesize(w, own_noise)
     targets = generator.synthesize(trainer.target.mix_layers(w, psi, trainer.inject, generator.n_latent), noise)
     rows, terms = [], []
     for images in (unaligned, unaligned.flip(3)) if flips else (unaligned,):
@@ -241,7 +241,7 @@ def test_one_template_first_then_split_and_resumed(folder, monkeypatch):
     options = {"clusters": 2, "single_steps": 2, "anneal_psi": 1, "steps": 4, "snapshot": 1, "cluster_candidates": 4}
     config = train_config(folder, **options)
     with pytest.raises(UserError, match="--single-steps needs"):
-        build(train_config(folder, **options | {"single_steps": 4}), torch.device("cpu"))
+        build(train_config(folder, **options | {"single_steps": 4}), Group(torch.device("cpu")))
     run(dataclasses.replace(config, out=folder / "whole"))
     lines = read_json_lines(folder / "whole" / "log.jsonl")
     assert [line["cluster_1"] for line in lines[:2]] == [0, 0]

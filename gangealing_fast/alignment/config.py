@@ -89,6 +89,8 @@ class TrainConfig:
     threads: int = 0
     """CPU threads; 0 leaves torch's choice."""
     device: str = "auto"
+    patience: float = 1800.0
+    """With several processes (torchrun): for how many seconds one waits for the others before it ends with an error."""
     tensorboard: bool = False
 
 

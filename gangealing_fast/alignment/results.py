@@ -29,7 +29,6 @@ from gangealing_fast.data.pictures import open_pictures
 from gangealing_fast.foreign.writing import export_aligner
 from gangealing_fast.metrics import average_image, identity_grid, inspect_warps
 from gangealing_fast.models.perceptual import build_perceptual
-from gangealing_fast.randomness import private_stream
 from gangealing_fast.report.pictures import save_grid
 from gangealing_fast.report.run import write_run_report
 from gangealing_fast.runs import plain
@@ -53,8 +52,8 @@ def real_pictures(config: TrainConfig, size: int) -> Tensor | None:
 @torch.no_grad()
 def watch(trainer: AlignmentStep, step: int) -> Samples:
     """Samples of fixed latents, aligned by the running average, at the target's current psi."""
-    with private_stream(1):
-        return trainer.samples(WATCHED, psi_at(step, trainer.anneal_psi, trainer.psi_shape), trainer.average)
+    psi = psi_at(step, trainer.anneal_psi, trainer.psi_shape)
+    return trainer.samples(trainer.draw("watch", range(WATCHED)), psi, trainer.average)
 
 
 def health(trainer: AlignmentStep, step: int, config: TrainConfig) -> list[str]:
@@ -115,8 +114,8 @@ def save_averages(before: Tensor, after: Tensor, path: Path, cluster: Tensor) ->
 def finish(config: TrainConfig, trainer: AlignmentStep) -> None:
     """What is done to the averaged transformer after the last step; the checkpoint keeps it as it was trained."""
     if config.keep_area:
-        with private_stream(2):
-            samples = torch.cat([trainer.samples(64, 0.0, trainer.average).unaligned.float() for _ in range(16)])
+        rows = [trainer.draw("area", range(start, start + 64)) for start in range(0, 1024, 64)]
+        samples = torch.cat([trainer.samples(numbers, 0.0, trainer.average).unaligned.float() for numbers in rows])
         factor = keep_area(trainer.average, samples, padding_mode=config.padding_mode)
         print(f"the template's frame is scaled by {factor:.3f}, so that the objects keep their area")
 

@@ -4,8 +4,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
@@ -15,12 +15,23 @@ from gangealing_fast.alignment.clustering import Assignment, assign, cluster_dis
 from gangealing_fast.alignment.losses import AlignmentLoss, alignment_loss
 from gangealing_fast.alignment.schedules import learning_rate_factor, psi_at
 from gangealing_fast.alignment.templates import split_template
+from gangealing_fast.distributed import Group
 from gangealing_fast.models.generator import Generator
 from gangealing_fast.models.latent_target import LatentTarget
 from gangealing_fast.models.spatial_transformer import Alignment, SpatialTransformer
 from gangealing_fast.ops import used
 from gangealing_fast.optim import AdamEma
 from gangealing_fast.precision import autocast
+from gangealing_fast.randomness import derived_seed, normal_rows, private_stream
+
+
+class Draws(NamedTuple):
+    """Everything random about N samples: z `[N, D]`, and the noise of the generator's layers, `[N, 1, r, r]` each for the samples
+    and `[N * K, 1, r, r]` for the targets of K clusters."""
+
+    z: Tensor
+    noise: list[Tensor]
+    target_noise: list[Tensor]
 
 
 class Samples(NamedTuple):
@@ -72,49 +83,74 @@ class AlignmentStep:
     dtype: torch.dtype = torch.float32
     single_steps: int = 0
     cluster_candidates: int = 256
+    seed: int = 0
+    group: Group = field(default_factory=lambda: Group(torch.device("cpu")))
 
     def __post_init__(self) -> None:
         self.is_split = self.single_steps == 0
 
     def split(self) -> None:
         """Choose K templates among samples that head 0 aligns, and let every head start as a copy of head 0."""
-        with autocast(self.target.lat_mean.device, self.dtype):
-            split_template(
-                self.target,
-                self.generator,
-                self.average,
-                self.perceptual,
-                candidates=self.cluster_candidates,
-                inject=self.inject,
-                padding_mode=self.padding_mode,
-                iters=self.iters,
-            )
+        target = self.target
+        if self.group.lead:
+            with private_stream(derived_seed(self.seed, "split")), autocast(target.lat_mean.device, self.dtype):
+                split_template(
+                    target,
+                    self.generator,
+                    self.average,
+                    self.perceptual,
+                    candidates=self.cluster_candidates,
+                    inject=self.inject,
+                    padding_mode=self.padding_mode,
+                    iters=self.iters,
+                )
+        target.load_state_dict(self.group.from_lead(target.state_dict(), "the choice of templates"))
         self.average.copy_first_head()
         moments = self.transformer_optimizer.state
         self.transformer.copy_first_head(lambda parameter: [moments[parameter][name] for name in ("exp_avg", "exp_avg_sq")])
         self.is_split = True
 
-    def samples(self, n: int, psi: float, transformer: SpatialTransformer | None = None) -> Samples:
-        """Draw n samples, their targets at this psi, and align them."""
-        generator, device = self.generator, self.target.lat_mean.device
+    def draw(self, stream: int | str, rows: Sequence[int]) -> Tensor:
+        """Random numbers of samples `[len(rows), M]`, for `samples` and `loss`: a function of seed, stream, row and device.
+
+        stream: the number of the step in training, a name elsewhere, so that looking at a run does not change it.
+        """
+        generator = self.generator
+        noise = sum(buffer.numel() for buffer in generator.noises.buffers())
+        width = generator.latent_dim + (1 + self.target.heads) * noise
+        return normal_rows((self.seed, stream), rows, width, self.target.lat_mean.device)
+
+    def _draws(self, numbers: Tensor) -> Draws:
+        generator, heads = self.generator, self.target.heads
+        shapes = [buffer.shape[2:] for buffer in generator.noises.buffers()]
+        sizes = [shape.numel() for shape in shapes]
+        z, *parts = numbers.split([generator.latent_dim, *sizes, *(heads * size for size in sizes)], 1)
+        layers = [part.reshape(-1, 1, *shape) for part, shape in zip(parts, [*shapes, *shapes], strict=True)]
+        return Draws(z, layers[: len(shapes)], layers[len(shapes) :])
+
+    def samples(self, numbers: Tensor, psi: float | Tensor, transformer: SpatialTransformer | None = None) -> Samples:
+        """The samples of `draw`, their targets at this psi, and how they are aligned."""
+        generator = self.generator
+        draws = self._draws(numbers)
         transformer = self.transformer if transformer is None else transformer
-        with autocast(device, self.dtype):
+        with autocast(numbers.device, self.dtype):
             with torch.no_grad():
-                w = generator.map(torch.randn(n, generator.latent_dim, device=device)).float()
-                unaligned = generator.synthesize(w)
+                w = generator.map(draws.z).float()
+                unaligned = generator.synthesize(w, draws.noise)
             clusters = self.target.heads
             if self.flips or (clusters > 1 and self.is_split):
-                return self._assigned_samples(w, unaligned, psi, transformer)
+                return self._assigned_samples(w, unaligned, draws.target_noise, psi, transformer)
             mix = self.target.mix if used() == "reference" else self.target.mix_layers
-            latents = mix(w, psi, self.inject, generator.n_latent)
+            latents, noise = mix(w, psi, self.inject, generator.n_latent), draws.target_noise
             first = None
             if clusters > 1:  # before the split: the rows of cluster 0
                 latents = latents[::clusters] if isinstance(latents, Tensor) else [layer[::clusters] for layer in latents]
-                zeros = torch.zeros(n, dtype=torch.long, device=device)
+                noise = [layer[::clusters] for layer in noise]
+                zeros = torch.zeros(w.shape[0], dtype=torch.long, device=w.device)
                 first = Assignment(zeros, zeros.bool(), zeros.float())
-            # The noise is drawn anew: sharing it between sample and target makes training worse (SPEC of the method).
+            # The target has noise of its own: sharing it between sample and target makes training worse (SPEC of the method).
             with torch.set_grad_enabled(torch.is_grad_enabled() and self.is_split and not self.freeze_target):
-                target = generator.synthesize(latents)
+                target = generator.synthesize(latents, noise)
             target = self.transformer.network_input(target)
             if not self.sample_from_full_resolution:
                 unaligned = self.transformer.network_input(unaligned)
@@ -122,7 +158,9 @@ class AlignmentStep:
             aligned = transformer(unaligned, padding_mode=self.padding_mode, iters=self.iters, assignment=assignment)
             return Samples(unaligned, target, aligned, first)
 
-    def _assigned_samples(self, w: Tensor, unaligned: Tensor, psi: float, transformer: SpatialTransformer) -> Samples:
+    def _assigned_samples(
+        self, w: Tensor, unaligned: Tensor, noise: list[Tensor], psi: float | Tensor, transformer: SpatialTransformer
+    ) -> Samples:
         """Samples `w`, `unaligned` with the cluster (and mirror) whose target each comes nearest to.
 
         All classes are compared without gradients, and the chosen one alone is computed again with them: the same gradient as that
@@ -134,7 +172,6 @@ class AlignmentStep:
             unaligned = self.transformer.network_input(unaligned)
         options = {"padding_mode": self.padding_mode, "iters": self.iters}
         with torch.no_grad():
-            noise = generator.draw_noise(w.shape[0] * clusters)
             latents = self.target.mix_layers(w, psi, self.inject, generator.n_latent)
             targets = self.transformer.network_input(generator.synthesize(latents, noise))
             distances = cluster_distances(transformer, self.perceptual, unaligned, targets, flips=self.flips, **options)
@@ -150,9 +187,9 @@ class AlignmentStep:
         unaligned = mirror_chosen(unaligned, found.mirrored)
         return Samples(unaligned, target, transformer(unaligned, assignment=found.cluster, **options), found)
 
-    def loss(self, n: int, psi: float) -> tuple[AlignmentLoss, Assignment | None]:
-        """Loss of n fresh samples, and their clusters where there are several."""
-        samples = self.samples(n, psi)
+    def loss(self, numbers: Tensor, psi: float | Tensor) -> tuple[AlignmentLoss, Assignment | None]:
+        """Loss of the samples of `draw`, and their clusters where there are several."""
+        samples = self.samples(numbers, psi)
         with autocast(samples.target.device, self.dtype):
             loss = alignment_loss(
                 self.perceptual,
@@ -164,37 +201,48 @@ class AlignmentStep:
             )
         return loss, samples.assignment
 
+    def _pass(self, numbers: Tensor, psi: Tensor, share: Tensor) -> Tensor:
+        """Forward and backward of one micro-batch; its part of the step's statistics: loss, its parts, samples in each cluster."""
+        parts, assignment = self.loss(numbers, psi)
+        (parts.total * share).backward()
+        statistics = torch.stack([part.detach().float() for part in parts]) * len(numbers)
+        if assignment is None or self.target.heads == 1:
+            return statistics
+        members = assignment.cluster[:, None] == torch.arange(self.target.heads, device=numbers.device)
+        return torch.cat([statistics, members.sum(0)])
+
     def step(self, index: int) -> dict[str, float]:
-        """Step number `index`, from 0: accumulate over micro-batches, update, average. Raises NotFinite before any change."""
+        """Step number `index`, from 0: accumulate over micro-batches and processes, update, average.
+
+        Raises NotFinite, in all processes, before any change.
+        """
         if not self.is_split and index >= self.single_steps:
             self.split()
         psi = psi_at(index, self.anneal_psi, self.psi_shape)
         factor = learning_rate_factor(index, self.anneal_psi, self.period)
         self.transformer_optimizer.zero_grad(set_to_none=True)
         self.target_optimizer.zero_grad(set_to_none=True)
-        sums = dict.fromkeys(("loss", "perceptual", "tv", "identity"), 0.0)
+        names = ["loss", "perceptual", "tv", "identity"]
         if self.target.heads > 1:
-            sums |= {f"cluster_{k}": 0.0 for k in range(self.target.heads)}
-        done = 0
-        while done < self.batch:
-            n = min(self.micro_batch, self.batch - done)
-            parts, assignment = self.loss(n, psi)
-            share = n / self.batch
-            for key, part in zip(("loss", "perceptual", "tv", "identity"), parts, strict=True):
-                sums[key] += share * part.item()
-            if assignment is not None and self.target.heads > 1:
-                for cluster in assignment.cluster.tolist():
-                    sums[f"cluster_{cluster}"] += 1 / self.batch
-            if not math.isfinite(sums["loss"]):
-                raise NotFinite(f"the loss is {sums['loss']} at step {index}")
-            (parts.total * share).backward()
-            done += n
+            names += [f"cluster_{k}" for k in range(self.target.heads)]
+        device = self.target.lat_mean.device
+        psi_there = torch.tensor(psi, device=device)
+        sums = torch.zeros(len(names), device=device)
+        rows = self.group.share(self.batch)
+        for start in range(0, len(rows), self.micro_batch):
+            numbers = self.draw(index, rows[start : start + self.micro_batch])
+            sums += self._pass(numbers, psi_there, torch.tensor(len(numbers) / self.batch, device=device))
+        sums = self.group.total(sums, f"the losses of step {index + 1}") / self.batch
+        statistics = dict(zip(names, sums.tolist(), strict=True))
+        if not math.isfinite(statistics["loss"]):
+            raise NotFinite(f"the loss is {statistics['loss']} at step {index}")
+        self.group.add_gradients([*self.transformer.parameters(), *self.target.parameters()], f"the gradients of step {index + 1}")
         _set_learning_rate(self.transformer_optimizer, self.learning_rate * factor)
         _set_learning_rate(self.target_optimizer, self.target_learning_rate * factor)
         self.transformer_optimizer.step()
         if self.is_split and not self.freeze_target:
             self.target_optimizer.step()
-        return {**sums, "psi": psi, "lr": self.learning_rate * factor}
+        return {**statistics, "psi": psi, "lr": self.learning_rate * factor}
 
 
 def _set_learning_rate(optimizer: torch.optim.Optimizer, value: float) -> None:

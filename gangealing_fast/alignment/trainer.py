@@ -19,6 +19,7 @@ from gangealing_fast.alignment.evaluation import Evaluation
 from gangealing_fast.alignment.schedules import ema_decay
 from gangealing_fast.alignment.step import AlignmentStep, NotFinite
 from gangealing_fast.alignment.templates import start_templates
+from gangealing_fast.distributed import Group, join
 from gangealing_fast.errors import UserError
 from gangealing_fast.files import JsonLines
 from gangealing_fast.foreign.reading import load_generator
@@ -29,17 +30,23 @@ from gangealing_fast.models.spatial_transformer import SpatialTransformer
 from gangealing_fast.optim import AdamEma
 from gangealing_fast.precision import autocast, resolve
 from gangealing_fast.randomness import private_stream
-from gangealing_fast.runs import choose_device, open_run, prepare_process
+from gangealing_fast.runs import open_run, prepare_process
 
 CHECKPOINT_KIND = "train"
 # Samples of 128² whose activations fit comfortably beside everything else in a few GB.
 PIXELS_PER_PASS = 8 * 256 * 256
 
 
-def build(config: TrainConfig, device: torch.device) -> AlignmentStep:
-    """Networks, optimisers and weights of a fresh run. Raises UserError for options that do not fit together."""
+def build(config: TrainConfig, group: Group) -> AlignmentStep:
+    """Networks, optimisers and weights of a fresh run; what takes long, process 0 alone computes, for `run` to hand to the others.
+
+    Raises UserError for options that do not fit together.
+    """
+    device = group.device
     if config.batch < 1 or config.steps < 1 or config.snapshot < 1:
         raise UserError("--batch, --steps and --snapshot must be at least 1")
+    if config.batch < group.world:
+        raise UserError(f"--batch {config.batch} is less than one sample for each of the {group.world} processes; raise it")
     if ASSETS in config.generator.parents and not config.generator.exists():
         name = config.generator.parent.name
         raise UserError(
@@ -74,18 +81,22 @@ def build(config: TrainConfig, device: torch.device) -> AlignmentStep:
         raise UserError(f"the transformer's options do not fit: {error}") from None
     transformer.to(memory_format=activation_format())
     components = principal_components(
-        generator.map, generator.latent_dim, components=config.directions, samples=config.principal_samples, device=device
+        generator.map,
+        generator.latent_dim,
+        components=config.directions,
+        samples=config.principal_samples if group.lead else 2,
+        device=device,
     )
     target = LatentTarget(components.directions, components.mean, config.clusters).to(device)
     options: dict[str, Any] = {"min_size": config.perceptual_size} if config.perceptual == "efficientnet" else {}
     if config.perceptual == "lpips" and config.perceptual_weights is not None:
         options["backbone"] = config.perceptual_weights
     elif config.perceptual == "self":
-        options["weights"] = config.perceptual_weights or learn_perceptual(config)
+        options["weights"] = config.perceptual_weights or learn_perceptual(config, group)
     micro = config.micro_batch or max(1, min(config.batch, PIXELS_PER_PASS // generator.size**2))
     perceptual = build_perceptual(config.perceptual, **options).to(device)
     dtype = resolve(config.precision, device)
-    if config.clusters > 1 and not config.single_steps:
+    if config.clusters > 1 and not config.single_steps and group.lead:
         with autocast(device, dtype):
             start_templates(
                 target, generator, perceptual, config.flow_size, candidates=config.cluster_candidates, inject=config.inject
@@ -122,16 +133,21 @@ def build(config: TrainConfig, device: torch.device) -> AlignmentStep:
         dtype=dtype,
         single_steps=config.single_steps,
         cluster_candidates=config.cluster_candidates,
+        seed=config.seed,
+        group=group,
     )
 
 
-def learn_perceptual(config: TrainConfig) -> Path:
-    """Weights of the self-supervised distance, learned (or gone on learning) beside the run's folder."""
+def learn_perceptual(config: TrainConfig, group: Group) -> Path:
+    """Weights of the self-supervised distance, learned (or gone on learning) by process 0 beside the run's folder."""
     # Only here: few runs need it.
     from gangealing_fast.contrastive.config import ContrastConfig
     from gangealing_fast.contrastive.training import run as contrast
 
     folder = config.out.with_name(f"{config.out.name}-perceptual")
+    if not group.lead:
+        group.wait("the perceptual distance")
+        return folder
     print(f"learning the perceptual distance first, in {folder}")
     options = ContrastConfig(
         out=folder,
@@ -147,7 +163,9 @@ def learn_perceptual(config: TrainConfig) -> Path:
         device=config.device,
     )
     with private_stream(config.seed):  # whether this was done before must not show in the run
-        return contrast(options)
+        contrast(options)
+    group.wait("the perceptual distance")
+    return folder
 
 
 def run(config: TrainConfig) -> Evaluation | None:
@@ -155,16 +173,25 @@ def run(config: TrainConfig) -> Evaluation | None:
 
     Raises UserError for a user's mistakes.
     """
-    device = choose_device(config.device)
+    with join(config.device, config.patience) as group:
+        return _run(config, group)
+
+
+def _run(config: TrainConfig, group: Group) -> Evaluation | None:
     prepare_process(config)
     torch.manual_seed(config.seed)
-    trainer = build(config, device)
-    real = results.real_pictures(config, trainer.generator.size)
-    resuming = open_run(config.out, "train", config)
-    start = 0
-    if resuming and checkpoint.has_checkpoint(config.out):
-        start = restore(checkpoint.load_latest(config.out, kind=CHECKPOINT_KIND), trainer)
-        print(f"resuming {config.out} at step {start} of {config.steps}")
+    trainer = build(config, group)
+    real, saved = None, state(trainer, 0)
+    if group.lead:
+        real = results.real_pictures(config, trainer.generator.size)
+        if open_run(config.out, "train", config) and checkpoint.has_checkpoint(config.out):
+            saved = checkpoint.load_latest(config.out, kind=CHECKPOINT_KIND)
+            print(f"resuming {config.out} at step {saved['step']} of {config.steps}")
+    start = restore(group.from_lead(saved, "the first weights"), trainer)
+    if not group.lead:
+        for index in range(start, config.steps):
+            _step(config, trainer, index)
+        return None
     with JsonLines(config.out / "log.jsonl", resume_step=start) as log:
         warnings = train(config, trainer, real, log, start)
     results.finish(config, trainer)
@@ -176,6 +203,18 @@ def run(config: TrainConfig) -> Evaluation | None:
     return evaluation
 
 
+def _step(config: TrainConfig, trainer: AlignmentStep, index: int) -> dict[str, float]:
+    try:
+        return trainer.step(index)
+    except NotFinite as error:
+        raise UserError(
+            f"{error}; training stopped and the last good state is in {config.out}: lower --learning-rate, raise --batch "
+            "or use --precision float32 in a new --out"
+        ) from None
+    finally:
+        memory.trim()
+
+
 def train(config: TrainConfig, trainer: AlignmentStep, real: Tensor | None, log: JsonLines, start: int) -> list[str]:
     """All steps from `start` to the end; returns the warnings given on the way."""
     tick = max(1, config.snapshot // 10)
@@ -184,14 +223,7 @@ def train(config: TrainConfig, trainer: AlignmentStep, real: Tensor | None, log:
     board = _tensorboard(config)
     progress = tqdm(total=config.steps, initial=start, unit="step", desc="train", mininterval=1.0, dynamic_ncols=True)
     for index in range(start, config.steps):
-        try:
-            statistics = trainer.step(index)
-            memory.trim()
-        except NotFinite as error:
-            raise UserError(
-                f"{error}; training stopped and the last good state is in {config.out}: lower --learning-rate, raise --batch "
-                "or use --precision float32 in a new --out"
-            ) from None
+        statistics = _step(config, trainer, index)
         step = index + 1
         count += 1
         for key, value in statistics.items():
@@ -230,7 +262,7 @@ def _tensorboard(config: TrainConfig) -> Any:
 
 
 def state(trainer: AlignmentStep, step: int) -> dict[str, Any]:
-    """Everything a resumed run needs."""
+    """Everything a resumed run needs, whatever the number of its processes: random numbers are derived from seed, step and row."""
     return {
         "step": step,
         "transformer_config": trainer.transformer.config(),
@@ -239,8 +271,6 @@ def state(trainer: AlignmentStep, step: int) -> dict[str, Any]:
         "target": trainer.target.state_dict(),
         "transformer_optimizer": trainer.transformer_optimizer.state_dict(),
         "target_optimizer": trainer.target_optimizer.state_dict(),
-        "random_state": torch.get_rng_state(),
-        "cuda_random_state": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
     }
 
 
@@ -252,9 +282,6 @@ def restore(saved: dict[str, Any], trainer: AlignmentStep) -> int:
         trainer.target.load_state_dict(saved["target"])
         trainer.transformer_optimizer.load_state_dict(saved["transformer_optimizer"])
         trainer.target_optimizer.load_state_dict(saved["target_optimizer"])
-        torch.set_rng_state(saved["random_state"])
-        if torch.cuda.is_available() and saved["cuda_random_state"]:
-            torch.cuda.set_rng_state_all(saved["cuda_random_state"])
         # The step of that number is still to come, and begins with the split.
         trainer.is_split = int(saved["step"]) > trainer.single_steps or trainer.is_split
         return int(saved["step"])

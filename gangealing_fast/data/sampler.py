@@ -10,12 +10,7 @@ from typing import Literal
 import torch
 
 from gangealing_fast.errors import UserError
-
-
-def _epoch_seed(seed: int, epoch: int) -> int:
-    """A 63-bit seed for (seed, epoch): a hash, since neighbouring seeds would give neighbouring Mersenne states."""
-    digest = hashlib.sha256(f"{seed}/{epoch}".encode()).digest()
-    return int.from_bytes(digest[:8], "little") >> 1
+from gangealing_fast.randomness import derived_seed
 
 
 class InfiniteSampler:
@@ -34,7 +29,7 @@ class InfiniteSampler:
         self._order = self._shuffle()
 
     def _shuffle(self) -> torch.Tensor:
-        return torch.randperm(self.n, generator=torch.Generator().manual_seed(_epoch_seed(self.seed, self.epoch)))
+        return torch.randperm(self.n, generator=torch.Generator().manual_seed(derived_seed(self.seed, self.epoch)))
 
     def next(self, count: int) -> torch.Tensor:
         """The next `count` indices, int64 `[count]`; a batch may span the end of an epoch."""

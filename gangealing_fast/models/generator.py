@@ -169,15 +169,11 @@ class Generator(nn.Module):
             raise ValueError(f"Generator.synthesize: {self.n_latent} latents per sample are needed, got {len(layers)}")
         return layers
 
-    def draw_noise(self, n: int) -> list[Tensor]:
-        """Noise of all layers for n pictures, `[n, 1, r, r]` each, from torch's default generator; for `synthesize`."""
-        return [torch.randn(n, *noise.shape[1:], device=noise.device) for noise in self.noises.buffers()]
-
     def synthesize(self, latents: Tensor | Sequence[Tensor], noise: Noise | Sequence[Tensor] = "random") -> Tensor:
         """Pictures `[N, 3, size, size]`, about [-1, 1], from w `[N, D]`, `[N, n_latent, D]` or one `[N, D]` per layer.
 
         One tensor per layer keeps the layers that need no gradient out of the graph. noise: "random" draws anew in every
-        call from torch's default generator, "fixed" uses the stored buffers; or the tensors of `draw_noise`.
+        call from torch's default generator, "fixed" uses the stored buffers; or one tensor `[N, 1, r, r]` per layer.
         """
         w = self._per_layer(latents)
         if noise == "random":

@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Training in several processes: the same curve as in one, with one of them killed too, and no waiting without end."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from runs import train_config, write_generator
+
+from gangealing_fast import checkpoint, pretrain
+from gangealing_fast.alignment.trainer import run
+from gangealing_fast.distributed import Group
+from gangealing_fast.files import read_json_lines
+
+SCRIPT = Path(__file__).with_name("several.py")
+ENVIRONMENT = {key: value for key, value in os.environ.items() if not key.startswith("TORCHELASTIC")} | {
+    "PYTHONPATH": os.pathsep.join([str(SCRIPT.parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]),
+    "OMP_NUM_THREADS": "1",
+}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    write_generator(tmp_path / "generator.safetensors")
+    return tmp_path
+
+
+def launch(folder, mode, changes, count=2):
+    """`count` processes as torchrun would start them, without its own."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(count)}
+    command = [sys.executable, str(SCRIPT), mode, str(folder), repr(changes)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return [subprocess.Popen(command, env=ENVIRONMENT | place | {"RANK": str(rank)}, **pipes) for rank in range(count)]
+
+
+def curve(folder):
+    return [{k: v for k, v in line.items() if k != "seconds"} for line in read_json_lines(folder / "log.jsonl")]
+
+
+def assert_same_curve(one, other, tolerance):
+    assert [line["step"] for line in one] == [line["step"] for line in other] and len(one) > 1
+    for a, b in zip(one, other, strict=True):
+        assert a == pytest.approx(b, rel=tolerance, abs=1e-7)
+
+
+def test_every_row_is_somebodys():
+    for count, world in ((8, 2), (7, 3), (3, 3)):
+        shares = [Group(torch.device("cpu"), rank, world).share(count) for rank in range(world)]
+        assert [row for share in shares for row in share] == list(range(count))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("clusters", [1, 2])
+def test_two_processes_of_4_learn_what_one_of_8_learns(folder, clusters):
+    changes = {"batch": 8, "steps": 6, "anneal_psi": 3, "period": 3, "clusters": clusters, "precision": "float32", "micro_batch": 8}
+    run(train_config(folder, out=folder / "one", **changes))
+    two = launch(folder, "plain", changes | {"out": folder / "two", "micro_batch": 3, "clusters": clusters})
+    said = [process.communicate(timeout=300) for process in two]
+    assert [process.returncode for process in two] == [0, 0], said
+    assert said[1][0] == "" and "train" not in said[1][1]
+    assert_same_curve(curve(folder / "one"), curve(folder / "two"), 1e-4)
+    states = [checkpoint.load(folder / name / "checkpoint.pt") for name in ("one", "two")]
+    for a, b in zip(states[0]["transformer"].values(), states[1]["transformer"].values(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
+    assert (folder / "two" / "report.html").exists()
+
+
+@pytest.mark.slow
+def test_a_killed_worker_is_restarted_to_the_same_curve(folder):
+    """torchrun ends the others, starts all anew, and they go on from the last checkpoint."""
+    changes = {"steps": 10, "snapshot": 3, "transforms": "similarity", "precision": "float32"}
+    whole = launch(folder, "plain", changes | {"out": folder / "whole"})
+    said = [process.communicate(timeout=300) for process in whole]
+    assert [process.returncode for process in whole] == [0, 0], said
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--max-restarts", "2"]
+    command = [*torchrun, str(SCRIPT), "killed", str(folder), repr(changes)]
+    result = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert "resuming" in result.stdout and "at step 6 of 10" in result.stdout
+    assert_same_curve(curve(folder / "whole"), curve(folder / "run"), 0)
+    states = [checkpoint.load(folder / name / "checkpoint.pt") for name in ("whole", "run")]
+    assert all(torch.equal(a, states[1]["transformer"][key]) for key, a in states[0]["transformer"].items())
+
+
+@pytest.mark.slow
+def test_nobody_waits_for_ever(folder):
+    processes = launch(folder, "silent", {"patience": 4.0, "steps": 4, "transforms": "similarity"})
+    _, error = processes[0].communicate(timeout=120)
+    processes[1].kill()
+    processes[1].communicate()
+    assert processes[0].returncode == 2
+    sentence = error.strip().splitlines()[-1]
+    assert "process 0 of 2 waited" in sentence and "the losses of step 3" in sentence and "none came for" in sentence
+    assert "Traceback" not in error
+
+
+def test_commands_of_one_process_say_so(monkeypatch, capsys):
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(sys, "argv", ["pretrain", "--data", "nowhere", "--out", "nowhere"])
+    with pytest.raises(SystemExit):
+        pretrain.main()
+    assert "one process" in capsys.readouterr().err
