@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import io
 import os
+import sys
+import threading
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -27,6 +29,9 @@ from torch import Tensor
 from gangealing_fast.commands import processes
 from gangealing_fast.errors import UserError
 from gangealing_fast.runs import choose_device
+
+START_SECONDS = 120.0
+"""How long processes may take to find one another, those that torchrun starts anew included."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +112,16 @@ class Group:
             ) from error
 
 
+def _give_up(group: Group) -> None:
+    print(
+        f"error: process {group.rank} of {group.world} waited for the other processes at the start, but they did not all come: "
+        "see what they report, then start the same command again",
+        file=sys.stderr,
+        flush=True,
+    )
+    os._exit(2)
+
+
 @contextmanager
 def join(device: str, patience: float) -> Iterator[Group]:
     """The group of processes that torchrun started, or this process alone.
@@ -123,11 +138,16 @@ def join(device: str, patience: float) -> Iterator[Group]:
     group = Group(chosen, int(os.environ["RANK"]), processes(), patience)
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
+    # Gloo may wait five times its timeout for a connection, or for ever, and nothing but the end of the process interrupts it.
+    watchdog = threading.Timer(min(patience, START_SECONDS), _give_up, [group])
+    watchdog.daemon = True
+    watchdog.start()
     with group._bounded("the start"):
         torch.distributed.init_process_group(
             "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo", timeout=timedelta(seconds=patience)
         )
         group.wait("the start")
+    watchdog.cancel()
     yield group
     # Not after an error: what is left of the group might wait for those that are gone.
     torch.distributed.destroy_process_group()

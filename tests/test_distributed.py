@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import subprocess
@@ -31,15 +32,15 @@ def folder(tmp_path):
     return tmp_path
 
 
-def launch(folder, mode, changes, count=2):
-    """`count` processes as torchrun would start them, without its own."""
+def launch(folder, mode, out, changes, only=(0, 1)):
+    """Two processes, or only some of them, as torchrun would start them, without its own."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(count)}
-    command = [sys.executable, str(SCRIPT), mode, str(folder), repr(changes)]
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2"}
+    command = [sys.executable, str(SCRIPT), mode, str(folder), out, json.dumps(changes)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return [subprocess.Popen(command, env=ENVIRONMENT | place | {"RANK": str(rank)}, **pipes) for rank in range(count)]
+    return [subprocess.Popen(command, env=ENVIRONMENT | place | {"RANK": str(rank)}, **pipes) for rank in only]
 
 
 def curve(folder):
@@ -59,11 +60,10 @@ def test_every_row_is_somebodys():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("clusters", [1, 2])
-def test_two_processes_of_4_learn_what_one_of_8_learns(folder, clusters):
-    changes = {"batch": 8, "steps": 6, "anneal_psi": 3, "period": 3, "clusters": clusters, "precision": "float32", "micro_batch": 8}
+def test_two_processes_of_4_learn_what_one_of_8_learns(folder):
+    changes = {"batch": 8, "steps": 6, "anneal_psi": 3, "period": 3, "clusters": 2, "precision": "float32", "micro_batch": 8}
     run(train_config(folder, out=folder / "one", **changes))
-    two = launch(folder, "plain", changes | {"out": folder / "two", "micro_batch": 3, "clusters": clusters})
+    two = launch(folder, "plain", "two", changes | {"micro_batch": 3})
     said = [process.communicate(timeout=300) for process in two]
     assert [process.returncode for process in two] == [0, 0], said
     assert said[1][0] == "" and "train" not in said[1][1]
@@ -77,15 +77,17 @@ def test_two_processes_of_4_learn_what_one_of_8_learns(folder, clusters):
 @pytest.mark.slow
 def test_a_killed_worker_is_restarted_to_the_same_curve(folder):
     """torchrun ends the others, starts all anew, and they go on from the last checkpoint."""
-    changes = {"steps": 10, "snapshot": 3, "transforms": "similarity", "precision": "float32"}
-    whole = launch(folder, "plain", changes | {"out": folder / "whole"})
+    changes = {"steps": 10, "snapshot": 3, "transforms": "similarity", "precision": "float32", "patience": 60.0}
+    run(train_config(folder, out=folder / "one", **changes))
+    whole = launch(folder, "plain", "whole", changes)
     said = [process.communicate(timeout=300) for process in whole]
     assert [process.returncode for process in whole] == [0, 0], said
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--max-restarts", "2"]
-    command = [*torchrun, str(SCRIPT), "killed", str(folder), repr(changes)]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--max-restarts", "3"]
+    command = [*torchrun, str(SCRIPT), "killed", str(folder), "run", json.dumps(changes)]
     result = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr[-3000:]
     assert "resuming" in result.stdout and "at step 6 of 10" in result.stdout
+    assert_same_curve(curve(folder / "one"), curve(folder / "whole"), 1e-4)
     assert_same_curve(curve(folder / "whole"), curve(folder / "run"), 0)
     states = [checkpoint.load(folder / name / "checkpoint.pt") for name in ("whole", "run")]
     assert all(torch.equal(a, states[1]["transformer"][key]) for key, a in states[0]["transformer"].items())
@@ -93,13 +95,20 @@ def test_a_killed_worker_is_restarted_to_the_same_curve(folder):
 
 @pytest.mark.slow
 def test_nobody_waits_for_ever(folder):
-    processes = launch(folder, "silent", {"patience": 4.0, "steps": 4, "transforms": "similarity"})
+    processes = launch(folder, "silent", "run", {"patience": 15.0, "steps": 4, "transforms": "similarity"})
     _, error = processes[0].communicate(timeout=120)
     processes[1].kill()
     processes[1].communicate()
     assert processes[0].returncode == 2
-    sentence = error.strip().splitlines()[-1]
-    assert "process 0 of 2 waited" in sentence and "the losses of step 3" in sentence and "none came for" in sentence
+    sentence = error.split("error: ")[1].splitlines()[0]
+    assert "process 0 of 2 waited" in sentence and "the losses of step 3" in sentence and "none came for 15 s" in sentence
+    assert "Traceback" not in error
+
+
+def test_nobody_waits_for_ever_for_the_others_to_start(folder):
+    (process,) = launch(folder, "plain", "run", {"patience": 2.0}, only=[1])
+    _, error = process.communicate(timeout=120)
+    assert process.returncode == 2 and "error: process 1 of 2 waited for the other processes at the start" in error
     assert "Traceback" not in error
 
 
