@@ -10,7 +10,7 @@ import torch
 from runs import assert_identical, train_config, write_generator, write_pictures
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from gangealing_fast import checkpoint, ops
+from gangealing_fast import checkpoint, ops, precision
 from gangealing_fast.alignment import step as step_module
 from gangealing_fast.alignment.aligner import Aligner
 from gangealing_fast.alignment.trainer import build, run
@@ -147,6 +147,22 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_state(f
     assert all(torch.isfinite(value).all() for value in saved["transformer"].values())
 
 
+def test_float16_runs_and_resumes(folder, monkeypatch):
+    monkeypatch.setattr(precision, "_convolves_in_float16", lambda device: True)
+    config = train_config(folder, precision="float16", steps=4, transforms="similarity")
+    run(dataclasses.replace(config, out=folder / "whole"))
+    original = step_module.AlignmentStep.step
+    monkeypatch.setattr(step_module.AlignmentStep, "step", lambda self, index: original(self, index) if index < 3 else 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run(config)
+    monkeypatch.setattr(step_module.AlignmentStep, "step", original)
+    run(config)
+    assert_identical(*(checkpoint.load(folder / name / "checkpoint.pt") for name in ("whole", "run")))
+    monkeypatch.setattr(precision, "_convolves_in_float16", lambda device: False)
+    with pytest.raises(UserError, match="use bfloat16 or float32"):
+        run(dataclasses.replace(config, out=folder / "refused"))
+
+
 def test_frozen_target_stays_at_the_mean(folder):
     config = train_config(folder, freeze_target=True, steps=2)
     run(config)
@@ -164,6 +180,7 @@ def test_frozen_target_stays_at_the_mean(folder):
         ({"digit": (9,)}, "class 9"),
         ({"flow_size": 16, "transforms": "flow"}, "at least 32"),
         ({"device": "cuda:7"}, "not available"),
+        ({"device": "cpu", "cuda_graphs": True}, "CUDA device"),
         ({"perceptual": "lpips", "perceptual_weights": Path("nowhere.pth")}, "nowhere.pth"),
     ],
 )

@@ -17,10 +17,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from gangealing_fast import ops
 from gangealing_fast.alignment.losses import AlignmentLoss, alignment_loss
 from gangealing_fast.alignment.schedules import ema_decay
-from gangealing_fast.alignment.step import AlignmentStep
+from gangealing_fast.alignment.step import AlignmentStep, NotFinite
 from gangealing_fast.models import Generator, LatentTarget, Lpips, SpatialTransformer
 from gangealing_fast.models.layers import EqualConv2d
 from gangealing_fast.optim import AdamEma
+from gangealing_fast.precision import LossScale
 
 
 def pooled(x: torch.Tensor) -> torch.Tensor:
@@ -190,3 +191,69 @@ def test_the_compiled_step_equals_the_eager_one(dtype):
     compiled = torch.compile(step.loss, fullgraph=True, backend="aot_eager")
     for actual, expected in zip(gradients(compiled), gradients(step.loss), strict=True):
         assert_close(actual, expected, 1e-4 if dtype == torch.float32 else 0.1)
+
+
+def step_gradients(step: AlignmentStep) -> tuple[float, list[torch.Tensor]]:
+    """Loss of the next step, and the gradients that its optimisers saw."""
+    loss = step.step(3)["loss"]
+    return loss, [parameter.grad.clone() for parameter in step._parameters()]
+
+
+def test_float16_with_a_scaled_loss_is_close_to_float32():
+    wide, narrow = small_step(), small_step(dtype=torch.float16)
+    loss, gradients = step_gradients(narrow)
+    expected_loss, expected = step_gradients(wide)
+    assert loss == pytest.approx(expected_loss, rel=0.01)
+    total = torch.stack([(a - b).norm() for a, b in zip(gradients, expected, strict=True)]).norm()
+    assert total < 0.05 * torch.stack([b.norm() for b in expected]).norm()
+    assert narrow.loss_scale.value == 2.0**16 and wide.loss_scale.value == 1
+
+
+def test_an_overflow_in_float16_leaves_the_step_out_and_halves_the_scale():
+    step = small_step(dtype=torch.float16)
+    step.loss_scale.value = 2.0**60
+    before = copy.deepcopy([step.transformer.state_dict(), step.average.state_dict(), step.target.state_dict()])
+    assert step.step(3)["loss_scale"] == 2.0**60 and step.loss_scale.value == 2.0**59
+    for state, module in zip(before, (step.transformer, step.average, step.target), strict=True):
+        assert all(torch.equal(value, module.state_dict()[key]) for key, value in state.items())
+    step.loss_scale.value = 2.0**-10
+    step.transformer.similarity.warp_head.linear.weight.register_hook(lambda gradient: gradient * torch.inf)
+    with pytest.raises(NotFinite, match="overflow"):
+        step.step(3)
+
+
+def test_the_scale_of_the_loss_grows_after_good_steps():
+    scale = LossScale(torch.float16, start=8.0, patience=2)
+    weight = torch.zeros(2, requires_grad=True)
+    for value, grown in ((8.0, 8.0), (8.0, 16.0)):
+        weight.grad = torch.full((2,), 4.0)
+        assert scale.value == value and scale.settle([weight]) and scale.value == grown
+        assert torch.equal(weight.grad, torch.full((2,), 0.5))
+    again = LossScale(torch.float16)
+    again.load_state_dict(scale.state_dict())
+    assert (again.value, again.good) == (16.0, 0)
+
+
+@pytest.mark.slow
+def test_a_step_through_torch_compile_gives_the_same_losses():
+    eager, compiled = small_step(micro_batch=1), small_step(micro_batch=1, compiled=True)
+    torch._dynamo.reset()
+    for index in range(3):
+        a, b = eager.step(index), compiled.step(index)
+        assert {key: pytest.approx(value, rel=1e-3, abs=1e-6) for key, value in a.items()} == b
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_recorded_passes_equal_those_that_are_run():
+    device = torch.device("cuda")
+    steps = []
+    for recorded in (False, True):
+        step = small_step(batch=3, cuda_graphs=recorded)
+        for module in (step.generator, step.transformer, step.average, step.target, step.perceptual):
+            module.to(device)
+        step.transformer_optimizer = AdamEma(step.transformer.parameters(), averages=step.average.parameters())
+        step.target_optimizer = AdamEma(step.target.parameters())
+        steps.append([step.step(index) for index in range(4)])
+    for a, b in zip(*steps, strict=True):
+        assert a == {key: pytest.approx(value, rel=1e-3, abs=1e-6) for key, value in b.items()}

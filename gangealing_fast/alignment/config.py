@@ -80,7 +80,12 @@ class TrainConfig:
     """Half-life of the running average of the transformer, in samples counted as 32 a step."""
     snapshot: int = 2000
     """Steps between checkpoints with pictures; log lines come ten times as often."""
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """auto: bfloat16 where the device computes in it natively, else float32. float16 scales the loss; for GPUs without bfloat16."""
+    compile: bool = False
+    """Run the loss through torch.compile; the first step takes minutes."""
+    cuda_graphs: bool = False
+    """Record the passes of a step as CUDA graphs and replay them."""
     ops: Literal["fused", "reference"] = "fused"
     """reference: every operator as its plain definition in torch, in torch's default layout, to see what the kernels buy."""
     reuse_memory: bool = True

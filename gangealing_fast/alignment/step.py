@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from gangealing_fast.alignment.clustering import Assignment, assign, cluster_distances, mirror_chosen
+from gangealing_fast.alignment.graphs import RecordedPasses
 from gangealing_fast.alignment.losses import AlignmentLoss, alignment_loss
 from gangealing_fast.alignment.schedules import learning_rate_factor, psi_at
 from gangealing_fast.alignment.templates import split_template
@@ -21,7 +22,7 @@ from gangealing_fast.models.latent_target import LatentTarget
 from gangealing_fast.models.spatial_transformer import Alignment, SpatialTransformer
 from gangealing_fast.ops import used
 from gangealing_fast.optim import AdamEma
-from gangealing_fast.precision import autocast
+from gangealing_fast.precision import LossScale, autocast
 from gangealing_fast.randomness import derived_seed, normal_rows, private_stream
 
 
@@ -56,6 +57,7 @@ class AlignmentStep:
 
     `transformer_optimizer` keeps `average`, the running average of the transformer. With K clusters and `single_steps`, head 0
     alone learns first, with the generator's mean as its template; then `split` starts K templates and heads from it.
+    compiled: run the loss through torch.compile. cuda_graphs: record each pass, backward included, once and replay it (CUDA only).
     """
 
     generator: Generator
@@ -85,9 +87,21 @@ class AlignmentStep:
     cluster_candidates: int = 256
     seed: int = 0
     group: Group = field(default_factory=lambda: Group(torch.device("cpu")))
+    compiled: bool = False
+    cuda_graphs: bool = False
 
     def __post_init__(self) -> None:
-        self.is_split = self.single_steps == 0
+        self.loss_scale = LossScale(self.dtype)
+        # Without dynamic shapes: there are two sizes of a pass at most, and each deserves its own code.
+        self._loss = torch.compile(self.loss, dynamic=False) if self.compiled else self.loss
+        self._begin(is_split=self.single_steps == 0)
+
+    def _begin(self, *, is_split: bool) -> None:
+        self.is_split = is_split
+        self._run = RecordedPasses(self._pass, self._parameters()) if self.cuda_graphs else self._pass
+
+    def _parameters(self) -> list[Tensor]:
+        return [*self.transformer.parameters(), *self.target.parameters()]
 
     def split(self) -> None:
         """Choose K templates among samples that head 0 aligns, and let every head start as a copy of head 0."""
@@ -108,7 +122,7 @@ class AlignmentStep:
         self.average.copy_first_head()
         moments = self.transformer_optimizer.state
         self.transformer.copy_first_head(lambda parameter: [moments[parameter][name] for name in ("exp_avg", "exp_avg_sq")])
-        self.is_split = True
+        self._begin(is_split=True)
 
     def draw(self, stream: int | str, rows: Sequence[int]) -> Tensor:
         """Random numbers of samples `[len(rows), M]`, for `samples` and `loss`: a function of seed, stream, row and device.
@@ -203,7 +217,7 @@ class AlignmentStep:
 
     def _pass(self, numbers: Tensor, psi: Tensor, share: Tensor) -> Tensor:
         """Forward and backward of one micro-batch; its part of the step's statistics: loss, its parts, samples in each cluster."""
-        parts, assignment = self.loss(numbers, psi)
+        parts, assignment = self._loss(numbers, psi)
         (parts.total * share).backward()
         statistics = torch.stack([part.detach().float() for part in parts]) * len(numbers)
         if assignment is None or self.target.heads == 1:
@@ -214,7 +228,8 @@ class AlignmentStep:
     def step(self, index: int) -> dict[str, float]:
         """Step number `index`, from 0: accumulate over micro-batches and processes, update, average.
 
-        Raises NotFinite, in all processes, before any change.
+        In float16 a step whose gradients overflow changes nothing but the scale of the loss. Raises NotFinite, in all processes,
+        before any change.
         """
         if not self.is_split and index >= self.single_steps:
             self.split()
@@ -231,18 +246,26 @@ class AlignmentStep:
         rows = self.group.share(self.batch)
         for start in range(0, len(rows), self.micro_batch):
             numbers = self.draw(index, rows[start : start + self.micro_batch])
-            sums += self._pass(numbers, psi_there, torch.tensor(len(numbers) / self.batch, device=device))
+            share = torch.tensor(self.loss_scale.value * len(numbers) / self.batch, device=device)
+            sums += self._run(numbers, psi_there, share)
         sums = self.group.total(sums, f"the losses of step {index + 1}") / self.batch
         statistics = dict(zip(names, sums.tolist(), strict=True))
         if not math.isfinite(statistics["loss"]):
             raise NotFinite(f"the loss is {statistics['loss']} at step {index}")
-        self.group.add_gradients([*self.transformer.parameters(), *self.target.parameters()], f"the gradients of step {index + 1}")
+        self.group.add_gradients(self._parameters(), f"the gradients of step {index + 1}")
+        statistics |= {"psi": psi, "lr": self.learning_rate * factor}
+        if self.loss_scale.active:
+            statistics["loss_scale"] = self.loss_scale.value
+        if not self.loss_scale.settle(self._parameters()):
+            if self.loss_scale.value < 2.0**-10:
+                raise NotFinite(f"the gradients overflow whatever the loss is scaled by at step {index}")
+            return statistics
         _set_learning_rate(self.transformer_optimizer, self.learning_rate * factor)
         _set_learning_rate(self.target_optimizer, self.target_learning_rate * factor)
         self.transformer_optimizer.step()
         if self.is_split and not self.freeze_target:
             self.target_optimizer.step()
-        return {**statistics, "psi": psi, "lr": self.learning_rate * factor}
+        return statistics
 
 
 def _set_learning_rate(optimizer: torch.optim.Optimizer, value: float) -> None:

@@ -53,6 +53,8 @@ def build(config: TrainConfig, group: Group) -> AlignmentStep:
             f"this version ships no generator of {name}: train one with python -m gangealing_fast.pretrain --preset {name} "
             "--data YOUR_PICTURES, and name its generator.safetensors with --generator"
         )
+    if config.cuda_graphs and device.type != "cuda":
+        raise UserError("--cuda-graphs needs a CUDA device; leave it out here")
     generator = load_generator(config.generator).to(device)
     if generator.size < config.flow_size or generator.size % config.flow_size:
         raise UserError(
@@ -135,6 +137,8 @@ def build(config: TrainConfig, group: Group) -> AlignmentStep:
         cluster_candidates=config.cluster_candidates,
         seed=config.seed,
         group=group,
+        compiled=config.compile,
+        cuda_graphs=config.cuda_graphs,
     )
 
 
@@ -271,6 +275,7 @@ def state(trainer: AlignmentStep, step: int) -> dict[str, Any]:
         "target": trainer.target.state_dict(),
         "transformer_optimizer": trainer.transformer_optimizer.state_dict(),
         "target_optimizer": trainer.target_optimizer.state_dict(),
+        "loss_scale": trainer.loss_scale.state_dict(),
     }
 
 
@@ -282,6 +287,7 @@ def restore(saved: dict[str, Any], trainer: AlignmentStep) -> int:
         trainer.target.load_state_dict(saved["target"])
         trainer.transformer_optimizer.load_state_dict(saved["transformer_optimizer"])
         trainer.target_optimizer.load_state_dict(saved["target_optimizer"])
+        trainer.loss_scale.load_state_dict(saved["loss_scale"])
         # The step of that number is still to come, and begins with the split.
         trainer.is_split = int(saved["step"]) > trainer.single_steps or trainer.is_split
         return int(saved["step"])
