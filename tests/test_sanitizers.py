@@ -48,9 +48,11 @@ for algorithm in ("library", "fused"):
             run(problem.function, problem.tensors(torch.float32), problem.differentiable)
 print(done, "cases")
 """
-FUZZ = LOAD + """
+# Not those of tests/test_bad_input.py that need gigabytes of addresses, for which the sanitizer keeps books.
+TESTS = LOAD + """
 import pytest
-raise SystemExit(pytest.main(["-q", "-x", "-p", "no:cacheprovider", "tests/test_fuzz.py"]))
+chosen = ["-k", "operator or finite or options or long", "tests/test_fuzz.py", "tests/test_bad_input.py"]
+raise SystemExit(pytest.main(["-q", "-x", "-p", "no:cacheprovider", *chosen]))
 """
 
 
@@ -68,8 +70,8 @@ def test_every_case(library):
 
 
 @pytest.mark.slow
-def test_random_calls(library):
-    result = sanitizers.run(FUZZ.format(library=library))
+def test_random_calls_and_bad_input(library):
+    result = sanitizers.run(TESTS.format(library=library), GGF_FUZZ_EXAMPLES="50")
     assert result.returncode == 0, result.stdout[-6000:] + result.stderr[-6000:]
 
 
