@@ -117,7 +117,7 @@ def assert_cpu_kernels(*operators: str) -> None:
         assert torch._C._dispatch_has_kernel_for_dispatch_key(name, "CPU"), f"{name} has no compiled CPU kernel"
 
 
-class _Recorder(TorchDispatchMode):
+class Recorder(TorchDispatchMode):
     """Keeps one call of every operator of this package, with the arguments as they came."""
 
     def __init__(self) -> None:
@@ -267,7 +267,7 @@ def check_registration(function, tensors, kwargs, differentiable=(0,), second_or
         t.detach().float().clone().requires_grad_(i in differentiable) if t.is_floating_point() else t
         for i, t in enumerate(tensors)
     ]
-    with _Recorder() as recorder:
+    with Recorder() as recorder:
         outputs = _outputs(function(*inputs, **kwargs))
         if differentiable:
             weights = [torch.rand_like(o).requires_grad_() for o in outputs]

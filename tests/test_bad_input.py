@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from support import assert_cpu_kernels
+from support import Recorder, assert_cpu_kernels
 from torch import Tensor
 
 from gangealing_fast import ops
@@ -441,3 +441,33 @@ def test_images_whose_coordinates_are_not_to_be_told_apart(operator, size):
     assert_cpu_kernels(operator)
     with pytest.raises(RuntimeError, match="fewer than 2.31 texels|an axis fewer than 2.24"):
         CALLS[operator](x=torch.zeros(1, 1, 1, 1).expand(N, 1, *size))
+
+
+def _distorted(x: Tensor) -> list[Tensor]:
+    """`x` with an axis longer, shorter or empty, of another rank, dtype or device."""
+    longer = [torch.cat((x, x.narrow(axis, 0, min(1, x.shape[axis]))), axis) for axis in range(x.dim())]
+    shorter = [x.narrow(axis, 0, max(x.shape[axis] - 1, 0)) for axis in range(x.dim())]
+    empty = [x.narrow(axis, 0, 0) for axis in range(x.dim())]
+    others = [x[None], x.flatten(), x.new_empty(()), x.new_empty(0), x.to("meta"), x.expand(2, *x.shape)]
+    dtypes = [x.to(dtype) for dtype in (torch.float64, torch.bfloat16, torch.int64, torch.bool) if dtype != x.dtype]
+    return [*longer, *shorter, *empty, *others, *dtypes]
+
+
+@pytest.mark.parametrize("operator", CALLS)
+def test_registered_operators_check_their_arguments(operator):
+    """The operators beneath, forward and backward, called with one tensor that does not fit: an error or a result."""
+    call = CALLS[operator]
+    with Recorder() as recorder:
+        _results(call, call.make(), call.per_sample)
+    assert recorder.calls
+    for registered, (arguments, keywords) in recorder.calls.items():
+        for index, argument in enumerate(arguments):
+            if not isinstance(argument, Tensor):
+                continue
+            for other in _distorted(argument.detach()):
+                changed = [a.detach() if isinstance(a, Tensor) else a for a in arguments]
+                changed[index] = other
+                try:
+                    registered(*changed, **keywords)
+                except (RuntimeError, TypeError, ValueError, IndexError, NotImplementedError):
+                    pass

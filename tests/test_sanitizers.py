@@ -51,7 +51,7 @@ print(done, "cases")
 # Not those of tests/test_bad_input.py that need gigabytes of addresses, for which the sanitizer keeps books.
 TESTS = LOAD + """
 import pytest
-chosen = ["-k", "operator or finite or options or long", "tests/test_fuzz.py", "tests/test_bad_input.py"]
+chosen = ["-k", "operator or finite or options or long or registered", "tests/test_fuzz.py", "tests/test_bad_input.py"]
 raise SystemExit(pytest.main(["-q", "-x", "-p", "no:cacheprovider", *chosen]))
 """
 
