@@ -260,3 +260,25 @@ def test_residual_folds_are_counted_on_the_flow() -> None:
     flow = torch.zeros(2, 16, 16, 2)
     flow[1, :, 8:, 0] = -0.8
     assert metrics.inspect_warps(grid, flow).folded == pytest.approx(1 / 15)
+
+
+def test_kernel_distance_by_brute_force() -> None:
+    x, y = torch.randn(6, 4, dtype=torch.float64), torch.randn(6, 4, dtype=torch.float64) + 1
+    kernel = lambda a, b: (float(a @ b) / 4 + 1) ** 3  # noqa: E731
+    pairs = [(i, j) for i in range(6) for j in range(6)]
+    within = sum(kernel(x[i], x[j]) + kernel(y[i], y[j]) for i, j in pairs if i != j) / 30
+    across = sum(kernel(x[i], y[j]) for i, j in pairs) / 36
+    assert abs(metrics.kernel_distance(x, y) - (within - 2 * across)) < 1e-9
+    blocks = [metrics.kernel_distance(x[i : i + 3], y[i : i + 3]) for i in (0, 3)]
+    assert abs(metrics.kernel_distance(x, y, block=3) - sum(blocks) / 2) < 1e-9
+    with pytest.raises(ValueError, match="at least two"):
+        metrics.kernel_distance(x[:1], y)
+
+
+def test_diversity_by_brute_force() -> None:
+    x = torch.randn(7, 3, dtype=torch.float64)
+    distances = [float((x[i] - x[j]).norm()) for b in (0, 3) for i in range(b, b + 3) for j in range(b, b + 3) if i != j]
+    assert abs(metrics.batch_diversity(x, batch=3) - sum(distances) / 12) < 1e-12
+    assert metrics.batch_diversity(torch.ones(8, 3)) == 0
+    with pytest.raises(ValueError, match="at least two"):
+        metrics.batch_diversity(x[:1])

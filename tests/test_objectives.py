@@ -26,7 +26,6 @@ from gangealing_fast.adversarial.penalties import (
     path_lengths,
     r1_penalty,
 )
-from gangealing_fast.metrics import batch_diversity, kernel_distance
 from gangealing_fast.metrics.divergences import jensen_shannon, pearson_chi2, total_variation, wasserstein_1d
 from gangealing_fast.models import DcganCritic, DcganGenerator, Discriminator, Generator
 from gangealing_fast.models.layers import EqualConv2d
@@ -362,7 +361,7 @@ def test_began_keeps_its_balance_within_bounds():
     assert wild.update({"k": 0.5}, real, perfect) == {"k": 1.0}
 
 
-# ---- networks and figures
+# ---- networks
 
 
 def test_labels_go_through_a_linear_map():
@@ -380,25 +379,3 @@ def test_labels_go_through_a_linear_map():
     assert torch.equal(rebuilt.eval()(z, labels), generator(z, labels))
     assert DcganCritic(8, channel_base=32, outputs=11)(images).shape == (2, 11)
     assert Discriminator(8, channel_base=32, outputs=11)(images).shape == (2, 11)
-
-
-def test_kernel_distance_by_brute_force():
-    x, y = torch.randn(6, 4, dtype=double), torch.randn(6, 4, dtype=double) + 1
-    kernel = lambda a, b: (float(a @ b) / 4 + 1) ** 3  # noqa: E731
-    pairs = [(i, j) for i in range(6) for j in range(6)]
-    within = sum(kernel(x[i], x[j]) + kernel(y[i], y[j]) for i, j in pairs if i != j) / 30
-    across = sum(kernel(x[i], y[j]) for i, j in pairs) / 36
-    assert abs(kernel_distance(x, y) - (within - 2 * across)) < 1e-9
-    blocks = [kernel_distance(x[i : i + 3], y[i : i + 3]) for i in (0, 3)]
-    assert abs(kernel_distance(x, y, block=3) - sum(blocks) / 2) < 1e-9
-    with pytest.raises(ValueError, match="at least two"):
-        kernel_distance(x[:1], y)
-
-
-def test_diversity_by_brute_force():
-    x = torch.randn(7, 3, dtype=double)
-    distances = [float((x[i] - x[j]).norm()) for b in (0, 3) for i in range(b, b + 3) for j in range(b, b + 3) if i != j]
-    assert abs(batch_diversity(x, batch=3) - sum(distances) / 12) < 1e-12
-    assert batch_diversity(torch.ones(8, 3)) == 0
-    with pytest.raises(ValueError, match="at least two"):
-        batch_diversity(x[:1])

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 import dataclasses
+import json
 import math
 import subprocess
 import sys
@@ -64,6 +65,23 @@ def test_every_objective_takes_three_steps(folder, objective, architecture):
             load_generator(exported)
         with pytest.raises(UserError, match="no styles"):
             load_generator(config.out / "checkpoint.pt")
+
+
+def test_runs_from_before_objectives_had_a_state_go_on(folder):
+    config = pretrain_config(folder, kimg=0.008, score_pictures=0)
+    run(config)
+    state = checkpoint.load(config.out / "checkpoint.pt")
+    for key in ("objective", "shown"):
+        del state[key]
+    checkpoint.save_latest(config.out, state, kind="pretrain")
+    path = config.out / "config.json"
+    written = json.loads(path.read_text())
+    for key in ("architecture", "objective_options", "critic_steps", "conditional", "critic_norm", "path_length"):
+        del written["options"][key]
+    assert (written["options"]["r1"], written["options"]["critic_learning_rate"]) == (1.0, 0.002)
+    path.write_text(json.dumps(written))
+    run(config)
+    assert len(read_json_lines(config.out / "log.jsonl")) == 1
 
 
 def test_the_critic_gets_its_steps(folder):
@@ -195,6 +213,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(folder, monkeypatch):
         ({"digit": (3,)}, "32x32"),
         ({"objective_options": ("weight",)}, "NAME=NUMBER, got weight"),
         ({"objective": "hinge", "objective_options": ("clip=1",)}, "no option clip"),
+        ({"objective": "wgan", "objective_options": ("critic_steps=0",)}, "whole number of at least 1, got 0"),
         ({"conditional": True}, "--conditional needs classes"),
         ({"objective": "began", "discriminator": "projected"}, "needs an autoencoder"),
         ({"objective": "began", "r1": 1.0}, "is an autoencoder; leave out --r1"),

@@ -68,6 +68,7 @@ def run(config: PretrainConfig) -> Path:
         objective,
         picture_sampler(networks.generator, config.style_mixing),
         augmentation,
+        config.conditional,
         dtype,
         config.r1,
         config.r1_interval,

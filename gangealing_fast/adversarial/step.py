@@ -27,8 +27,9 @@ def _flat(output: Output) -> Tensor:
 class AdversarialStep:
     """What one step needs; `critic_step` and `generator_step` change the networks in place.
 
-    sample(n, labels): n samples of the generator, `[n, ...]`, made from the classes `labels` `[n]` or None. critic: samples, and
-    labels where there are any, → what `objective` needs. augmentation: what the critic sees of either side; None for all as it is.
+    sample(n, labels): n samples of the generator, `[n, ...]`, made from `labels` (classes `[n]`, codes `[n, C]`) if it takes any.
+    critic: samples, and their labels if `conditional`, → what `objective` needs; the objective sees the labels in any case.
+    augmentation: what the critic sees of either side; None for all as it is.
     dtype: what the networks compute in (weights and optimisers stay float32). r1: gamma of R1, 0 for none, applied every
     `r1_interval` steps with its weight multiplied accordingly (lazy regularisation, StyleGAN2 section 3.1). path_length: weight of
     StyleGAN2's path-length regularisation every `path_interval` updates of the generator, 0 for none.
@@ -42,6 +43,7 @@ class AdversarialStep:
     objective: Objective
     sample: Callable[[int, Tensor | None], Tensor]
     augmentation: Augmentation | None = None
+    conditional: bool = False
     dtype: torch.dtype = torch.float32
     r1: float = 0.0
     r1_interval: int = 16
@@ -71,7 +73,7 @@ class AdversarialStep:
         return samples if self.augmentation is None else self.augmentation(samples)
 
     def _judge(self, samples: Tensor, labels: Tensor | None) -> Output:
-        return self.critic(samples) if labels is None else self.critic(samples, labels)
+        return self.critic(samples, labels) if self.conditional else self.critic(samples)
 
     def critic_step(self, real: Tensor, labels: Tensor | None = None) -> dict[str, float]:
         """Improve the critic on real samples `[N, ...]`, with their classes `[N]` if any, and on as many generated ones."""

@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Train objectives on points in the plane, where the truth is known; prints a table, status 1 where a goal is missed."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from gangealing_fast.errors import UserError
+from gangealing_fast.files import write_text
+
+NAMES = ("ring-wgan-gp", "ring-dragan", "ring-nonsaturating", "wasserstein")
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.objectives", description=__doc__)
+    parser.add_argument("trials", nargs="*", metavar="TRIAL", help=f"which (all): {', '.join(NAMES)}")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="N")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="put every seed's figures into this file, beside what is there")
+    return parser.parse_args(arguments)
+
+
+def summary(name: str, records: list[dict[str, Any]], goals: dict[str, tuple[float, float]]) -> tuple[str, bool]:
+    """A line with the medians and every seed's value, and whether all goals are met."""
+    parts, met = [], True
+    for key in (key for key, value in records[0].items() if isinstance(value, int | float) and key != "seed"):
+        values = [record[key] for record in records]
+        text = f"{key} {median(values):.3g} ({', '.join(f'{value:.3g}' for value in values)})"
+        if key in goals:
+            reached = goals[key][0] <= median(values) <= goals[key][1]
+            met, text = met and reached, text + (" met" if reached else " MISSED")
+        parts.append(text)
+    return f"{name}: {'; '.join(parts)}", met
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command; its exit status."""
+    options = parse(arguments)
+    unknown = [name for name in options.trials if name not in NAMES]
+    if unknown:
+        print(f"there is no trial {unknown[0]}; there are {', '.join(NAMES)}", file=sys.stderr)
+        return 2
+    from benchmarks.objectives.trials import GOALS, measure
+
+    everything = True
+    try:
+        for name in options.trials or NAMES:
+            records = [measure(name, seed) for seed in options.seeds]
+            line, met = summary(name, records, GOALS[name])
+            print(line, flush=True)
+            everything &= met
+            if options.json is not None:
+                _add(options.json, name, records)
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0 if everything else 1
+
+
+def _add(path: Path, name: str, records: list[dict[str, Any]]) -> None:
+    try:
+        there = json.loads(path.read_text()) if path.exists() else {}
+    except (OSError, ValueError):
+        raise UserError(f"{path} is no results file; choose another --json") from None
+    write_text(path, json.dumps(there | {name: records}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
