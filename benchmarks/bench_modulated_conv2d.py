@@ -11,9 +11,10 @@ from benchmarks.harness import BOTH, FORWARD, Case, Variant, channels_last, comp
 from gangealing_fast.ops.modulated_conv2d import modulated_conv2d, modulated_conv2d_reference
 
 BATCH = 5
-LAYERS = ((512, 512, 16), (512, 512, 32), (512, 512, 64), (256, 256, 128), (128, 128, 256))  # in, out, size
-UP_LAYERS = ((512, 512, 16), (512, 512, 32), (512, 256, 64), (256, 128, 128))
-COLOUR_LAYERS = ((512, 3, 64), (256, 3, 128), (128, 3, 256))
+# In, out, size. The grouped reference takes seconds at most sizes: these three show where the time goes.
+LAYERS = ((512, 512, 32), (512, 512, 64), (128, 128, 256))
+UP_LAYER = (512, 512, 32)
+COLOUR_LAYER = (128, 3, 256)
 
 
 def _inputs(device: torch.device, shape: tuple[int, int, int], k: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
@@ -45,6 +46,7 @@ def _case(name: str, shape: tuple[int, int, int], k: int, dtype: torch.dtype, va
         name=f"{name} {channels} to {out} at {size}",
         inputs=lambda device: _inputs(device, shape, k, dtype),
         variants=variants,
+        passes=(BOTH,) if size > 32 and k == 3 else (FORWARD, BOTH),
         dtype=dtype,
         operations={FORWARD: operations, BOTH: 2 * operations},
         **more,
@@ -60,16 +62,12 @@ def cases() -> list[Case]:
                 _ours(),
                 Variant("reference", reference),
                 Variant("torch", _torch, prepare=channels_last, note="one convolution of scaled activations, channels-last"),
-                compiled(reference, passes=(BOTH,)),
+                *((compiled(reference, passes=(BOTH,)),) if shape == (512, 512, 32) else ()),
             )
-            targets = {"reference": 2.5 if dtype == torch.float32 else 3.5}
-            if dtype == torch.float32 and shape[2] >= 32:
-                targets["throughput"] = 1.0
+            # The unit of throughput is what oneDNN itself reaches with the number format.
+            targets = {"reference": 2.5, "throughput": 1.0} if dtype == torch.float32 else {"reference": 3.5}
             result.append(_case("3x3", shape, 3, dtype, variants, targets=targets))
-        for shape in UP_LAYERS:
-            variants = (_ours(up=True), Variant("reference", _reference(up=True)))
-            result.append(_case("3x3 up", shape, 3, dtype, variants))
-        for shape in COLOUR_LAYERS:
-            variants = (_ours(demodulate=False), Variant("reference", _reference(demodulate=False)))
-            result.append(_case("1x1", shape, 1, dtype, variants))
+        result.append(_case("3x3 up", UP_LAYER, 3, dtype, (_ours(up=True), Variant("reference", _reference(up=True)))))
+        colour = (_ours(demodulate=False), Variant("reference", _reference(demodulate=False)))
+        result.append(_case("1x1", COLOUR_LAYER, 1, dtype, colour))
     return result

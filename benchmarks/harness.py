@@ -38,6 +38,7 @@ from torch import Tensor
 FORWARD = "forward"
 BOTH = "forward+backward"
 SLOW = 0.3
+VERY_SLOW = 1.0
 TOLERANCES = {torch.float64: 1e-10, torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 5e-3}
 
 
@@ -94,7 +95,8 @@ class Case:
 class Plan:
     """How long to measure: `seconds` per variant on average, within `rounds` (least, most), a sample for at least `sample` seconds.
 
-    Where a round of all variants alone takes longer than all variants' seconds, three rounds are made.
+    Where a round of all variants alone takes longer than all variants' seconds, three rounds are made; what takes longer than
+    `VERY_SLOW` alone sits out the last of them.
     """
 
     seconds: float = 0.3
@@ -255,6 +257,8 @@ def interleave(
     for done in range(rounds):
         first = done % len(names)
         for name in names[first:] + names[:first]:
+            if once[name] >= VERY_SLOW and done >= 2:
+                continue
             samples[name].append(clock(calls[name], counts[name]) / counts[name])
     return samples
 
