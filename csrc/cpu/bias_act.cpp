@@ -11,6 +11,9 @@
 
 namespace ggf::bias_act {
 
+// Bytes from which on results go past the caches: twice as many as elsewhere, for the backward reads what the forward wrote.
+inline constexpr int64_t beyond_reuse = 2 * beyond_caches;
+
 template <typename T>
 struct Forward {
   using A = Compute<T>;
@@ -33,7 +36,7 @@ template <typename T>
 GGF_MULTIVERSION void forward_planes(const Forward<T>& p, int64_t begin, int64_t end) {
   using A = Compute<T>;
   const A positive = p.gain, negative = p.gain * p.slope;
-  Writer<T> writer(p.y + begin * p.positions, p.total);
+  Writer<T> writer(p.y + begin * p.positions, p.total, beyond_reuse);
   for (int64_t plane = begin; plane < end; ++plane) {
     const A bias = p.bias ? p.bias[plane % p.channels] : A(0), strength = p.strength;
     for (int64_t first = 0; first < p.positions; first += Writer<T>::step) {
@@ -58,7 +61,7 @@ template <typename T>
 GGF_MULTIVERSION void forward_pixels(const Forward<T>& p, int64_t begin, int64_t end) {
   using A = Compute<T>;
   const A positive = p.gain, negative = p.gain * p.slope;
-  Writer<T> writer(p.y + begin * p.channels, p.total);
+  Writer<T> writer(p.y + begin * p.channels, p.total, beyond_reuse);
   int64_t position = begin % p.positions;
   const A* noise = p.noise ? p.noise + begin / p.positions * p.noise_stride : nullptr;
   for (int64_t pixel = begin; pixel < end; ++pixel) {
@@ -167,7 +170,7 @@ template <typename T>
 GGF_MULTIVERSION void backward_planes(const Backward<T>& p, int64_t begin, int64_t end) {
   using A = Compute<T>;
   const A positive = p.gain, negative = p.gain * p.slope;
-  Writer<T> writer(p.result + begin * p.positions, p.pixels * p.channels);
+  Writer<T> writer(p.result + begin * p.positions, p.pixels * p.channels, beyond_reuse);
   for (int64_t row = begin; row < end; ++row) {
     A sums[lanes<A>] = {};
     for (int64_t first = 0; first < p.positions; first += Writer<T>::step) {
@@ -206,7 +209,7 @@ template <bool noise, bool bias, typename T>
 GGF_INLINE void backward_pieces(const Backward<T>& p, int64_t begin, int64_t end) {
   using A = Compute<T>;
   const A positive = p.gain, negative = p.gain * p.slope;
-  Writer<T> writer(p.result + begin * piece * p.channels, p.pixels * p.channels);
+  Writer<T> writer(p.result + begin * piece * p.channels, p.pixels * p.channels, beyond_reuse);
   for (int64_t part = begin; part < end; ++part) {
     A* partial = bias ? p.partial + part * p.channels : nullptr;
     if (bias) std::fill_n(partial, p.channels, A(0));

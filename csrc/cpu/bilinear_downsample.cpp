@@ -3,6 +3,7 @@
 //
 // As in upfirdn2d.cpp, an output row is a vertical pass over whole rows and a horizontal pass in a buffer.
 #include "rows.h"
+#include "writer.h"
 
 #include <algorithm>
 
@@ -139,6 +140,7 @@ GGF_MULTIVERSION void adjoint_rows(const Plan<Compute<T>>& p, const T* grad, T* 
     for (int64_t b = 0; b < size; ++b) {
       const A* small = buffer.data() + b * narrow;
       T* out = result + (top + b) * p.width * C;
+      claim_ahead(out, p.width * C);
       if (C == 1 && s == 2)
         spread_row<T, 1, 2>(p, small, out);
       else if (C == 3 && s == 2)

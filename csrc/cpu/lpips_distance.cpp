@@ -6,6 +6,7 @@
 // gradients is written; the backward finds the norms anew. Sums are taken over fixed pieces of one sample and then in
 // order, so that the result does not depend on the number of threads.
 #include "vectors.h"
+#include "writer.h"
 
 #include <algorithm>
 #include <cmath>
@@ -29,6 +30,7 @@ struct Problem {
   A* head_sums;  // [pieces, C], or null
   A* distance;   // [pieces], forward only
   int64_t channels, positions, pieces_each;  // pieces_each: pieces of one sample
+  int64_t elements;                          // of a map
 };
 
 // The difference of the two unit vectors is (a * of_a - b * of_b) * scale: exactly 0 for equal features, however the compiler
@@ -76,25 +78,40 @@ struct Sum {
 // What all channels of a pixel share, for a group of pixels: their roots and quotients are taken in one vector.
 inline constexpr int64_t group = 8;
 
-template <typename T>
+template <typename T, bool slopes>
 struct Group {
   using A = Compute<T>;
   const T *a, *b;
   int64_t size;
   A ia[group], ib[group], of_a[group], of_b[group], scale[group];
+  // With `slopes` the products of the gradient with respect to either unit vector, but for factors, and the features.
+  A along_a[group], along_b[group];
 
   GGF_INLINE Group(const Problem<T>& p, int64_t pixel, int64_t count)
       : a(p.a + pixel * p.channels), b(p.b + pixel * p.channels), size(count) {
+    A haa[group] = {}, hab[group] = {}, hbb[group] = {};
     for (int64_t k = 0; k < group; ++k) ia[k] = ib[k] = 0;
     for (int64_t k = 0; k < size; ++k) {
-      Sum<A> aa, bb;
+      fetch_ahead(a + k * p.channels, p.channels);
+      fetch_ahead(b + k * p.channels, p.channels);
+      Sum<A> aa, bb, weighted_aa, weighted_ab, weighted_bb;
       for_channels<T>(a + k * p.channels, b + k * p.channels, p.head, p.channels,
-                      [&](auto x, auto y, auto, int64_t) GGF_INLINE_LAMBDA {
+                      [&](auto x, auto y, auto h, int64_t) GGF_INLINE_LAMBDA {
                         aa.add(x * x);
                         bb.add(y * y);
+                        if constexpr (slopes) {
+                          weighted_aa.add(h * x * x);
+                          weighted_ab.add(h * x * y);
+                          weighted_bb.add(h * y * y);
+                        }
                       });
       ia[k] = aa.total();
       ib[k] = bb.total();
+      if constexpr (slopes) {
+        haa[k] = weighted_aa.total();
+        hab[k] = weighted_ab.total();
+        hbb[k] = weighted_bb.total();
+      }
     }
     for (int64_t k = 0; k < group; ++k) {
       ia[k] = inverse_norm(ia[k]);
@@ -103,6 +120,8 @@ struct Group {
       of_a[k] = f.of_a;
       of_b[k] = f.of_b;
       scale[k] = f.scale;
+      along_a[k] = f.of_a * haa[k] - f.of_b * hab[k];
+      along_b[k] = f.of_a * hab[k] - f.of_b * hbb[k];
     }
   }
 };
@@ -116,7 +135,7 @@ GGF_MULTIVERSION void forward_pixels(const Problem<T>& p, int64_t begin, int64_t
     const int64_t last = std::min(first + piece, p.positions);
     A total = 0;
     for (int64_t i = first; i < last; i += group) {
-      const Group<T> g(p, sample * p.positions + i, std::min(group, last - i));
+      const Group<T, false> g(p, sample * p.positions + i, std::min(group, last - i));
       for (int64_t k = 0; k < g.size; ++k) {
         const A of_a = g.of_a[k], of_b = g.of_b[k];
         Sum<A> sum;
@@ -136,6 +155,9 @@ GGF_MULTIVERSION void backward_pixels(const Problem<T>& p, int64_t begin, int64_
   using A = Compute<T>;
   const int64_t C = p.channels;
   const A* GGF_RESTRICT head = p.head;
+  // Pieces follow one another without a gap.
+  const int64_t from = (begin / p.pieces_each * p.positions + begin % p.pieces_each * piece) * C;
+  Writer<T> writer_a(p.grad_a ? p.grad_a + from : nullptr, p.elements), writer_b(p.grad_b ? p.grad_b + from : nullptr, p.elements);
   for (int64_t part = begin; part < end; ++part) {
     const int64_t sample = part / p.pieces_each, first = part % p.pieces_each * piece;
     const int64_t last = std::min(first + piece, p.positions);
@@ -144,22 +166,11 @@ GGF_MULTIVERSION void backward_pixels(const Problem<T>& p, int64_t begin, int64_
       for (int64_t c = 0; c < C; ++c) sums[c] = 0;
     for (int64_t i = first; i < last; i += group) {
       const int64_t pixel = sample * p.positions + i;
-      const Group<T> g(p, pixel, std::min(group, last - i));
-      A qa[group] = {}, qb[group] = {}, ka[group], kb[group];
-      for (int64_t k = 0; k < g.size; ++k) {
-        const A of_a = g.of_a[k], of_b = g.of_b[k];
-        Sum<A> along_a, along_b;
-        for_channels<T>(g.a + k * C, g.b + k * C, head, C, [&](auto x, auto y, auto h, int64_t) GGF_INLINE_LAMBDA {
-          const auto slope = h * (x * of_a - y * of_b);
-          along_a.add(slope * x);
-          along_b.add(slope * y);
-        });
-        qa[k] = along_a.total();
-        qb[k] = along_b.total();
-      }
+      const Group<T, true> g(p, pixel, std::min(group, last - i));
+      A qa[group], qb[group], ka[group], kb[group];
       for (int64_t k = 0; k < group; ++k) {
-        qa[k] *= along(g.ia[k]);
-        qb[k] *= along(g.ib[k]);
+        qa[k] = g.along_a[k] * along(g.ia[k]);
+        qb[k] = g.along_b[k] * along(g.ib[k]);
         ka[k] = p.grad[sample] * g.scale[k] * g.ia[k];
         kb[k] = -p.grad[sample] * g.scale[k] * g.ib[k];
       }
@@ -167,19 +178,26 @@ GGF_MULTIVERSION void backward_pixels(const Problem<T>& p, int64_t begin, int64_
         const A of_a = g.of_a[k], of_b = g.of_b[k], along_a = qa[k], along_b = qb[k], of_grad_a = ka[k], of_grad_b = kb[k];
         const T* GGF_RESTRICT a = g.a + k * C;
         const T* GGF_RESTRICT b = g.b + k * C;
-        T* GGF_RESTRICT grad_a = p.grad_a + (pixel + k) * C;
-        T* GGF_RESTRICT grad_b = p.grad_b + (pixel + k) * C;
-        const auto slope = [&](int64_t c) GGF_INLINE_LAMBDA { return head[c] * (load(a[c]) * of_a - load(b[c]) * of_b); };
-        if (p.grad_a && p.grad_b) {
-          for (int64_t c = 0; c < C; ++c) {
-            const A u = slope(c);
-            grad_a[c] = store<T>(of_grad_a * (u - load(a[c]) * along_a));
-            grad_b[c] = store<T>(of_grad_b * (u - load(b[c]) * along_b));
+        for (int64_t c = 0; c < C; c += Writer<T>::step) {
+          const int64_t count = std::min(C - c, Writer<T>::step);
+          const auto slope = [&](int64_t i) GGF_INLINE_LAMBDA {
+            return head[c + i] * (load(a[c + i]) * of_a - load(b[c + i]) * of_b);
+          };
+          T* GGF_RESTRICT grad_a = writer_a.room();
+          T* GGF_RESTRICT grad_b = writer_b.room();
+          if (p.grad_a && p.grad_b) {
+            for (int64_t i = 0; i < count; ++i) {
+              const A u = slope(i);
+              grad_a[i] = store<T>(of_grad_a * (u - load(a[c + i]) * along_a));
+              grad_b[i] = store<T>(of_grad_b * (u - load(b[c + i]) * along_b));
+            }
+          } else if (p.grad_a) {
+            for (int64_t i = 0; i < count; ++i) grad_a[i] = store<T>(of_grad_a * (slope(i) - load(a[c + i]) * along_a));
+          } else if (p.grad_b) {
+            for (int64_t i = 0; i < count; ++i) grad_b[i] = store<T>(of_grad_b * (slope(i) - load(b[c + i]) * along_b));
           }
-        } else if (p.grad_a) {
-          for (int64_t c = 0; c < C; ++c) grad_a[c] = store<T>(of_grad_a * (slope(c) - load(a[c]) * along_a));
-        } else if (p.grad_b) {
-          for (int64_t c = 0; c < C; ++c) grad_b[c] = store<T>(of_grad_b * (slope(c) - load(b[c]) * along_b));
+          if (p.grad_a) writer_a.advance(count);
+          if (p.grad_b) writer_b.advance(count);
         }
         if (sums) {
           const A weight = p.grad[sample] / 2 * g.scale[k] * g.scale[k];
@@ -191,6 +209,8 @@ GGF_MULTIVERSION void backward_pixels(const Problem<T>& p, int64_t begin, int64_
       }
     }
   }
+  if (p.grad_a) writer_a.finish();
+  if (p.grad_b) writer_b.finish();
 }
 
 // Inverse norms of `n` pixels of a contiguous map whose channels lie `stride` apart.
@@ -320,7 +340,7 @@ Tensor forward(const Tensor& a_, const Tensor& b_, const Tensor& head_) {
     using A = Compute<T>;
     std::vector<A> distance(batch * each);
     const Problem<T> p{a.const_data_ptr<T>(), b.const_data_ptr<T>(), head.const_data_ptr<A>(), nullptr, nullptr, nullptr,
-                       nullptr, distance.data(), channels, positions, each};
+                       nullptr, distance.data(), channels, positions, each, a.numel()};
     parallel_for(0, batch * each, grain(piece * channels), [&](int64_t begin, int64_t end) {
       channels_last ? forward_pixels<T>(p, begin, end) : forward_planes<T>(p, begin, end);
     });
@@ -351,7 +371,7 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad_, const Tensor& a
     for (int64_t n = 0; n < batch; ++n) scales[n] = 2 * grad.const_data_ptr<A>()[n] / static_cast<A>(positions);
     const Problem<T> p{a.const_data_ptr<T>(), b.const_data_ptr<T>(), head.const_data_ptr<A>(), scales.data(),
                        need_a ? grad_a.mutable_data_ptr<T>() : nullptr, need_b ? grad_b.mutable_data_ptr<T>() : nullptr,
-                       need_head ? sums.data() : nullptr, nullptr, channels, positions, each};
+                       need_head ? sums.data() : nullptr, nullptr, channels, positions, each, a.numel()};
     parallel_for(0, pieces, grain(piece * channels), [&](int64_t begin, int64_t end) {
       channels_last ? backward_pixels<T>(p, begin, end) : backward_planes<T>(p, begin, end);
     });

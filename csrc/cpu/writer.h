@@ -27,16 +27,25 @@ GGF_INLINE void fetch_ahead(const T* position, int64_t count) {
 #endif
 }
 
+// The same for what is about to be overwritten by ordinary stores.
+template <typename T>
+GGF_INLINE void claim_ahead(T* position, int64_t count) {
+#ifdef __GNUC__
+  const auto* ahead = reinterpret_cast<const char*>(reinterpret_cast<uintptr_t>(position) + 4096);
+  for (int64_t i = 0; i < count * static_cast<int64_t>(sizeof(T)); i += cache_line) __builtin_prefetch(ahead + i, 1, 2);
+#endif
+}
+
 template <typename T>
 class Writer {
  public:
   // The most elements between a call of `room` and the call of `advance` that follows it.
   static constexpr int64_t step = 512 / sizeof(T);
 
-  // Elements from `out` on, of a tensor of `total` elements.
-  GGF_INLINE Writer(T* out, int64_t total) : next_(out) {
+  // Elements from `out` on, of a tensor of `total` elements; past the caches if it has at least `limit` bytes.
+  GGF_INLINE Writer(T* out, int64_t total, int64_t limit = beyond_caches) : next_(out) {
 #ifdef __SSE2__
-    past_caches_ = total * static_cast<int64_t>(sizeof(T)) >= beyond_caches;
+    past_caches_ = total * static_cast<int64_t>(sizeof(T)) >= limit;
     if (past_caches_) {
       filled_ = skip_ = static_cast<int64_t>(reinterpret_cast<uintptr_t>(out) % cache_line / sizeof(T));
       next_ = out - skip_;
