@@ -6,7 +6,7 @@
 #   make fuzz             10 000 random calls of every operator against its float64 reference; FUZZ_EXAMPLES=... for another number
 #   make gpu-report       docs/gpu-report.md: what can be shown about the GPU kernels without a GPU (needs nvcc)
 #   make lint             ruff
-#   make bench            time operators and the training step on this CPU, write docs/performance.md (about 15 minutes)
+#   make bench            time operators and the training step on this CPU, write docs/performance.md (15 to 20 minutes)
 #   make bench-gpu        the same on a CUDA device, docs/performance-gpu.md
 #   make rebuild          recompile what changed in csrc
 #   make clean            forget environment and build
