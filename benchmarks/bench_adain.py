@@ -47,7 +47,7 @@ def cases() -> list[Case]:
                     Variant("ours", adain, prepare),
                     Variant("reference", adain_reference, prepare),
                     plain,
-                    *((Variant(**{**vars(compiled(adain_reference, passes=(BOTH,))), "prepare": prepare}),) if size == 64 else ()),
+                    *((compiled(adain_reference, passes=(BOTH,), prepare=prepare),) if size == 64 else ()),
                 ),
                 dtype=dtype,
                 moved={FORWARD: 2 * moved, BOTH: 5 * moved},

@@ -54,7 +54,7 @@ def cases() -> list[Case]:
                     Variant("ours", _ours, prepare=channels_last),
                     Variant("reference", _reference, prepare=channels_last),
                     Variant("torch", _torch, prepare=channels_last, note="normalize and a 1x1 convolution"),
-                    compiled(_reference, passes=(BOTH,)),
+                    compiled(_reference, passes=(BOTH,), prepare=channels_last),  # 1.1x faster than with contiguous maps
                 ),
                 dtype=dtype,
                 # Both maps in; then both maps in and both gradients out.

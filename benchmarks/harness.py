@@ -114,9 +114,15 @@ class Plan:
 QUICK = Plan(seconds=0.05, rounds=(3, 10))
 
 
-def compiled(function: Callable[..., Any], *, passes: tuple[str, ...] | None = None) -> Variant:
+def compiled(
+    function: Callable[..., Any],
+    *,
+    passes: tuple[str, ...] | None = None,
+    prepare: Callable[[tuple[Any, ...]], tuple[Any, ...]] | None = None,
+) -> Variant:
     """The variant "compile": `torch.compile` with its defaults, static shapes."""
-    return Variant("compile", torch.compile(function, dynamic=False), passes=passes, note="torch.compile of the reference")
+    function = torch.compile(function, dynamic=False)
+    return Variant("compile", function, prepare, passes, note="torch.compile of the reference")
 
 
 def channels_last(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
