@@ -5,127 +5,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from math import inf, nan
 from typing import Any
 
 import pytest
 import torch
-from support import Recorder, assert_cpu_kernels
+from calls import ARGUMENTS, BESIDE, CALLS, PER_SAMPLE, results_of
+from support import Recorder
 from torch import Tensor
 
 from gangealing_fast import ops
 
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-N = 2  # samples of every call
-ONE = torch.ones(1)
-
-
-@dataclass(frozen=True)
-class Call:
-    """A good call of an operator.
-
-    Args:
-        function: takes the tensors by name, and keywords.
-        tensors: their shapes; the first axis of those in `per_sample` is the batch.
-        other_dtype: those that may be of any floating dtype beside the first one's.
-        any_rank: those whose number of elements alone counts.
-        differentiable: whether the operator has a derivative.
-        spreads: a value that is not finite reaches other places than in the reference (Winograd's transforms).
-    """
-
-    function: Callable[..., Any]
-    tensors: dict[str, tuple[int, ...]]
-    per_sample: tuple[str, ...]
-    keywords: dict[str, Any] = field(default_factory=dict)
-    other_dtype: tuple[str, ...] = ()
-    any_rank: tuple[str, ...] = ()
-    differentiable: bool = True
-    reference: Callable[..., Any] | None = None
-
-    def make(self, **changes: Any) -> dict[str, Any]:
-        """The tensors by name, float32, the same on every call; positive and within [0.1, 1]."""
-        generator = torch.Generator().manual_seed(0)
-        made = {name: 0.1 + 0.9 * torch.rand(shape, generator=generator) for name, shape in self.tensors.items()}
-        return {**made, **changes}
-
-    def __call__(self, **changes: Any) -> list[Tensor]:
-        result = self.function(**self.make(**changes), **self.keywords)
-        return [result] if isinstance(result, Tensor) else list(result or ())
-
-
-def _lpips(operator: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    def call(features_a: Tensor, features_b: Tensor, heads: Tensor) -> Tensor:
-        return operator([features_a], [features_b], [heads])
-
-    return call
-
-
-def _adam(parameters: Any, gradients: Any, first_moments: Any, second_moments: Any, averages: Any) -> list[Tensor]:
-    tensors = (parameters, gradients, first_moments, second_moments, averages)
-    changed = [[t.clone()] if isinstance(t, Tensor) else [t] for t in tensors]
-    ops.adam_ema(*changed, [1], learning_rate=0.1)
-    return [tensors[0] for tensors in changed]
-
-
-CALLS = {
-    "upfirdn2d": Call(ops.upfirdn2d, {"x": (N, 3, 6, 5), "f": (4, 4)}, ("x",), {"up": 2, "padding": (2, 1)}, ("f",)),
-    "bias_act": Call(
-        ops.bias_act,
-        {"x": (N, 3, 4, 5), "b": (3,), "noise": (N, 1, 4, 5), "noise_strength": (1,)},
-        ("x", "noise"),
-        any_rank=("noise_strength",),
-    ),
-    "bilinear_downsample": Call(ops.bilinear_downsample, {"x": (N, 3, 8, 6)}, ("x",), {"stride": 2}),
-    "adain": Call(ops.adain, {"x": (N, 3, 4, 5), "scale": (N, 3), "shift": (N, 3)}, ("x", "scale", "shift")),
-    "modulated_conv2d": Call(
-        ops.modulated_conv2d,
-        {
-            "x": (N, 3, 6, 5), "weight": (4, 3, 3, 3), "style": (N, 3), "energy": (4, 3), "f": (4, 4), "bias": (4,),
-            "noise": (N, 1, 6, 5), "noise_strength": (1,),
-        },
-        ("x", "style", "noise"),
-        other_dtype=("energy", "f"),
-        any_rank=("noise_strength",),
-    ),
-    "lpips_distance": Call(
-        _lpips(ops.lpips_distance),
-        {"features_a": (N, 3, 4, 5), "features_b": (N, 3, 4, 5), "heads": (3,)},
-        ("features_a", "features_b"),
-        other_dtype=("heads",),
-        any_rank=("heads",),
-    ),
-    "adam_ema": Call(
-        _adam,
-        {name: (N, 3) for name in ("parameters", "gradients", "first_moments", "second_moments", "averages")},
-        (),
-        other_dtype=("gradients",),
-        any_rank=("parameters",),
-        differentiable=False,
-    ),
-    "grid_sample": Call(ops.grid_sample, {"x": (N, 3, 6, 5), "grid": (N, 4, 7, 2)}, ("x", "grid"), other_dtype=("grid",)),
-    "mipmap_warp": Call(ops.mipmap_warp, {"x": (N, 3, 6, 5), "grid": (N, 4, 7, 2)}, ("x", "grid"), other_dtype=("grid",)),
-    "flow_regularizer": Call(ops.flow_regularizer, {"flow": (N, 4, 5, 2)}, ("flow",)),
-    "convex_upsample": Call(
-        ops.convex_upsample, {"flow": (N, 3, 4, 2), "mask": (N, 36, 3, 4)}, ("flow", "mask"), {"factor": 2}, ("mask",)
-    ),
-    "splat2d": Call(
-        ops.splat2d,
-        {"background": (N, 3, 8, 9), "xy": (N, 5, 2), "values": (N, 5, 3), "sigma": (N, 5)},
-        ("background", "xy", "values", "sigma"),
-        {"soft": True},
-    ),
-    "nearest_grid_point": Call(
-        ops.nearest_grid_point, {"grid": (N, 4, 5, 2), "points": (N, 3, 2)}, ("grid", "points"), other_dtype=("grid", "points"),
-        differentiable=False,
-    ),
-    "invert_grid": Call(
-        ops.invert_grid, {"grid": (N, 4, 5, 2), "points": (N, 3, 2)}, ("grid", "points"), other_dtype=("grid", "points")
-    ),
-}  # fmt: skip
-ARGUMENTS = [(operator, name) for operator, call in CALLS.items() for name in call.tensors]
-BESIDE = [(operator, name) for operator, name in ARGUMENTS if name != next(iter(CALLS[operator].tensors))]
-PER_SAMPLE = [(operator, name) for operator, name in ARGUMENTS if name in CALLS[operator].per_sample]
 
 
 def refused(operator: str, error: type[Exception], words: str, **changes: Any) -> None:
@@ -297,27 +188,15 @@ def _spoil(x: Tensor, value: float) -> Tensor:
     return x
 
 
-def _results(call: Call, tensors: dict[str, Tensor], names: tuple[str, ...]) -> list[Tensor]:
-    """Outputs, and gradients of the tensors of `names`."""
-    leaves = {name: t.detach().requires_grad_(call.differentiable and name in names) for name, t in tensors.items()}
-    outputs = call(**leaves)
-    if not call.differentiable:
-        return outputs
-    pairs = [(y, torch.linspace(0.5, 1.5, y.numel()).view(y.shape)) for y in outputs if y.requires_grad]
-    wanted = [leaves[name] for name in names]
-    gradients = torch.autograd.grad([y for y, _ in pairs], wanted, [w for _, w in pairs], allow_unused=True, materialize_grads=True)
-    return [y.detach() for y in outputs] + list(gradients)
-
-
 @pytest.mark.parametrize("value", [nan, inf, -inf, 3e38, -3e38, 1e-40])
 @pytest.mark.parametrize(("operator", "name"), PER_SAMPLE)
 def test_not_finite(operator, name, value):
     """Values that are not finite, huge or subnormal: the same bits on every run, and the other sample's as without them."""
     call = CALLS[operator]
     tensors = call.make()
-    clean = _results(call, tensors, call.per_sample)
+    clean = results_of(call, tensors, call.per_sample)
     spoiled = {**tensors, name: _spoil(tensors[name], value)}
-    first, second = (_results(call, spoiled, call.per_sample) for _ in range(2))
+    first, second = (results_of(call, spoiled, call.per_sample) for _ in range(2))
     for a, b, c in zip(first, second, clean, strict=True):
         assert a.shape == c.shape
         assert torch.equal(a.nan_to_num(nan=12345.0), b.nan_to_num(nan=12345.0)) and torch.equal(a.isnan(), b.isnan())
@@ -354,95 +233,6 @@ def test_a_convolution_spreads_them_by_four_pixels_at_most(algorithm, value):
     assert not y[0, :, 9:12, 9:12].isfinite().any()
 
 
-# ---- sizes beyond 2^31 elements
-
-LARGE = {
-    "upfirdn2d": {"x": (1, 8, 20_000, 20_000)},
-    "bias_act": {"x": (1, 3, 30_000, 30_000), "noise": (1, 1, 30_000, 30_000)},
-    "bilinear_downsample": {"x": (1, 3, 30_000, 30_000)},
-    "adain": {"x": (2, 3, 30_000, 30_000)},
-    "modulated_conv2d": {"x": (1, 3, 30_000, 30_000), "style": (1, 3), "noise": (1, 1, 30_000, 30_000)},
-    "lpips_distance": {"features_a": (1, 3, 30_000, 30_000), "features_b": (1, 3, 30_000, 30_000)},
-    "adam_ema": dict.fromkeys(CALLS["adam_ema"].tensors, (50_000, 50_000)),
-    "grid_sample": {"x": (2, 1 << 20, 64, 64), "grid": (2, 1 << 10, 1 << 10, 2)},
-    "mipmap_warp": {"x": (2, 1 << 20, 64, 64), "grid": (2, 1 << 10, 1 << 10, 2)},
-    "flow_regularizer": {"flow": (3, 1 << 16, 1 << 16, 2)},
-    "convex_upsample": {"flow": (2, 1 << 15, 1 << 15, 2), "mask": (2, 36, 1 << 15, 1 << 15)},
-    "splat2d": {"background": (1, 3, 30_000, 30_000), "xy": (1, 2**30, 2), "values": (1, 2**30, 3), "sigma": (1, 2**30)},
-    "nearest_grid_point": {"grid": (1, 50_000, 50_000, 2), "points": (1, 2**31, 2)},
-    "invert_grid": {"grid": (1, 50_000, 50_000, 2), "points": (1, 2**31, 2)},
-}
-
-
-@pytest.mark.parametrize("operator", CALLS)
-def test_more_than_two_to_the_31_elements_keep_their_shapes(operator):
-    """Forward and backward on the meta device, which holds shapes alone: no size is folded into 32 bits."""
-    call = CALLS[operator]
-    shapes = {**call.tensors, **LARGE[operator]}
-    constant = [name for name in ("f", "energy") if name in shapes]
-    with torch.device("meta"):
-        tensors = {name: torch.empty(shape, requires_grad=call.differentiable) for name, shape in shapes.items()}
-        tensors |= {name: tensors[name].detach() for name in constant}
-        outputs = call(**tensors)
-    assert any(t.numel() > 2**31 for t in (*outputs, *tensors.values()))
-    for y in outputs:
-        if y.requires_grad:
-            leaves = [t for t in tensors.values() if t.requires_grad]
-            gradients = torch.autograd.grad(y, leaves, torch.empty_like(y), allow_unused=True, retain_graph=True)
-            assert all(g is None or g.shape == t.shape for g, t in zip(gradients, leaves, strict=True))
-
-
-def _far_apart(x: Tensor, storage: torch.UntypedStorage) -> Tensor:
-    """The values of `x` with its first axis more than 2^31 elements apart, in memory that is hardly touched."""
-    strides = [0] * x.dim()
-    elements = 1
-    for axis in reversed(range(x.dim())):
-        strides[axis], elements = elements, elements * x.shape[axis]
-    strides[0] = 2**31 + 64
-    placed = torch.empty(0, dtype=x.dtype).set_(storage, 0, x.shape, strides)
-    placed.copy_(x)
-    return placed
-
-
-@pytest.mark.parametrize(("operator", "name"), PER_SAMPLE)
-def test_strides_beyond_two_to_the_31(operator, name):
-    """Samples so far apart that their distance does not fit 32 bits: the bits of the same call on contiguous memory."""
-    call = CALLS[operator]
-    tensors = call.make()
-    try:
-        storage = torch.UntypedStorage(4 * (2**31 + 4096))
-    except RuntimeError:
-        pytest.skip("8 GB of address space are not to be had")
-    expected = _results(call, tensors, call.per_sample)
-    actual = _results(call, {**tensors, name: _far_apart(tensors[name], storage)}, call.per_sample)
-    for a, b in zip(actual, expected, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("operator", "keywords"),
-    [
-        ("upfirdn2d", {"x": torch.ones(1, 1, 16, 16), "up": 1 << 20}),
-        ("upfirdn2d", {"x": torch.ones(1, 1, 4, 4), "padding": (2**30, 2**30)}),
-        ("grid_sample", {"x": ONE.view(1, 1, 1, 1).expand(1, 1 << 30, 4, 4), "grid": ONE.expand(1, 1 << 12, 1 << 12, 2)}),
-    ],
-)
-def test_results_that_no_memory_holds(operator, keywords):
-    """The allocator's own error, before anything is computed."""
-    call = CALLS[operator]
-    with pytest.raises(RuntimeError, match="memory|overflow|alloc"):
-        call.function(**{**call.make(), **call.keywords, **keywords})
-
-
-@pytest.mark.parametrize("size", [(1 << 16, 1 << 15), (1, 1 << 24)])
-@pytest.mark.parametrize("operator", ["grid_sample", "mipmap_warp"])
-def test_images_whose_coordinates_are_not_to_be_told_apart(operator, size):
-    """One image of 2^31 texels, or with an axis on which float32 cannot count."""
-    assert_cpu_kernels(operator)
-    with pytest.raises(RuntimeError, match="fewer than 2.31 texels|an axis fewer than 2.24"):
-        CALLS[operator](x=torch.zeros(1, 1, 1, 1).expand(N, 1, *size))
-
-
 def _distorted(x: Tensor) -> list[Tensor]:
     """`x` with an axis longer, shorter or empty, of another rank, dtype or device."""
     longer = [torch.cat((x, x.narrow(axis, 0, min(1, x.shape[axis]))), axis) for axis in range(x.dim())]
@@ -458,7 +248,7 @@ def test_registered_operators_check_their_arguments(operator):
     """The operators beneath, forward and backward, called with one tensor that does not fit: an error or a result."""
     call = CALLS[operator]
     with Recorder() as recorder:
-        _results(call, call.make(), call.per_sample)
+        results_of(call, call.make(), call.per_sample)
     assert recorder.calls
     for registered, (arguments, keywords) in recorder.calls.items():
         for index, argument in enumerate(arguments):

@@ -48,7 +48,7 @@ for algorithm in ("library", "fused"):
             run(problem.function, problem.tensors(torch.float32), problem.differentiable)
 print(done, "cases")
 """
-# Not those of tests/test_bad_input.py that need gigabytes of addresses, for which the sanitizer keeps books.
+# Not tests/test_large_sizes.py, which needs gigabytes of addresses, for which the sanitizer keeps books.
 TESTS = LOAD + """
 import pytest
 chosen = ["-k", "operator or finite or options or long or registered", "tests/test_fuzz.py", "tests/test_bad_input.py"]
