@@ -13,7 +13,7 @@ from torch import Tensor
 from gangealing_fast.alignment import points as points_of
 from gangealing_fast.alignment.clustering import align_assigned
 from gangealing_fast.errors import UserError
-from gangealing_fast.foreign.reading import read
+from gangealing_fast.foreign.reading import Parts, read
 from gangealing_fast.models.cluster_classifier import ClusterClassifier
 from gangealing_fast.models.spatial_transformer import Alignment, SpatialTransformer
 from gangealing_fast.ops import invert_grid, mipmap_warp
@@ -69,10 +69,24 @@ class Aligner:
 
         Raises UserError where there is none.
         """
-        parts = read(path)
+        return cls.of(read(path), path, flips=flips)
+
+    @classmethod
+    def of(cls, parts: Parts, path: str | Path, *, flips: bool = False) -> Aligner:
+        """As `load`, of what was read from `path`."""
         if parts.transformer is None:
             raise UserError(f"{path} holds no aligner; give a results folder of the train command or the original's checkpoint")
         return cls(parts.transformer, parts.settings["padding_mode"], parts.settings["iters"], parts.classifier, flips=flips)
+
+    def export(self, path: str | Path, *, side: int | None = None, output_resolution: int | None = None) -> Path:
+        """Write this aligner as a program that runs without this package: NAME.onnx, or NAME.pt2 for `torch.export.load`.
+
+        It takes pictures `[N, 3, side, side]` of any number N, side the one it was trained for where None, and returns `image` and
+        `grid` as `warp` does. Raises UserError where that is not possible or packages for ONNX are missing.
+        """
+        from gangealing_fast.alignment.exporting import export  # imports what few need
+
+        return export(self, Path(path), side=side, output_resolution=output_resolution)
 
     # ---- pictures
 

@@ -46,7 +46,7 @@ def mipmap_levels(grid: Tensor, size: tuple[int, int], max_levels: float) -> Ten
         torch.cat((points[:, 1:], points[:, -1:]), 1),
     )
     squared = torch.stack([(neighbour - points).square().sum(-1).clamp(min=1) for neighbour in neighbours])
-    return (squared.max(0).values.log2() / 2).clamp(0, max_levels - 1)
+    return (squared.max(0).values.log2() / 2).clamp(0.0, max_levels - 1)
 
 
 def _reflect(index: Tensor, size: int) -> Tensor:

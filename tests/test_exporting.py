@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""An aligner as a program: the same pictures and grids from torch.export and onnxruntime, for any number of pictures."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+import torch
+from test_aligner import aligner
+
+from gangealing_fast import Aligner, convert
+from gangealing_fast.alignment import exporting
+from gangealing_fast.errors import UserError
+from gangealing_fast.foreign.writing import export_aligner
+from gangealing_fast.models import ClusterClassifier, SpatialTransformer
+
+
+def clustered() -> Aligner:
+    """Two similarity heads that do different things, and a classifier that knows mirrors."""
+    torch.manual_seed(0)
+    transformer = SpatialTransformer(("similarity",), 16, channel_base=32, max_channels=4, heads=2)
+    torch.nn.init.normal_(transformer.similarity.warp_head.linear.weight, std=0.3)
+    classifier = ClusterClassifier.like(transformer, flips=True)
+    torch.nn.init.normal_(classifier.to_logits.weight)
+    return Aligner(transformer, "reflection", 1, classifier)
+
+
+@pytest.mark.slow
+def test_a_program_of_torch_export_does_what_warp_does(tmp_path):
+    model = clustered()
+    path = model.export(tmp_path / "aligner.pt2", output_resolution=24)
+    run = torch.export.load(path).module()
+    for n in (1, 9):
+        images = torch.rand(n, 3, 16, 16) * 2 - 1
+        expected = model.warp(images, output_resolution=24)
+        aligned, grid = run(images)
+        torch.testing.assert_close(grid, expected.grid, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(aligned, expected.image, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_onnxruntime_does_what_warp_does(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("onnx")
+    pytest.importorskip("onnxscript")
+    runtime = pytest.importorskip("onnxruntime")
+    model = clustered()
+    weights, path = tmp_path / "aligner.safetensors", tmp_path / "aligner.onnx"
+    export_aligner(weights, model.transformer, None, {"padding_mode": "reflection", "iters": 1}, model.classifier)
+    monkeypatch.setattr(sys, "argv", ["convert", "--source", str(weights), "--out", str(path), "--to", "onnx"])
+    convert.main()
+    assert "wrote" in capsys.readouterr().out
+    session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    for n in (1, 9):
+        images = torch.rand(n, 3, 16, 16) * 2 - 1
+        expected = model.warp(images)
+        aligned, grid = map(torch.from_numpy, session.run(None, {"images": images.numpy()}))
+        torch.testing.assert_close(grid, expected.grid, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(aligned, expected.image, atol=1e-3, rtol=1e-3)
+
+
+def test_what_cannot_be_exported_is_one_sentence(tmp_path, monkeypatch):
+    model = clustered()
+    with pytest.raises(UserError, match="end in .onnx or .pt2"):
+        model.export(tmp_path / "aligner.pb")
+    model.classifier = None
+    with pytest.raises(UserError, match="2 clusters but no classifier"):
+        model.export(tmp_path / "aligner.pt2")
+    flipped = Aligner(aligner(("similarity", "flow")).transformer, flips=True)
+    with pytest.raises(UserError, match="compares flows"):
+        flipped.export(tmp_path / "aligner.pt2")
+    monkeypatch.setattr(exporting.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"pip install gangealing_fast\[onnx\]"):
+        aligner().export(tmp_path / "aligner.onnx")
+    assert not list(tmp_path.iterdir())
