@@ -6,6 +6,7 @@ from __future__ import annotations
 import gzip
 import io
 import os
+import shutil
 import struct
 import tarfile
 import time
@@ -19,10 +20,12 @@ from PIL import Image
 from support import shared
 
 from gangealing_fast.data import mnist
+from gangealing_fast.data import pictures as pictures_module
 from gangealing_fast.data.decoding import decode
-from gangealing_fast.data.pictures import open_pictures, to_float, to_uint8
+from gangealing_fast.data.pictures import PictureStream, open_pictures, to_float, to_uint8
 from gangealing_fast.data.sampler import InfiniteSampler, split_held_out
 from gangealing_fast.errors import UserError
+from gangealing_fast.files import save_picture
 
 
 def noise(height: int, width: int, channels: int = 3, seed: int = 0) -> np.ndarray:
@@ -434,3 +437,24 @@ def test_sampler_refuses_other_runs():
         sampler.load_state_dict(InfiniteSampler(10, 1).state_dict())
     with pytest.raises(ValueError, match="at least one picture"):
         InfiniteSampler(0, 0)
+
+
+def test_a_stream_of_pictures_reads_ahead_a_little_and_leaves_out_what_is_broken(tmp_path, monkeypatch):
+    save_picture(tmp_path / "0000.png", torch.zeros(3, 8, 8))
+    for k in range(1, 1000):
+        shutil.copy(tmp_path / "0000.png", tmp_path / f"{k:04d}.png")
+    (tmp_path / "0003.png").write_bytes(b"not a picture")
+    decoded = []
+    original = pictures_module.decode
+    monkeypatch.setattr(pictures_module, "decode", lambda *a: decoded.append(0) or original(*a))
+    stream = PictureStream(tmp_path, size=16, batch=4)
+    batches = iter(stream)
+    names, first = next(batches)
+    assert names == ["0000.png", "0001.png", "0002.png", "0004.png"] and first.shape == (4, 3, 16, 16)
+    assert len(decoded) <= 256 and len(stream) == 1000
+    sizes = [len(batch) for _, batch in batches]
+    assert sum(sizes) == 995 and max(sizes) == 4 and [name for name, _ in stream.skipped] == ["0003.png"]
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "a.png").write_bytes(b"nothing")
+    with pytest.raises(UserError, match="none of the 1 pictures"):
+        list(PictureStream(tmp_path / "broken", size=16, batch=4))

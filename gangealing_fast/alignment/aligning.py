@@ -10,7 +10,7 @@ import torch
 from tqdm import tqdm
 
 from gangealing_fast.alignment.aligner import Aligner
-from gangealing_fast.data.pictures import open_pictures, to_float
+from gangealing_fast.data.pictures import PictureStream, skipped_summary, to_float
 from gangealing_fast.errors import UserError
 from gangealing_fast.files import JsonLines, make_folder, save_picture
 from gangealing_fast.report.pictures import save_grid
@@ -28,28 +28,31 @@ def run(config: AlignConfig) -> None:
     aligner = Aligner.load(config.checkpoint)
     size = config.size or aligner.transformer.input_size
     resolution = config.resolution or aligner.transformer.flow_size
-    pictures = open_pictures(config.data, size=size, limit=config.limit)
-    print(pictures.summary())
+    pictures = PictureStream(config.data, size=size, batch=config.batch, limit=config.limit)
+    print(f"{len(pictures)} pictures in {config.data}, read as {size}x{size}")
     folder = make_folder(config.out)
     sums: dict[int, list[torch.Tensor]] = {}
     members: dict[int, int] = {}
-    with JsonLines(folder / "warps.jsonl") as warps:
-        for indices in tqdm(torch.arange(len(pictures)).split(config.batch), unit="batch", desc="align"):
-            images = to_float(pictures.batch(indices))
+    done = 0
+    with JsonLines(folder / "warps.jsonl") as warps, tqdm(total=len(pictures), unit="picture", desc="align") as progress:
+        for names, batch in pictures:
+            images = to_float(batch)
             cluster, mirrored = aligner.assign(images)
             record = aligner.warp(images, output_resolution=resolution, assignment=(cluster, mirrored))
             for c in cluster.unique().tolist():
                 before, after = sums.setdefault(c, [torch.zeros(()), torch.zeros(())])
                 sums[c] = [before + images[cluster == c].sum(0), after + record.image[cluster == c].sum(0)]
                 members[c] = members.get(c, 0) + int((cluster == c).sum())
-            for k, index in enumerate(indices.tolist()):
-                name = f"{index:06d}-{PurePath(pictures.names[index]).stem}.png"
+            for k, picture in enumerate(names):
+                name = f"{done + k:06d}-{PurePath(picture).stem}.png"
                 save_picture(folder / name, record.image[k])
                 matrix = None if record.matrix is None else record.matrix[k].flatten().tolist()
-                line = {"picture": pictures.names[index], "file": name, "matrix": matrix}
+                line = {"picture": picture, "file": name, "matrix": matrix}
                 if aligner.classifier is not None:
                     line |= {"cluster": int(cluster[k]), "mirrored": bool(mirrored[k])}
                 warps.append(line)
+            done += len(names)
+            progress.update(len(names))
     averages = []
     for c in sorted(sums):
         before, after = (total / members[c] for total in sums[c])
@@ -57,4 +60,6 @@ def run(config: AlignConfig) -> None:
     save_grid(torch.cat(averages).clamp(-1, 1), folder / "average.png", columns=2)
     if len(sums) > 1:
         print("; ".join(f"cluster {c}: {members[c]} pictures" for c in sorted(sums)))
-    print(f"{len(pictures)} aligned pictures, warps.jsonl and average.png (before, after) are in {folder}")
+    if pictures.skipped:
+        print(skipped_summary(pictures.skipped))
+    print(f"{done} aligned pictures, warps.jsonl and average.png (before, after) are in {folder}")

@@ -237,3 +237,43 @@ def _open_idx(path: Path, size: int, crop: Crop, limit: int | None, label: int |
         store = torch.from_numpy(numpy.stack(squares)).permute(0, 3, 1, 2).contiguous()
     names = [f"{path.name}#{position}" for position in positions.tolist()]
     return Pictures(str(path), size, crop, names, [], store, None)
+
+
+class PictureStream:
+    """Pictures in batches, read once from first to last, no more than a few hundred in memory at a time (but all of an MNIST file).
+
+    Iterating gives (names, uint8 `[n, 3, size, size]`) with n up to `batch`. Pictures that cannot be read are left out, and are in
+    `skipped` as (name, reason) from then on. Arguments and errors of the path as in `open_pictures`; UserError where not one
+    picture could be read.
+    """
+
+    def __init__(
+        self, path: str | os.PathLike[str], *, size: int, batch: int, crop: Crop = "center", limit: int | None = None
+    ) -> None:
+        self.path, self.size, self.size_of_batch, self.crop = Path(path), size, batch, crop
+        self.skipped: list[tuple[str, str]] = []
+        self._digits = _open_idx(self.path, size, crop, limit, None) if self.path.is_file() and is_idx_name(path) else None
+        self._entries = [] if self._digits is not None else list_entries(path)[:limit]
+
+    def __len__(self) -> int:
+        """How many pictures there are, unreadable ones included."""
+        return len(self._entries) if self._digits is None else len(self._digits)
+
+    def __iter__(self) -> Iterator[tuple[list[str], torch.Tensor]]:
+        if self._digits is not None:
+            for rows in torch.arange(len(self._digits)).split(self.size_of_batch):
+                yield [self._digits.names[row] for row in rows.tolist()], self._digits.batch(rows)
+            return
+        usable = self._usable()
+        while chunk := list(itertools.islice(usable, self.size_of_batch)):
+            yield [name for name, _ in chunk], torch.stack([picture for _, picture in chunk])
+        if len(self.skipped) == len(self._entries):
+            raise UserError(f"none of the {len(self)} pictures in {self.path} can be read: {skipped_summary(self.skipped)}")
+
+    def _usable(self) -> Iterator[tuple[str, torch.Tensor]]:
+        self.skipped.clear()
+        for entry, value in decode_entries(self._entries, self.size, self.crop):
+            if isinstance(value, str):
+                self.skipped.append((entry.name, value))
+            else:
+                yield entry.name, torch.from_numpy(value).permute(2, 0, 1)
