@@ -31,7 +31,8 @@ def keep_large_blocks(cap: int | None = None) -> bool:
     It takes a handful of allocations of each size until all are served from kept memory, and blocks of mixed sizes leave gaps.
 
     Args:
-        cap: bytes of resident memory beyond which `trim` hands back what is free; half of the machine's where None.
+        cap: bytes of resident memory beyond which `trim` hands back what is free; where None half of the machine's, shared by the
+            processes that torchrun started on it.
 
     Returns:
         Whether it was done: False where the C library is not glibc, or the system does not say how much memory it has.
@@ -39,7 +40,9 @@ def keep_large_blocks(cap: int | None = None) -> bool:
     global _cap
     libc = _libc()
     try:
-        cap = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2 if cap is None else cap
+        if cap is None:
+            sharing = 2 * int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+            cap = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // sharing
     except (ValueError, OSError):
         return False
     if libc is None or not (libc.mallopt(_M_MMAP_MAX, 0) and libc.mallopt(_M_TRIM_THRESHOLD, -1)):

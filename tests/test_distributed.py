@@ -61,7 +61,8 @@ def test_every_row_is_somebodys():
 
 @pytest.mark.slow
 def test_two_processes_of_4_learn_what_one_of_8_learns(folder):
-    changes = {"batch": 8, "steps": 6, "anneal_psi": 3, "period": 3, "clusters": 2, "precision": "float32", "micro_batch": 8}
+    changes = {"batch": 8, "steps": 6, "anneal_psi": 3, "period": 3, "precision": "float32", "micro_batch": 8}
+    changes |= {"clusters": 2, "single_steps": 3, "cluster_candidates": 4}
     run(train_config(folder, out=folder / "one", **changes))
     two = launch(folder, "plain", "two", changes | {"micro_batch": 3})
     said = [process.communicate(timeout=300) for process in two]
