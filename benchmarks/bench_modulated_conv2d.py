@@ -41,14 +41,15 @@ def _torch(x: Tensor, weight: Tensor, style: Tensor) -> Tensor:
 def _case(name: str, shape: tuple[int, int, int], k: int, dtype: torch.dtype, variants: tuple[Variant, ...], **more) -> Case:
     channels, out, size = shape
     operations = 2.0 * BATCH * channels * out * k * k * size * size
+    passes = (BOTH,) if size > 32 and k == 3 else (FORWARD, BOTH)
     return Case(
         operator="modulated_conv2d",
         name=f"{name} {channels} to {out} at {size}",
         inputs=lambda device: _inputs(device, shape, k, dtype),
         variants=variants,
-        passes=(BOTH,) if size > 32 and k == 3 else (FORWARD, BOTH),
+        passes=passes,
         dtype=dtype,
-        operations={FORWARD: operations, BOTH: 2 * operations},
+        operations={what: operations * (2 if what == BOTH else 1) for what in passes},
         **more,
     )
 
