@@ -150,6 +150,6 @@ PRESETS["clusters"] = replace(
     single_steps=1200,
     anneal_psi=800,
     period=400,
-    steps=2000,
+    steps=3600,
     freeze_target=True,
 )
