@@ -26,6 +26,16 @@ def clustered() -> Aligner:
     return Aligner(transformer, "reflection", 1, classifier)
 
 
+def composed() -> Aligner:
+    """A similarity and a flow that move everything."""
+    torch.manual_seed(0)
+    transformer = SpatialTransformer(("similarity", "flow"), 32, channel_base=64, max_channels=8)
+    for stage in transformer.stns:
+        for parameter in stage.warp_head.parameters():
+            torch.nn.init.normal_(parameter, std=0.1)
+    return Aligner(transformer.eval().requires_grad_(False), "reflection", 1)
+
+
 @pytest.mark.slow
 def test_a_program_of_torch_export_does_what_warp_does(tmp_path):
     model = clustered()
@@ -40,11 +50,12 @@ def test_a_program_of_torch_export_does_what_warp_does(tmp_path):
 
 
 @pytest.mark.slow
-def test_onnxruntime_does_what_warp_does(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("make", [clustered, composed])
+def test_onnxruntime_does_what_warp_does(tmp_path, monkeypatch, capsys, make):
     pytest.importorskip("onnx")
     pytest.importorskip("onnxscript")
     runtime = pytest.importorskip("onnxruntime")
-    model = clustered()
+    model = make()
     weights, path = tmp_path / "aligner.safetensors", tmp_path / "aligner.onnx"
     export_aligner(weights, model.transformer, None, {"padding_mode": "reflection", "iters": 1}, model.classifier)
     monkeypatch.setattr(sys, "argv", ["convert", "--source", str(weights), "--out", str(path), "--to", "onnx"])
@@ -52,7 +63,7 @@ def test_onnxruntime_does_what_warp_does(tmp_path, monkeypatch, capsys):
     assert "wrote" in capsys.readouterr().out
     session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     for n in (1, 9):
-        images = torch.rand(n, 3, 16, 16) * 2 - 1
+        images = torch.rand(n, 3, model.transformer.flow_size, model.transformer.flow_size) * 2 - 1
         expected = model.warp(images)
         aligned, grid = map(torch.from_numpy, session.run(None, {"images": images.numpy()}))
         torch.testing.assert_close(grid, expected.grid, atol=1e-5, rtol=1e-4)
