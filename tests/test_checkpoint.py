@@ -248,15 +248,17 @@ def test_killed_at_random_moments(tmp_path):
     for _ in range(12):
         process = context.Process(target=_save_for_ever, args=(tmp_path, step))
         process.start()
-        time.sleep(0.02 + 0.05 * generator.random())
+        until = time.monotonic() + 60
+        while not (tmp_path / "said").exists():  # on a busy machine the first one may take long
+            assert process.is_alive() and time.monotonic() < until
+            time.sleep(0.001)
+        time.sleep(0.05 * generator.random())
         process.kill()
         process.join()
-        if not checkpoint.has_checkpoint(tmp_path):
-            continue
+        (tmp_path / "said").unlink()
         loaded = checkpoint.load(tmp_path / "checkpoint.pt", kind="train")
-        assert loaded["step"] >= step and torch.equal(loaded["weights"], state(loaded["step"], 200)["weights"])
+        assert loaded["step"] > step and torch.equal(loaded["weights"], state(loaded["step"], 200)["weights"])
         step = loaded["step"]
-    assert step > 12
     assert sum(path.name.endswith(".tmp") for path in tmp_path.iterdir()) <= 2
 
 

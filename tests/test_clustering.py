@@ -115,9 +115,9 @@ class _PixelDistance:
 
 
 def test_the_distance_matrix_is_that_of_all_pairs():
-    images = torch.rand(7, 3, 4, 4)
-    expected = (images[:, None] - images).square().mean((2, 3, 4))
-    torch.testing.assert_close(distance_matrix(_PixelDistance(), images, batch=3), expected)
+    images, others = torch.rand(7, 3, 4, 4), torch.rand(5, 3, 4, 4)
+    expected = (images[:, None] - others).square().mean((2, 3, 4))
+    torch.testing.assert_close(distance_matrix(_PixelDistance(), images, others, batch=3), expected)
 
 
 def test_templates_are_split_among_aligned_samples():

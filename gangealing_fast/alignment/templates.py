@@ -8,6 +8,7 @@ poses. `split_template` therefore compares samples that one template's transform
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Protocol
 
@@ -74,22 +75,20 @@ def central_members(distances: Tensor, centres: list[int]) -> list[int]:
 
 
 @torch.no_grad()
-def distance_matrix(perceptual: FeatureDistance, images: Tensor, *, batch: int = 32) -> Tensor:
-    """Distances of pictures `[N, 3, S, S]` to one another, float32 `[N, N]`. Memory: their features, and one batch of copies."""
-    parts = [perceptual.features(chunk) for chunk in images.split(batch)]
+def distance_matrix(perceptual: FeatureDistance, images: Tensor, others: Tensor, *, batch: int = 32) -> Tensor:
+    """Distances of pictures `[N, 3, S, S]` to pictures `[M, 3, S, S]`, float32 `[N, M]`. Memory: the features of the latter, and
+    those of a batch."""
+    parts = [perceptual.features(chunk) for chunk in others.split(batch)]
     features = [torch.cat(taps) for taps in zip(*parts, strict=True)]
     rows = []
-    for index in range(len(images)):
-        one = [tap[index : index + 1] for tap in features]
-        rows.append(
-            torch.cat(
-                [
-                    perceptual.distance([a.expand_as(b) for a, b in zip(one, chunk, strict=True)], list(chunk))
-                    for chunk in zip(*(tap.split(batch) for tap in features), strict=True)
-                ]
-            )
-        )
-    return torch.stack(rows).float()
+    for chunk in images.split(batch):
+        taps = perceptual.features(chunk)
+        columns = []
+        for index in range(len(others)):
+            one = [tap[index : index + 1].expand_as(seen) for tap, seen in zip(features, taps, strict=True)]
+            columns.append(perceptual.distance(taps, one))
+        rows.append(torch.stack(columns, 1))
+    return torch.cat(rows).float()
 
 
 def _draw(target: LatentTarget, generator: Generator, n: int, inject: int) -> tuple[Tensor, Tensor]:
@@ -148,25 +147,33 @@ def split_template(
 ) -> Tensor:
     """Set the K targets' coefficients to K samples that still look different when head 0 of `transformer` has aligned them.
 
-    A template is a sample as it is, not as it was aligned, so the candidates are those of `oversampling` times as many samples that
-    the transformer has to move least. Of `tries` starts by K-means++, each refined to medoids, that one is taken that leaves the
-    least sum of distances. Returns the templates' pictures `[K, 3, F, F]`, aligned.
+    Medoids are found among `candidates` samples; of `tries` starts by K-means++, each refined, that one is taken that leaves the
+    least sum of distances. But a template is a sample as it is, not as it was aligned, and a small one would be near to every
+    picture. So each medoid stands for a group of `oversampling` times as many samples, and the group's template is the sample
+    that the transformer moves least among the quarter that looks most like the medoid.
+    Returns the templates' pictures `[K, 3, F, F]`, aligned.
     """
     base = identity_grid(transformer.flow_size, transformer.flow_size, device=target.lat_mean.device)[None]
-    coefficients, pictures, moves = [], [], []
+    drawn, pictures, moves = [], [], []
     for start in range(0, oversampling * candidates, batch):
         found, images = _draw(target, generator, min(batch, oversampling * candidates - start), inject)
         first = torch.zeros(len(images), dtype=torch.long, device=images.device)
         aligned = transformer(images, padding_mode=padding_mode, iters=iters, assignment=first)
-        coefficients.append(found)
+        drawn.append(found)
         pictures.append(aligned.image)
         moves.append((aligned.grid - base).square().sum(3).mean((1, 2)))
-    nearest = torch.cat(moves).argsort()[:candidates]
-    images = torch.cat(pictures)[nearest]
-    distances = distance_matrix(perceptual, images, batch=batch)
+    images, move = torch.cat(pictures), torch.cat(moves)
+    distances = distance_matrix(perceptual, images[:candidates], images[:candidates], batch=batch)
     options = [
         central_members(distances, spread_centres(distances.__getitem__, candidates, target.heads)) for _ in range(tries)
     ]
-    chosen = min(options, key=lambda centres: float(distances[:, centres].amin(1).sum()))
-    target.coefficients.copy_(torch.cat(coefficients)[nearest][chosen])
+    medoids = min(options, key=lambda centres: float(distances[:, centres].amin(1).sum()))
+    nearness, group = distance_matrix(perceptual, images, images[medoids], batch=batch).min(1)
+    group[medoids] = torch.arange(target.heads, device=group.device)
+    chosen = []
+    for k in range(target.heads):
+        inside = (group == k).nonzero()[:, 0]
+        alike = inside[nearness[inside].argsort()[: math.ceil(len(inside) / 4)]]
+        chosen.append(int(alike[move[alike].argmin()]))
+    target.coefficients.copy_(torch.cat(drawn)[chosen])
     return images[chosen]
