@@ -18,9 +18,8 @@ Precision = Literal["auto", "float32", "bfloat16", "float16"]
 def resolve(precision: Precision, device: torch.device) -> torch.dtype:
     """The dtype behind a `--precision` option: "auto" takes bfloat16 where the device computes in it natively.
 
-    float16 is for GPUs without bfloat16: it needs a scaled loss (`LossScale`). Raises UserError where the device cannot.
-
     On CPUs that is AVX-512 BF16 or AMX; without either bfloat16 convolutions are emulated and slower than float32.
+    float16 is for GPUs without bfloat16: it needs a scaled loss (`LossScale`). Raises UserError where the device cannot.
     """
     if precision not in get_args(Precision):
         raise UserError(f"--precision must be {', '.join(get_args(Precision))}, got {precision}")

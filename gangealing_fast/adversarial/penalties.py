@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from gangealing_fast.ops._common import compute_dtype
+
 if TYPE_CHECKING:
     from gangealing_fast.adversarial.objectives.record import Critic
 
 
 def _norms(gradient: Tensor) -> Tensor:
     """`[N]`: the Euclidean norm over all axes but the first; its derivative at 0 is 0 instead of NaN."""
-    squares = gradient.flatten(1).to(torch.promote_types(gradient.dtype, torch.float32)).square().sum(1)
+    squares = gradient.flatten(1).to(compute_dtype(gradient.dtype)).square().sum(1)
     positive = squares > 0
     return torch.where(positive, torch.where(positive, squares, 1.0).sqrt(), 0.0)
 
@@ -71,7 +73,7 @@ def path_lengths(images: Tensor, latents: Tensor) -> Tensor:
     """
     noise = torch.randn_like(images) / math.sqrt(images.shape[2] * images.shape[3])
     (gradient,) = torch.autograd.grad((images * noise).sum(), latents, create_graph=True)
-    squares = gradient.float().square() if gradient.dtype.itemsize < 4 else gradient.square()
+    squares = gradient.to(compute_dtype(gradient.dtype)).square()
     return squares.sum(-1).flatten(1).mean(1).sqrt() if gradient.dim() > 2 else squares.sum(-1).sqrt()
 
 

@@ -90,6 +90,14 @@ class Aligner:
 
     # ---- pictures
 
+    def check_classifier(self) -> None:
+        """Raise UserError where there are several clusters and no classifier."""
+        if self.classifier is None and self.transformer.heads > 1:
+            raise UserError(
+                f"this aligner has {self.transformer.heads} clusters but no classifier to choose among them: run "
+                "python -m gangealing_fast.classify on its results folder and use what that writes"
+            )
+
     @torch.no_grad()
     def assign(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """(cluster `[N]`, whether the picture is mirrored before it is aligned `[N]`), as the classifier says; 0 and False without.
@@ -97,13 +105,9 @@ class Aligner:
         Raises UserError where there are several clusters and no classifier.
         """
         square = self.square(images).images
+        self.check_classifier()
         if self.classifier is not None:
             return self.classifier.assign(square)
-        if self.transformer.heads > 1:
-            raise UserError(
-                f"this aligner has {self.transformer.heads} clusters but no classifier to choose among them: run "
-                "python -m gangealing_fast.classify on its results folder and use what that writes"
-            )
         nothing = torch.zeros(len(images), dtype=torch.long, device=images.device)
         if not self.flips:
             return nothing, nothing.bool()

@@ -60,6 +60,12 @@ def mirror_chosen(images: Tensor, mirrored: Tensor) -> Tensor:
     return torch.where(mirrored.reshape(-1, 1, 1, 1), images.flip(3), images)
 
 
+def mirror_grid(grid: Tensor, mirrored: Tensor) -> Tensor:
+    """The grid `[N, H, W, 2]` found for pictures as `mirror_chosen` gave them, as it reads the pictures before that."""
+    sign = torch.where(mirrored, -1.0, 1.0).to(grid)[:, None, None]
+    return torch.stack([grid[..., 0] * sign, grid[..., 1]], -1)
+
+
 @torch.no_grad()
 def assign_to_templates(
     transformer: SpatialTransformer,
@@ -112,5 +118,4 @@ def align_assigned(
     record = Alignment(*(None if values[0] is None else torch.cat(values) for values in zip(*parts, strict=True)))
     if mirrored is None:
         return record
-    sign = torch.where(mirrored, -1.0, 1.0).to(record.grid)
-    return record._replace(grid=torch.stack([record.grid[..., 0] * sign[:, None, None], record.grid[..., 1]], -1))
+    return record._replace(grid=mirror_grid(record.grid, mirrored))

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from gangealing_fast import ops
-from gangealing_fast.alignment.clustering import mirror_chosen
+from gangealing_fast.alignment.clustering import mirror_chosen, mirror_grid
 from gangealing_fast.errors import UserError
 from gangealing_fast.files import atomic_write, write_bytes
 
@@ -38,8 +38,7 @@ class _Whole(nn.Module):
             return record.image, record.grid
         cluster, mirrored = self.classifier.assign(images)
         record = self.transformer(mirror_chosen(images, mirrored), assignment=cluster, **self.options)
-        sign = torch.where(mirrored, -1.0, 1.0)[:, None, None]
-        return record.image, torch.stack([record.grid[..., 0] * sign, record.grid[..., 1]], -1)
+        return record.image, mirror_grid(record.grid, mirrored)
 
 
 def program(aligner: Aligner, *, side: int | None = None, output_resolution: int | None = None) -> torch.export.ExportedProgram:
@@ -50,10 +49,7 @@ def program(aligner: Aligner, *, side: int | None = None, output_resolution: int
     """
     if aligner.flips:
         raise UserError("an aligner that compares flows (flips=True) cannot be exported; train with --flips and classify instead")
-    if aligner.classifier is None and aligner.transformer.heads > 1:
-        raise UserError(
-            f"this aligner has {aligner.transformer.heads} clusters but no classifier: run python -m gangealing_fast.classify first"
-        )
+    aligner.check_classifier()
     side = side or aligner.transformer.input_size
     # Of one picture, export would take the number for a constant.
     example = torch.zeros(2, 3, side, side, device=next(aligner.transformer.parameters()).device)

@@ -3,11 +3,11 @@
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from gangealing_fast.adversarial.objectives.record import Objective, Optimiser, Reconstruction, Side, State
+from gangealing_fast.ops._common import compute_dtype
 
 
 def _reconstruction(side: Side) -> Reconstruction:
@@ -19,7 +19,7 @@ def _reconstruction(side: Side) -> Reconstruction:
 def energy(side: Side, power: float = 2.0) -> Tensor:
     """`[N]`: the mean over a sample's elements of |sample - reconstruction|^power, in float32 at least."""
     found = _reconstruction(side).samples
-    difference = side.samples.to(torch.promote_types(found.dtype, torch.float32)) - found
+    difference = side.samples.to(compute_dtype(found.dtype)) - found
     return difference.abs().pow(power).flatten(1).mean(1)
 
 
@@ -31,7 +31,7 @@ def pulling_away(code: Tensor) -> Tensor:
     n = code.shape[0]
     if n < 2:
         return code.sum() * 0
-    direction = F.normalize(code.flatten(1).to(torch.promote_types(code.dtype, torch.float32)), dim=1)
+    direction = F.normalize(code.flatten(1).to(compute_dtype(code.dtype)), dim=1)
     cosine = direction @ direction.T
     return (cosine.square().sum() - cosine.diagonal().square().sum()) / (n * (n - 1))
 

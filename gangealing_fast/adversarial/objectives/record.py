@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from gangealing_fast.models.dcgan import Reconstruction
+from gangealing_fast.ops._common import compute_dtype
 
 # Numbers that an objective carries from step to step (BEGAN's k); part of every checkpoint.
 State: TypeAlias = Mapping[str, float]
@@ -96,7 +97,7 @@ def scales(output: Output) -> Sequence[Tensor]:
 
 def mean_of(output: Output, function: Callable[[Tensor], Tensor]) -> Tensor:
     """Mean of `function(value)` over samples and patches, then over scales: coarse scales weigh as much as fine ones."""
-    return torch.stack([function(scale.float() if scale.dtype.itemsize < 4 else scale).mean() for scale in scales(output)]).mean()
+    return torch.stack([function(scale.to(compute_dtype(scale.dtype))).mean() for scale in scales(output)]).mean()
 
 
 def refuse_mixing(objective: Objective, critic: nn.Module, *, penalised: bool = False) -> None:
