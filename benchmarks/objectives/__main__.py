@@ -4,14 +4,13 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from gangealing_fast.errors import UserError
-from gangealing_fast.files import write_text
+from gangealing_fast.files import read_json, write_json
 
 NAMES = ("ring-wgan-gp", "ring-dragan", "ring-nonsaturating", "wasserstein")
 
@@ -54,19 +53,12 @@ def main(arguments: list[str] | None = None) -> int:
             print(line, flush=True)
             everything &= met
             if options.json is not None:
-                _add(options.json, name, records)
+                there = read_json(options.json) if options.json.exists() else {}
+                write_json(options.json, there | {name: records})
     except UserError as error:
         print(error, file=sys.stderr)
         return 2
     return 0 if everything else 1
-
-
-def _add(path: Path, name: str, records: list[dict[str, Any]]) -> None:
-    try:
-        there = json.loads(path.read_text()) if path.exists() else {}
-    except (OSError, ValueError):
-        raise UserError(f"{path} is no results file; choose another --json") from None
-    write_text(path, json.dumps(there | {name: records}, indent=1) + "\n")
 
 
 if __name__ == "__main__":
