@@ -1,13 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures from folders, tars and MNIST files, good and bad; their order."""
+"""Pictures from folders and tars, good and bad."""
 
 from __future__ import annotations
 
-import gzip
 import io
 import os
 import shutil
-import struct
 import tarfile
 import time
 
@@ -19,11 +17,10 @@ from hypothesis import strategies as st
 from PIL import Image
 from support import shared
 
-from gangealing_fast.data import mnist
 from gangealing_fast.data import pictures as pictures_module
 from gangealing_fast.data.decoding import decode
 from gangealing_fast.data.pictures import PictureStream, open_pictures, to_float, to_uint8
-from gangealing_fast.data.sampler import InfiniteSampler, split_held_out
+from gangealing_fast.data.sampler import split_held_out
 from gangealing_fast.errors import UserError
 from gangealing_fast.files import save_picture
 
@@ -43,11 +40,6 @@ def fill(folder, count: int, size: int = 16) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for index in range(count):
         Image.fromarray(noise(size, size, seed=index)).save(folder / f"{index:03}.png")
-
-
-def write_idx(path, array: np.ndarray, *, kind: int = 8, squeeze: bool = False) -> None:
-    content = struct.pack(f">BBBB{array.ndim}I", 0, 0, kind, array.ndim, *array.shape) + array.tobytes()
-    path.write_bytes(gzip.compress(content) if squeeze else content)
 
 
 # ---- one picture
@@ -337,106 +329,6 @@ def test_cats_load_in_seconds():
     pictures = open_pictures(path, size=64)
     assert len(pictures) == 8000 and not pictures.skipped
     assert time.perf_counter() - start < 30  # about 3 s on an idle machine
-
-
-# ---- MNIST files
-
-
-def test_idx_round_trip(tmp_path):
-    images = noise(5, 28 * 28, 1).reshape(5, 28, 28)
-    labels = np.array([3, 7, 3, 4, 7], np.uint8)
-    for squeeze, ending in ((False, ""), (True, ".gz")):
-        folder = tmp_path / f"x{ending}"
-        folder.mkdir()
-        write_idx(folder / f"train-images-idx3-ubyte{ending}", images, squeeze=squeeze)
-        write_idx(folder / f"train-labels-idx1-ubyte{ending}", labels, squeeze=squeeze)
-        path = mnist.find_images(folder)
-        assert np.array_equal(mnist.read_idx(path), images)
-        found, positions = mnist.read_images(path, labels=(7,))
-        assert positions.tolist() == [1, 4] and np.array_equal(found, images[[1, 4]])
-        pictures = open_pictures(path, size=32, label=3)
-        assert len(pictures) == 2 and pictures.names[1].endswith("#2")
-        padded = np.pad(images[2], 2)
-        assert all(np.array_equal(channel, padded) for channel in pictures.batch([1])[0].numpy())
-        assert open_pictures(path, size=16, limit=3).batch([0, 2]).shape == (2, 3, 16, 16)
-
-
-def test_bad_idx_files(tmp_path):
-    path = tmp_path / "train-images-idx3-ubyte"
-    images = np.zeros((3, 28, 28), np.uint8)
-
-    def refused(match, **arguments):
-        with pytest.raises(UserError, match=match):
-            mnist.read_idx(path, **arguments)
-
-    refused("no such file")
-    path.write_bytes(b"")
-    refused("not an IDX file")
-    path.write_bytes(b"hello world")
-    refused("not an IDX file")
-    write_idx(path, images, kind=0x0D)
-    refused("IDX type 0x0d")
-    write_idx(path, images)
-    refused("labels", dimensions=1)
-    whole = path.read_bytes()
-    path.write_bytes(whole[:10])
-    refused("truncated in its header")
-    path.write_bytes(whole[:-1])
-    refused("should hold 2352 bytes of data but holds 2351")
-    path.write_bytes(gzip.compress(whole)[:-20])
-    refused("gzip file .* is truncated or damaged")
-    path.write_bytes(whole)
-    with pytest.raises(UserError, match="labels of .* are missing: put train-labels-idx1-ubyte"):
-        open_pictures(path, size=32, label=3)
-    write_idx(tmp_path / "train-labels-idx1-ubyte", np.zeros(2, np.uint8))
-    with pytest.raises(UserError, match="do not belong together"):
-        open_pictures(path, size=32, label=3)
-    write_idx(tmp_path / "train-labels-idx1-ubyte", np.zeros(3, np.uint8))
-    with pytest.raises(UserError, match="no image of class 3"):
-        open_pictures(path, size=32, label=3)
-    write_idx(path, images[:0])
-    with pytest.raises(UserError, match="holds no images"):
-        open_pictures(path, size=32)
-    with pytest.raises(UserError, match="no t10k-images"):
-        mnist.find_images(tmp_path, "t10k")
-
-
-# ---- order
-
-
-def test_sampler_visits_every_picture_once_an_epoch():
-    sampler = InfiniteSampler(10, seed=3)
-    drawn = torch.cat([sampler.next(4) for _ in range(5)])
-    assert drawn[:10].sort().values.tolist() == drawn[10:].sort().values.tolist() == list(range(10))
-    assert drawn[:10].tolist() != drawn[10:].tolist()
-    assert InfiniteSampler(10, 4).next(10).tolist() != InfiniteSampler(10, 3).next(10).tolist()
-    assert InfiniteSampler(3, 0).next(10).shape == (10,) and sampler.next(0).shape == (0,)
-
-
-@settings(max_examples=30, deadline=None)
-@given(
-    n=st.integers(1, 20),
-    seed=st.integers(-5, 1 << 40),
-    counts=st.lists(st.integers(0, 30), max_size=6),
-    at=st.integers(0, 6),
-)
-def test_sampler_resumes_exactly(n, seed, counts, at):
-    whole, first = InfiniteSampler(n, seed), InfiniteSampler(n, seed)
-    expected = [whole.next(count).tolist() for count in counts]
-    before = [first.next(count).tolist() for count in counts[:at]]
-    second = InfiniteSampler(n, seed)
-    second.load_state_dict(first.state_dict())
-    assert before + [second.next(count).tolist() for count in counts[at:]] == expected
-
-
-def test_sampler_refuses_other_runs():
-    sampler = InfiniteSampler(10, 0)
-    with pytest.raises(UserError, match="started with 9 pictures but there are 10"):
-        sampler.load_state_dict(InfiniteSampler(9, 0).state_dict())
-    with pytest.raises(UserError, match="resume with the same seed"):
-        sampler.load_state_dict(InfiniteSampler(10, 1).state_dict())
-    with pytest.raises(ValueError, match="at least one picture"):
-        InfiniteSampler(0, 0)
 
 
 def test_a_stream_of_pictures_reads_ahead_a_little_and_leaves_out_what_is_broken(tmp_path, monkeypatch):
