@@ -14,6 +14,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from picture_files import fill, noise
 from PIL import Image
 from support import shared
 
@@ -25,21 +26,10 @@ from gangealing_fast.errors import UserError
 from gangealing_fast.files import save_picture
 
 
-def noise(height: int, width: int, channels: int = 3, seed: int = 0) -> np.ndarray:
-    values = np.random.default_rng(seed).integers(0, 256, (height, width, channels), dtype=np.uint8)
-    return values[:, :, 0] if channels == 1 else values
-
-
 def encoded(picture: Image.Image, file_format: str = "PNG", **options) -> bytes:
     buffer = io.BytesIO()
     picture.save(buffer, file_format, **options)
     return buffer.getvalue()
-
-
-def fill(folder, count: int, size: int = 16) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    for index in range(count):
-        Image.fromarray(noise(size, size, seed=index)).save(folder / f"{index:03}.png")
 
 
 # ---- one picture

@@ -4,20 +4,14 @@
 from __future__ import annotations
 
 import gzip
-import struct
 
 import numpy as np
 import pytest
-from test_data import noise
+from picture_files import noise, write_idx
 
 from gangealing_fast.data import mnist
 from gangealing_fast.data.pictures import open_pictures
 from gangealing_fast.errors import UserError
-
-
-def write_idx(path, array: np.ndarray, *, kind: int = 8, squeeze: bool = False) -> None:
-    content = struct.pack(f">BBBB{array.ndim}I", 0, 0, kind, array.ndim, *array.shape) + array.tobytes()
-    path.write_bytes(gzip.compress(content) if squeeze else content)
 
 
 def test_idx_round_trip(tmp_path):

@@ -11,8 +11,8 @@ import tarfile
 import numpy as np
 import pytest
 import torch
+from picture_files import fill, noise, write_idx
 from PIL import Image
-from test_data import fill, noise, write_idx
 
 from gangealing_fast import prepare
 from gangealing_fast.data.pictures import open_pictures
