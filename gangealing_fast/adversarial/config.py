@@ -21,7 +21,9 @@ class PretrainConfig:
     out: Path
     """Results folder: checkpoint.pt, generator.safetensors, samples-*.png, log.jsonl."""
     digit: tuple[int, ...] = ()
-    """Train on these digits of MNIST under random similarity warps (rotation, scale and shift)."""
+    """Train on these digits of MNIST."""
+    warp: bool = True
+    """Show digits under random similarity warps (rotation, scale and shift); --no-warp: upright as they are."""
     start_from: Path | None = None
     """Begin with this exported generator, or with the generator and critic of this run's folder; its size may be half of --size."""
     size: int = 64

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from gangealing_fast import checkpoint
 from gangealing_fast.adversarial import objectives
+from gangealing_fast.adversarial.codes import Codes
 from gangealing_fast.adversarial.config import PretrainConfig
 from gangealing_fast.adversarial.growing import start_critic, start_generator, start_options
 from gangealing_fast.adversarial.objectives import Objective
@@ -67,6 +68,8 @@ def make_objective(config: PretrainConfig) -> Objective:
             raise UserError(f"--objective-options takes NAME=NUMBER, got {text}") from None
     try:
         objective = objectives.make(config.objective, **options)
+        if objective.classes and config.digit and "classes" not in options:
+            objective = objectives.make(config.objective, **options, classes=len(config.digit))
     except ValueError as error:
         raise UserError(str(error)) from None
     if config.critic_steps > 0:
@@ -94,9 +97,26 @@ def resolved(config: PretrainConfig, objective: Objective) -> PretrainConfig:
         raise UserError(f"--objective {objective.name} needs an autoencoder as its critic; leave out --discriminator projected")
     if objective.output == "autoencoder" and config.r1:
         raise UserError(f"--r1 penalises a score, but the critic of {objective.name} is an autoencoder; leave out --r1")
+    _check_classes(config, objective)
     if config.path_length and not stylegan2:
         raise UserError("--path-length regularises how styles move the picture; it needs --architecture stylegan2")
     return config
+
+
+def _check_classes(config: PretrainConfig, objective: Objective) -> None:
+    """Raise UserError where classes, codes or a critic of several outputs do not go with the other options."""
+    name, codes = f"--objective {objective.name}", objective.codes
+    if objective.classes and not config.digit:
+        raise UserError(f"{name} learns from the classes of pictures: give --digit with several classes of MNIST")
+    if objective.classes and objective.classes != len(config.digit):
+        given = f"{objective.classes} classes, but --digit names {len(config.digit)}"
+        raise UserError(f"{name} has {given}; leave out classes=... or give as many")
+    if config.conditional and (objective.classes or codes is not None):
+        raise UserError(f"{name} tells the generator by itself what to show; leave out --conditional")
+    if objective.outputs > 1 and config.discriminator == "projected":
+        raise UserError(f"{name} needs a critic with {objective.outputs} outputs; leave out --discriminator projected")
+    if codes is not None and config.latent_dim <= codes.length:
+        raise UserError(f"{name} puts {codes.length} codes into the latent: give a --latent-dim above that")
 
 
 def build(config: PretrainConfig, objective: Objective, device: torch.device) -> Networks:
@@ -117,7 +137,7 @@ def build(config: PretrainConfig, objective: Objective, device: torch.device) ->
             raise UserError("--start-from continues a StyleGAN2 generator; leave out --architecture dcgan")
         start = _read_start(config.start_from, generator.config())
         start_generator(generator, start["generator"])
-        if isinstance(critic, Discriminator) and "critic" in start:
+        if isinstance(critic, Discriminator) and _outputs(start.get("critic", {})) == critic.outputs:
             start_critic(critic, start["critic"])
     try:
         objectives.refuse_mixing(objective, critic, penalised=bool(config.r1))
@@ -135,14 +155,13 @@ def _critic(config: PretrainConfig, objective: Objective, widths: dict[str, Any]
         return ProjectedDiscriminator(features.features, config.size)
     if objective.output == "autoencoder":
         return Autoencoder(config.size, **widths)
-    outputs = objective.classes or 1
     if config.architecture == "stylegan2":
-        return Discriminator(config.size, **widths, outputs=outputs, group=1 if objective.alone else 4)
+        return Discriminator(config.size, **widths, outputs=objective.outputs, group=1 if objective.alone else 4)
     norm = config.critic_norm
     if norm == "auto":
         norm = "layer" if objective.alone or config.r1 else "batch"
     classes = len(config.digit) if config.conditional else 0
-    return DcganCritic(config.size, outputs=outputs, norm=norm, classes=classes, **widths)
+    return DcganCritic(config.size, outputs=objective.outputs, norm=norm, classes=classes, **widths)
 
 
 def _optimizers(
@@ -165,29 +184,49 @@ def _optimizers(
     )
 
 
-def picture_sampler(generator: PictureGenerator, style_mixing: float) -> Callable[[int, Tensor | None], Tensor]:
-    """sample(n, labels) → pictures `[n, 3, S, S]` of random latents, with style mixing where the generator has styles."""
+def picture_sampler(
+    generator: PictureGenerator, style_mixing: float, codes: Codes | None = None
+) -> Callable[[int, Tensor | None], Tensor]:
+    """sample(n, labels) → pictures `[n, 3, S, S]` of random latents, with style mixing where the generator has styles.
+
+    labels: codes `[n, C]` where there are `codes`, classes `[n]` for a conditional generator, else None.
+    """
 
     def styles(n: int, labels: Tensor | None) -> Tensor:
         assert isinstance(generator, Generator)
-        w = generator.map(torch.randn(2 * n, generator.latent_dim, device=generator.input.input.device))
+        z = torch.randn(2 * n, generator.latent_dim, device=generator.input.input.device)
+        w = generator.map(z if codes is None or labels is None else codes.into(z, labels.repeat(2, 1)))
         cut = generator.n_latent
         if torch.rand(()).item() < style_mixing:
             cut = int(torch.randint(1, generator.n_latent, ()).item())
         return generator.synthesize([w[:n]] * cut + [w[n:]] * (generator.n_latent - cut))
 
     def plain(n: int, labels: Tensor | None) -> Tensor:
-        return generator(*latents(generator, n) if labels is None else (latents(generator, n)[0], labels))
+        z = torch.randn(n, generator.latent_dim, device=next(generator.parameters()).device)
+        if codes is not None and labels is not None:
+            return generator(codes.into(z, labels))
+        return generator(z) if labels is None else generator(z, labels)
 
     return styles if isinstance(generator, Generator) else plain
 
 
-def latents(generator: PictureGenerator, n: int) -> tuple[Tensor, ...]:
-    """Arguments for n samples: z, and for a conditional generator the classes in turn."""
+def latents(generator: PictureGenerator, n: int, codes: Codes | None = None) -> tuple[Tensor, ...]:
+    """Arguments for n samples: z, with random codes where there are any, and for a conditional generator the classes in turn."""
     device = next(generator.parameters()).device
     z = torch.randn(n, generator.latent_dim, device=device)
+    if codes is not None:
+        return (codes.into(z, codes.draw(n, device)),)
     classes = getattr(generator, "classes", 0)
     return (z, torch.arange(n, device=device) % classes) if classes else (z,)
+
+
+def table_latents(generator: PictureGenerator, codes: Codes, rows: int) -> Tensor:
+    """z for a table of samples, row by row: one column for each category, everything else the same along a row."""
+    device = next(generator.parameters()).device
+    z, numbers = torch.randn(rows, generator.latent_dim, device=device), codes.draw(rows, device)[:, codes.categories :]
+    category = torch.arange(codes.categories, device=device).repeat(rows)
+    z, numbers = (values.repeat_interleave(codes.categories, 0) for values in (z, numbers))
+    return codes.into(z, codes.of(category, numbers))
 
 
 def export(generator: PictureGenerator, path: Path, statistics: dict[str, Any]) -> None:
@@ -209,6 +248,12 @@ def load_plain_generator(path: Path) -> DcganGenerator:
     return generator.eval().requires_grad_(False)
 
 
+def _outputs(critic: dict[str, Tensor]) -> int:
+    """How many outputs the weights of a StyleGAN2 critic have; 0 for those of another critic, which has other layers."""
+    last = critic.get("final_linear.1.weight")
+    return 0 if last is None else last.shape[0]
+
+
 def _read_start(path: Path, wanted: dict[str, Any]) -> dict[str, Any]:
     """Weights to begin with: "generator", and "critic" where `path` is the folder of a run of `pretrain`."""
     if path.is_dir():
@@ -216,8 +261,6 @@ def _read_start(path: Path, wanted: dict[str, Any]) -> dict[str, Any]:
         config, start = state["config"], {"generator": state["average"], "critic": state["critic"]}
         if "mapping_layers" not in config:
             raise UserError(f"--start-from {path} is a run of --architecture dcgan, which has no StyleGAN2 generator to begin with")
-        if not any(key.startswith("final_linear") for key in start["critic"]):
-            del start["critic"]  # a projected critic or an autoencoder has other layers
     else:
         generator = load_generator(path)
         config, start = generator.config(), {"generator": generator.state_dict()}

@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from gangealing_fast import checkpoint, memory
 from gangealing_fast.adversarial.augment import Augmentation
+from gangealing_fast.adversarial.codes import Codes
 from gangealing_fast.adversarial.config import PretrainConfig
 from gangealing_fast.adversarial.networks import (
     CHECKPOINT_KIND,
@@ -24,6 +25,7 @@ from gangealing_fast.adversarial.networks import (
     make_objective,
     picture_sampler,
     resolved,
+    table_latents,
 )
 from gangealing_fast.adversarial.objectives import Objective
 from gangealing_fast.adversarial.score import Score
@@ -37,12 +39,21 @@ from gangealing_fast.report import Configuration, Curves, Pictures, write_report
 from gangealing_fast.report.pictures import save_grid
 from gangealing_fast.runs import choose_device, open_run, plain, prepare_process
 
+COLUMNS, ROWS = 8, 8
+
 
 @torch.no_grad()
-def samples(generator: PictureGenerator, n: int = 64, *, seed: int = 1) -> torch.Tensor:
-    """Pictures `[n, 3, S, S]` in [-1, 1] of fixed latents, on the CPU."""
+def samples(generator: PictureGenerator, codes: Codes | None = None, *, seed: int = 1) -> torch.Tensor:
+    """Rows of pictures `[N, 3, S, S]` in [-1, 1] of fixed latents, on the CPU: a column for each category, or eight columns."""
     with private_stream(seed):
-        return generator(*latents(generator, n)).clamp(-1, 1).cpu()
+        if codes is not None:
+            return generator(table_latents(generator, codes, ROWS)).clamp(-1, 1).cpu()
+        return generator(*latents(generator, ROWS * COLUMNS)).clamp(-1, 1).cpu()
+
+
+def columns(codes: Codes | None) -> int:
+    """How many columns the pictures of `samples` are meant for."""
+    return COLUMNS if codes is None else codes.categories
 
 
 def run(config: PretrainConfig) -> Path:
@@ -60,20 +71,7 @@ def run(config: PretrainConfig) -> Path:
     torch.manual_seed(config.seed)
     networks = build(config, objective, device)
     augmentation = _augmentation(config, objective)
-    trainer = AdversarialStep(
-        networks.generator,
-        networks.critic,
-        networks.generator_optimizer,
-        networks.critic_optimizer,
-        objective,
-        picture_sampler(networks.generator, config.style_mixing),
-        augmentation,
-        config.conditional,
-        dtype,
-        config.r1,
-        config.r1_interval,
-        config.path_length,
-    )
+    trainer = make_trainer(config, objective, networks, augmentation, dtype)
     step, shown, best = 0, 0, math.inf
     if resuming and checkpoint.has_checkpoint(config.out):
         state = checkpoint.load_latest(config.out, kind=CHECKPOINT_KIND)
@@ -81,7 +79,7 @@ def run(config: PretrainConfig) -> Path:
         shown = state.get("shown", step * config.batch)
         _restore(state, networks, trainer, augmentation, source)
         print(f"resuming {config.out} at {shown / 1000:.1f} kimg")
-    score = Score(source, config.score_pictures, dtype, device) if config.score_pictures > 0 else None
+    score = Score(source, config.score_pictures, dtype, device, objective.codes) if config.score_pictures > 0 else None
     log = JsonLines(config.out / "log.jsonl", resume_step=step)
     total = math.ceil(config.kimg * 1000 / config.batch) * config.batch
     interval = max(1, round(config.snapshot_kimg * 1000 / config.batch)) * config.batch
@@ -93,7 +91,8 @@ def run(config: PretrainConfig) -> Path:
         statistics: dict[str, float] = {}
         for _ in range(objective.critic_steps(step)):
             images, labels = source.next(config.batch)
-            labels = labels.to(device) if labels is not None and config.conditional else None
+            wanted = config.conditional or objective.classes > 0
+            labels = labels.to(device) if labels is not None and wanted else None
             statistics = trainer.critic_step(images.to(device), labels)
             shown += config.batch
             for key, value in statistics.items():
@@ -120,7 +119,8 @@ def run(config: PretrainConfig) -> Path:
                 line |= score(networks.average)
             line["seconds"] = time.perf_counter() - started
             sums.clear()
-            save_grid(samples(networks.average), config.out / f"samples-{shown // 1000:06d}.png", columns=8)
+            path = config.out / f"samples-{shown // 1000:06d}.png"
+            save_grid(samples(networks.average, objective.codes), path, columns=columns(objective.codes))
             best = _snapshot(config, networks, trainer, augmentation, source, shown, step, best, line)
             log.append(line)
             progress.set_postfix(score=f"{line.get('score', float('nan')):.3f}", p=f"{augmentation.p:.2f}")
@@ -128,6 +128,26 @@ def run(config: PretrainConfig) -> Path:
     log.close()
     _report(config, objective, networks)
     return config.out / "generator.safetensors"
+
+
+def make_trainer(
+    config: PretrainConfig, objective: Objective, networks: Networks, augmentation: Augmentation | None, dtype: torch.dtype
+) -> AdversarialStep:
+    """The training step of these networks; `config` as `resolved`."""
+    return AdversarialStep(
+        networks.generator,
+        networks.critic,
+        networks.generator_optimizer,
+        networks.critic_optimizer,
+        objective,
+        picture_sampler(networks.generator, config.style_mixing, objective.codes),
+        augmentation,
+        config.conditional,
+        dtype,
+        config.r1,
+        config.r1_interval,
+        config.path_length,
+    )
 
 
 def _augmentation(config: PretrainConfig, objective: Objective) -> Augmentation:
@@ -142,8 +162,10 @@ def _augmentation(config: PretrainConfig, objective: Objective) -> Augmentation:
 
 def _report(config: PretrainConfig, objective: Objective, networks: Networks) -> None:
     records = read_json_lines(config.out / "log.jsonl")
+    pictures = samples(networks.average, objective.codes)
+    about = "Of the averaged generator, from fixed latents" + (", one column for each category" if objective.codes else "")
     sections = [
-        Pictures("Samples", [("Of the averaged generator, from fixed latents", samples(networks.average))], columns=8, width=512),
+        Pictures("Samples", [(about, pictures)], columns=columns(objective.codes), width=512),
         Curves("Training", records, text="score, kid: distance to real pictures on EfficientNet features, lower is better."),
         Configuration("Configuration", plain(config)),
     ]

@@ -6,6 +6,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from gangealing_fast.adversarial.codes import Codes
 from gangealing_fast.adversarial.networks import PictureGenerator, latents
 from gangealing_fast.adversarial.source import Source
 from gangealing_fast.metrics import FeatureStatistics, batch_diversity, frechet_distance, kernel_distance, precision_recall
@@ -23,9 +24,11 @@ class Score:
     `precision` and `recall` are shares; `diversity` is the mean distance within batches of generated pictures, over real ones'.
     """
 
-    def __init__(self, source: Source, count: int, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self, source: Source, count: int, dtype: torch.dtype, device: torch.device, codes: Codes | None = None
+    ) -> None:
         self.network = EfficientNetPerceptual(min_size=64).to(device)
-        self.count, self.dtype, self.device = count, dtype, device
+        self.count, self.dtype, self.device, self.codes = count, dtype, device, codes
         self.real = torch.cat([self._embed(batch.to(device)) for batch in source.fixed(count)])
         self.statistics = FeatureStatistics().update(self.real)
 
@@ -39,7 +42,7 @@ class Score:
         found = []
         with private_stream(1234):
             for start in range(0, self.count, 64):
-                inputs = latents(generator, min(64, self.count - start))
+                inputs = latents(generator, min(64, self.count - start), self.codes)
                 with autocast(self.device, self.dtype):
                     images = generator(*inputs)
                 found.append(self._embed(images))

@@ -55,26 +55,27 @@ class PictureSource:
         self.sampler.load_state_dict(state)
 
 
-class WarpedDigitSource:
-    """MNIST digits of some classes, each time under a new random similarity warp."""
+class DigitSource:
+    """MNIST digits of some classes, upright or each time under a new random similarity warp."""
 
-    def __init__(self, images: Tensor, classes: Tensor, digits: Sequence[int], seed: int) -> None:
-        self.images, self.classes, self.digits = images, classes, digits
+    def __init__(self, images: Tensor, classes: Tensor, digits: Sequence[int], seed: int, warp: bool = True) -> None:
+        self.images, self.classes, self.digits, self.warp = images, classes, digits, warp
         self.sampler = InfiniteSampler(len(images), seed)
 
     def next(self, n: int) -> tuple[Tensor, Tensor]:
         indices = self.sampler.next(n)
-        return warp_digits(self.images[indices], random_similarity(n)), self.classes[indices]
+        return warp_digits(self.images[indices], random_similarity(n) if self.warp else None), self.classes[indices]
 
     def fixed(self, n: int) -> Iterator[Tensor]:
         order = InfiniteSampler(len(self.images), 0).next(n)
         warps = random_similarity(n, generator=torch.Generator().manual_seed(0))
         for indices, matrices in zip(order.split(64), warps.split(64), strict=True):
-            yield warp_digits(self.images[indices], matrices)
+            yield warp_digits(self.images[indices], matrices if self.warp else None)
 
     def summary(self) -> str:
         classes = ", ".join(map(str, self.digits))
-        return f"{len(self.images)} training digits of class {classes}, each time under a new random similarity warp"
+        shown = "each time under a new random similarity warp" if self.warp else "upright"
+        return f"{len(self.images)} training digits of class {classes}, {shown}"
 
     def state_dict(self) -> dict[str, Any]:
         return self.sampler.state_dict()
@@ -92,4 +93,4 @@ def open_source(config: PretrainConfig) -> Source:
         return PictureSource(pictures, config.seed, config.mirror)
     if config.size != 32:
         raise UserError(f"--digit trains at 32x32, got --size {config.size}")
-    return WarpedDigitSource(*training_digits(config.data, config.digit), config.digit, config.seed)
+    return DigitSource(*training_digits(config.data, config.digit), config.digit, config.seed, config.warp)

@@ -11,24 +11,19 @@ from torch import Tensor, nn
 
 from gangealing_fast.adversarial.augment import Augmentation
 from gangealing_fast.adversarial.objectives import Objective, Output, Side
-from gangealing_fast.adversarial.objectives.record import scales
 from gangealing_fast.adversarial.penalties import path_length_penalty, path_lengths, r1_penalty
 from gangealing_fast.models.generator import Generator
 from gangealing_fast.optim import AdamEma, RmsPropEma
 from gangealing_fast.precision import autocast
 
 
-def _flat(output: Output) -> Tensor:
-    """All numbers of all scales in one row."""
-    return torch.cat([scale.flatten() for scale in scales(output)])
-
-
 @dataclass
 class AdversarialStep:
     """What one step needs; `critic_step` and `generator_step` change the networks in place.
 
-    sample(n, labels): n samples of the generator, `[n, ...]`, made from `labels` (classes `[n]`, codes `[n, C]`) if it takes any.
-    critic: samples, and their labels if `conditional`, → what `objective` needs; the objective sees the labels in any case.
+    sample(n, labels): n samples of the generator, `[n, ...]`, made from `labels`: codes `[n, C]` where `objective` has codes, the
+    real samples' classes `[n]` if `conditional`, else None.
+    critic: samples, and their classes if `conditional`, → what `objective` needs; the objective sees the real ones' in any case.
     augmentation: what the critic sees of either side; None for all as it is.
     dtype: what the networks compute in (weights and optimisers stay float32). r1: gamma of R1, 0 for none, applied every
     `r1_interval` steps with its weight multiplied accordingly (lazy regularisation, StyleGAN2 section 3.1). path_length: weight of
@@ -75,17 +70,24 @@ class AdversarialStep:
     def _judge(self, samples: Tensor, labels: Tensor | None) -> Output:
         return self.critic(samples, labels) if self.conditional else self.critic(samples)
 
+    def _made_from(self, n: int, labels: Tensor | None) -> Tensor | None:
+        """What n samples are to be made from: fresh codes, the classes given, or nothing."""
+        if self.objective.codes is not None:
+            return self.objective.codes.draw(n, next(self.generator.parameters()).device)
+        return labels if self.conditional else None
+
     def critic_step(self, real: Tensor, labels: Tensor | None = None) -> dict[str, float]:
         """Improve the critic on real samples `[N, ...]`, with their classes `[N]` if any, and on as many generated ones."""
         objective, device = self.objective, real.device
         self.critic.requires_grad_(True)
         with autocast(device, self.dtype):
             with torch.no_grad():
-                fake = self.sample(real.shape[0], labels)
+                made_from = self._made_from(real.shape[0], labels)
+                fake = self.sample(real.shape[0], made_from)
             real_seen, fake_seen = self._seen(real), self._seen(fake)
             sides = (
                 Side(real_seen, self._judge(real_seen, labels), labels),
-                Side(fake_seen, self._judge(fake_seen, labels), labels),
+                Side(fake_seen, self._judge(fake_seen, made_from), made_from),
             )
             loss = objective.critic(*sides, self.state)
             statistics = {"critic": loss.item()}
@@ -100,14 +102,14 @@ class AdversarialStep:
         if self.r1 > 0 and self.critic_count % self.r1_interval == 0:
             images = self._seen(real).detach().requires_grad_(True)
             with autocast(device, self.dtype):
-                penalty = r1_penalty(_flat(self._judge(images, labels)), images)
+                penalty = r1_penalty(objective.realness(self._judge(images, labels)), images)
             (penalty * (0.5 * self.r1 * self.r1_interval)).backward()
             statistics["r1"] = penalty.item()
         self.critic_optimizer.step()
         if objective.post_step is not None:
             objective.post_step(self.critic)
         if self.augmentation is not None and objective.boundary is not None:
-            self.augmentation.adapt(_flat(sides[0].output).detach() - objective.boundary)
+            self.augmentation.adapt(objective.realness(sides[0].output).detach() - objective.boundary)
         self.critic_count += 1
         self._real = sides[0].detached()
         return statistics
@@ -116,7 +118,7 @@ class AdversarialStep:
         objective, statistics = self.objective, {}
         if objective.boundary is not None:
             statistics = {
-                name: (_flat(side.output) - objective.boundary).sign().mean().item()
+                name: (objective.realness(side.output) - objective.boundary).sign().mean().item()
                 for name, side in (("real_sign", real), ("fake_sign", fake))
             }
         if objective.statistics is not None:
@@ -124,12 +126,13 @@ class AdversarialStep:
         return statistics
 
     def generator_step(self, n: int, decay: float, labels: Tensor | None = None) -> dict[str, float]:
-        """Improve the generator on n samples, made from the classes `labels` `[n]` if any; its running average keeps `decay`."""
+        """Improve the generator on n samples, of the classes `labels` `[n]` if conditional; its running average keeps `decay`."""
         self.critic.requires_grad_(False)
         device = next(self.generator.parameters()).device
         with autocast(device, self.dtype):
-            seen = self._seen(self.sample(n, labels))
-            fake = Side(seen, self._judge(seen, labels), labels)
+            made_from = self._made_from(n, labels)
+            seen = self._seen(self.sample(n, made_from))
+            fake = Side(seen, self._judge(seen, made_from), made_from)
             loss = self.objective.generator(fake, self.state)
         self.generator_optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -150,7 +153,8 @@ class AdversarialStep:
             raise TypeError("path-length regularisation needs the StyleGAN2 generator")
         device = generator.input.input.device
         with autocast(device, self.dtype):
-            w = generator.map(torch.randn(n, generator.latent_dim, device=device))
+            z, codes = torch.randn(n, generator.latent_dim, device=device), self.objective.codes
+            w = generator.map(z if codes is None else codes.into(z, codes.draw(n, device)))
             w = w[:, None].expand(-1, generator.n_latent, -1)
             lengths = path_lengths(generator.synthesize(w), w)
         penalty, mean = path_length_penalty(lengths, torch.tensor(self.path_mean))

@@ -10,6 +10,7 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from gangealing_fast.adversarial.codes import Codes
 from gangealing_fast.models.dcgan import Reconstruction
 from gangealing_fast.ops._common import compute_dtype
 
@@ -26,8 +27,8 @@ Critic: TypeAlias = Callable[[Tensor], Output]
 class Side:
     """One side of a step, real or generated.
 
-    samples: what the critic saw, `[N, ...]`. output: what it said. labels: the classes `[N]` that the samples have or were made
-    from, -1 where unknown, or the codes `[N, C]` they were made from; None where there are none.
+    samples: what the critic saw, `[N, ...]`. output: what it said. labels: the classes `[N]` of real samples, -1 where unknown; the
+    codes `[N, C]` or classes `[N]` that generated ones were made from; None where there are none.
     """
 
     samples: Tensor
@@ -54,6 +55,23 @@ class Optimiser:
     betas: tuple[float, float] = (0.5, 0.999)
 
 
+def scales(output: Output) -> Sequence[Tensor]:
+    """The critic's outputs, one per scale, each `[N, ...]`. Raises TypeError for an autoencoder's."""
+    if isinstance(output, Reconstruction):
+        raise TypeError("this objective needs a critic that returns numbers, not an autoencoder")
+    return [output] if isinstance(output, Tensor) else output
+
+
+def every_number(output: Output) -> Tensor:
+    """All numbers of all scales in one row."""
+    return torch.cat([scale.flatten() for scale in scales(output)])
+
+
+def first_column(output: Output) -> Tensor:
+    """The first of each sample's numbers `[N, K]`, where the others are about classes or codes."""
+    return torch.cat([scale[:, 0] for scale in scales(output)])
+
+
 @dataclass(frozen=True)
 class Objective:
     """An adversarial objective. Functions are pure: what must be remembered is in the state that they get and return.
@@ -65,9 +83,12 @@ class Objective:
     statistics(real, fake, state): figures for the log.
     critic_steps(step): how many updates the critic gets before the generator's update number `step`, which counts from 0.
     output: what the critic must return. "logit": sigmoid(output) is a probability; "score": any number; "autoencoder": a
-    `Reconstruction`; "classes": `[N, classes]`. alone: the critic must judge each sample for itself, as its gradient at single
-    samples is penalised. boundary: the output that parts real from generated, to which augmentation adapts; None where there is
-    none. r1: gamma of the R1 penalty that goes with it on networks that need one; 0 where it holds the critic by itself.
+    `Reconstruction`; "classes": scores of classes. outputs: how many numbers the critic returns for a sample.
+    classes: how many classes real samples have, which it must be told; 0 for none. codes: what the generator is told to show.
+    alone: the critic must judge each sample for itself, as its gradient at single samples is penalised.
+    realness(output): numbers that are larger the more real the samples seem, what R1 penalises. boundary: the realness that parts
+    real from generated, to which augmentation adapts; None where there is none. r1: gamma of the R1 penalty that goes with it on
+    networks that need one; 0 where it holds the critic by itself.
     """
 
     name: str
@@ -81,23 +102,26 @@ class Objective:
     statistics: Callable[[Side, Side, State], dict[str, float]] | None = None
     critic_steps: Callable[[int], int] = lambda step: 1
     output: Literal["logit", "score", "autoencoder", "classes"] = "logit"
+    outputs: int = 1
     classes: int = 0
+    codes: Codes | None = None
     alone: bool = False
+    realness: Callable[[Output], Tensor] = every_number
     boundary: float | None = 0.0
     r1: float = 1.0
     optimiser: Optimiser = Optimiser()
 
 
-def scales(output: Output) -> Sequence[Tensor]:
-    """The critic's outputs, one per scale, each `[N, ...]`. Raises TypeError for an autoencoder's."""
-    if isinstance(output, Reconstruction):
-        raise TypeError("this objective needs a critic that returns numbers, not an autoencoder")
-    return [output] if isinstance(output, Tensor) else output
-
-
 def mean_of(output: Output, function: Callable[[Tensor], Tensor]) -> Tensor:
     """Mean of `function(value)` over samples and patches, then over scales: coarse scales weigh as much as fine ones."""
     return torch.stack([function(scale.to(compute_dtype(scale.dtype))).mean() for scale in scales(output)]).mean()
+
+
+def whole_number(name: str, value: float, lowest: int = 1) -> int:
+    """An option that counts something. Raises ValueError for anything but a whole number of at least `lowest`."""
+    if value < lowest or value != int(value):
+        raise ValueError(f"{name} must be a whole number of at least {lowest}, got {value:g}")
+    return int(value)
 
 
 def refuse_mixing(objective: Objective, critic: nn.Module, *, penalised: bool = False) -> None:

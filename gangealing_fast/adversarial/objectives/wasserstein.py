@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from gangealing_fast.adversarial.objectives.classic import cross_entropy_critic, nonsaturating_generator
-from gangealing_fast.adversarial.objectives.record import Critic, Objective, Optimiser, Output, Side, State, mean_of
+from gangealing_fast.adversarial.objectives.record import Critic, Objective, Optimiser, Output, Side, State, mean_of, whole_number
 from gangealing_fast.adversarial.penalties import gradient_penalty, lines_between, near
 
 WARM_UP, WARM_UP_STEPS = 25, 100
@@ -45,19 +45,13 @@ def _generator(fake: Side, state: State) -> Tensor:
     return -mean_of(fake.output, lambda f: f)
 
 
-def _whole(critic_steps: float) -> int:
-    if critic_steps < 1 or critic_steps != int(critic_steps):
-        raise ValueError(f"critic_steps must be a whole number of at least 1, got {critic_steps:g}")
-    return int(critic_steps)
-
-
 def wgan(clip: float = 0.01, critic_steps: int = 5) -> Objective:
     """Algorithm 1 of Arjovsky et al. 2017: weights in ±clip, RMSProp, `critic_steps` critic updates for one of the generator.
 
     For the first 25 generator updates it is 100: the estimate means little before the critic is near its best.
     """
 
-    usual = _whole(critic_steps)
+    usual = whole_number("critic_steps", critic_steps)
 
     def schedule(step: int) -> int:
         return WARM_UP_STEPS if step < WARM_UP else usual
@@ -83,7 +77,7 @@ def wgan_gp(weight: float = 10.0, critic_steps: int = 5) -> Objective:
     Two-sided; one line and one uniform position for each pair of samples; the norm is over all axes but the batch's.
     """
 
-    usual = _whole(critic_steps)
+    usual = whole_number("critic_steps", critic_steps)
 
     def regulariser(critic: Critic, real: Side, fake: Side) -> Tensor:
         return weight * gradient_penalty(critic, lines_between(real.samples, fake.samples))
