@@ -16,7 +16,7 @@ from gangealing_fast.errors import UserError
 from gangealing_fast.foreign.reading import Parts, read
 from gangealing_fast.models.cluster_classifier import ClusterClassifier
 from gangealing_fast.models.spatial_transformer import Alignment, SpatialTransformer
-from gangealing_fast.ops import invert_grid, mipmap_warp
+from gangealing_fast.ops import flow_regularizer, invert_grid, mipmap_warp
 
 _PADS = {"reflection": "reflect", "border": "replicate", "zeros": "constant"}
 
@@ -138,6 +138,15 @@ class Aligner:
         """Aligned pictures `[N, 3, R, R]`, R = output_resolution or the transformer's own size."""
         return self.warp(images, output_resolution=output_resolution, alpha=alpha).image
 
+    def flow_scores(self, images: Tensor) -> Tensor:
+        """`[N]`: minus the total variation of each picture's residual flow. The higher, the better a picture suits its template
+        (arXiv 2112.05143, section 3.5): what scores least is what to leave out of a data set. Raises ValueError without a flow.
+        """
+        residual = self.warp(images).residual_flow
+        if residual is None:
+            raise ValueError("flow scores need a transformer with a 'flow' transform; this one has none.")
+        return -flow_regularizer(residual)[0]
+
     def square(self, images: Tensor) -> Square:
         """Pictures `[N, C, H, W]` in the middle of a square, padded as `padding_mode` says; square ones as they are."""
         if images.ndim != 4 or min(images.shape[2:]) < 2:
@@ -164,10 +173,13 @@ class Aligner:
         found = points_of.from_template(self.warp(images).grid, points, square.images.shape[3])
         return found - found.new_tensor([square.left, square.top])
 
-    def locate(self, images: Tensor, points: Tensor) -> Located:
-        """Pixels of each picture → points of the template: sub-pixel, differentiable by the points, with a confidence for each."""
+    def locate(self, images: Tensor, points: Tensor, *, assignment: tuple[Tensor, Tensor] | None = None) -> Located:
+        """Pixels of each picture → points of the template: sub-pixel, differentiable by the points, with a confidence for each.
+
+        assignment: what `assign` returned, where it is at hand already.
+        """
         square = self.square(images)
-        cluster, mirrored = self.assign(images)
+        cluster, mirrored = self.assign(images) if assignment is None else assignment
         record = self.warp(images, assignment=(cluster, mirrored))
         shifted = points + points.new_tensor([square.left, square.top])
         side, size = square.images.shape[3], self.transformer.flow_size
@@ -197,7 +209,9 @@ class Aligner:
         square = Aligner.square(self, maps) if self.padding_mode != "zeros" else _zero_square(maps)
         return mipmap_warp(square.images, self.warp(images).grid.to(maps.dtype), padding_mode=self.padding_mode)
 
-    def maps_from_template(self, images: Tensor, maps: Tensor) -> tuple[Tensor, Tensor]:
+    def maps_from_template(
+        self, images: Tensor, maps: Tensor, *, assignment: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[Tensor, Tensor]:
         """What is drawn on the template, `[1 or N, C, R, R]`, as it lies on pictures: (`[N, C, H, W]`, confidence `[N, 1, H, W]`).
 
         Every pixel of a picture is sought on the template, so nothing is left out between two pixels; where the template does
@@ -208,10 +222,10 @@ class Aligner:
             raise ValueError(f"maps must be [1, C, R, R] or [{n}, C, R, R], got {list(maps.shape)}.")
         rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
         pixels = torch.stack([columns, rows], -1).reshape(1, -1, 2).to(images).expand(n, -1, -1)
-        place, confidence = self.locate(images, pixels)
+        place, confidence = self.locate(images, pixels, assignment=assignment)
         grid = ((2 * place + 1) / self.transformer.flow_size - 1).reshape(n, height, width, 2)
         confidence = confidence.reshape(n, 1, height, width)
-        drawn = F.grid_sample(maps.expand(n, -1, -1, -1), grid.to(maps.dtype), padding_mode="border", align_corners=False)
+        drawn = mipmap_warp(maps.expand(n, -1, -1, -1), grid.to(maps.dtype), padding_mode="border")
         return torch.where(confidence > 0, drawn, 0.0), confidence
 
 

@@ -13,6 +13,7 @@ from gangealing_fast.alignment.aligner import Aligner
 from gangealing_fast.data.pictures import PictureStream, skipped_summary, to_float
 from gangealing_fast.errors import UserError
 from gangealing_fast.files import JsonLines, make_folder, save_picture
+from gangealing_fast.ops import flow_regularizer
 from gangealing_fast.report.pictures import save_grid
 
 if TYPE_CHECKING:
@@ -43,11 +44,14 @@ def run(config: AlignConfig) -> None:
                 before, after = sums.setdefault(c, [torch.zeros(()), torch.zeros(())])
                 sums[c] = [before + images[cluster == c].sum(0), after + record.image[cluster == c].sum(0)]
                 members[c] = members.get(c, 0) + int((cluster == c).sum())
+            scores = None if record.residual_flow is None else -flow_regularizer(record.residual_flow)[0]
             for k, picture in enumerate(names):
                 name = f"{done + k:06d}-{PurePath(picture).stem}.png"
                 save_picture(folder / name, record.image[k])
                 matrix = None if record.matrix is None else record.matrix[k].flatten().tolist()
                 line = {"picture": picture, "file": name, "matrix": matrix}
+                if scores is not None:
+                    line["flow_score"] = scores[k].item()
                 if aligner.classifier is not None:
                     line |= {"cluster": int(cluster[k]), "mirrored": bool(mirrored[k])}
                 warps.append(line)
@@ -57,9 +61,11 @@ def run(config: AlignConfig) -> None:
     for c in sorted(sums):
         before, after = (total / members[c] for total in sums[c])
         averages += [torch.nn.functional.interpolate(before[None], size=(resolution, resolution), mode="bilinear"), after[None]]
+        save_picture(folder / ("template.png" if len(sums) == 1 else f"template-{c}.png"), after.clamp(-1, 1))
     save_grid(torch.cat(averages).clamp(-1, 1), folder / "average.png", columns=2)
     if len(sums) > 1:
         print("; ".join(f"cluster {c}: {members[c]} pictures" for c in sorted(sums)))
     if pictures.skipped:
         print(skipped_summary(pictures.skipped))
     print(f"{done} aligned pictures, warps.jsonl and average.png (before, after) are in {folder}")
+    print("next: draw on a copy of template*.png, transparent elsewhere, and run python -m gangealing_fast.propagate")

@@ -58,8 +58,10 @@ def to_square(picture: Image.Image, size: int, crop: Crop) -> numpy.ndarray:
     return numpy.pad(numpy.array(picture), margins, mode="edge")
 
 
-def decode(content: bytes, size: int, crop: Crop) -> numpy.ndarray:
+def decode(content: bytes, size: int | None, crop: Crop = "center") -> numpy.ndarray:
     """Decode one picture file, turned upright by its EXIF orientation, to `[size, size, 3]` uint8 (first frame only).
+
+    size None leaves the picture as it is, `[height, width, 3]`.
 
     Raises:
         ValueError: with the reason, for anything that is not a complete picture.
@@ -68,12 +70,13 @@ def decode(content: bytes, size: int, crop: Crop) -> numpy.ndarray:
         raise ValueError("the file is empty")
     try:
         with Image.open(io.BytesIO(content)) as picture:
-            if picture.format == "JPEG":
+            if picture.format == "JPEG" and size is not None:
                 # Decodes a large photograph at a half, quarter or eighth, still twice as large as needed.
                 picture.draft("RGB", (2 * size, 2 * size))
             picture.load()
             upright = ImageOps.exif_transpose(picture)
-            return to_square(to_rgb(upright), size, crop)
+            rgb = to_rgb(upright)
+            return numpy.array(rgb) if size is None else to_square(rgb, size, crop)
     except Image.UnidentifiedImageError:
         raise ValueError("not a picture in a known format") from None
     except Exception as error:  # decoders raise whatever they like on damaged files: SyntaxError, struct.error, OSError

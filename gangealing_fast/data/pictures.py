@@ -21,6 +21,8 @@ MEMORY_BUDGET = 2 << 30
 """Decoded pictures are kept in memory up to this many bytes (43 000 of 128x128, 170 000 of 64x64)."""
 
 _THREADS = 2
+_AHEAD = 256  # pictures of the wanted size that are decoded before they are asked for
+_WHOLE_AHEAD = 4  # and whole ones: a large photograph takes a hundred megabytes
 
 
 def to_float(pictures: torch.Tensor) -> torch.Tensor:
@@ -33,8 +35,8 @@ def to_uint8(pictures: torch.Tensor) -> torch.Tensor:
     return pictures.detach().float().add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8)
 
 
-def decode_entries(entries: Iterable[Entry], size: int, crop: Crop) -> Iterator[tuple[Entry, numpy.ndarray | str]]:
-    """Decode pictures in order on two threads, a few hundred ahead at most.
+def decode_entries(entries: Iterable[Entry], size: int | None, crop: Crop) -> Iterator[tuple[Entry, numpy.ndarray | str]]:
+    """Decode pictures in order on two threads, a few hundred ahead at most, or a few where size None leaves them as they are.
 
     Yields:
         `(entry, [size, size, 3] uint8)`, or `(entry, reason)` for one that cannot be used.
@@ -50,7 +52,7 @@ def decode_entries(entries: Iterable[Entry], size: int, crop: Crop) -> Iterator[
 
     remaining = iter(entries)
     with ThreadPoolExecutor(_THREADS) as pool:
-        while chunk := list(itertools.islice(remaining, 256)):
+        while chunk := list(itertools.islice(remaining, _WHOLE_AHEAD if size is None else _AHEAD)):
             yield from pool.map(one, chunk)
 
 
@@ -219,7 +221,7 @@ def _open_files(path: str | os.PathLike[str], size: int, crop: Crop, limit: int 
     return Pictures(str(path), size, crop, names, skipped, store[: len(names)], None)
 
 
-def _open_idx(path: Path, size: int, crop: Crop, limit: int | None, label: int | None) -> Pictures:
+def _open_idx(path: Path, size: int | None, crop: Crop, limit: int | None, label: int | None) -> Pictures:
     from PIL import Image
 
     images, positions = read_images(path, labels=None if label is None else (label,))
@@ -227,6 +229,7 @@ def _open_idx(path: Path, size: int, crop: Crop, limit: int | None, label: int |
     if not len(images):
         raise UserError(f"{path} holds no images; give another file")
     height, width = images.shape[1:]
+    size = max(height, width) if size is None else size
     if max(height, width) <= size <= 8 * max(height, width) // 7:
         # A small margin is black background: padding keeps the strokes as they are, enlarging would blur them.
         top, left = (size - height) // 2, (size - width) // 2
@@ -244,12 +247,14 @@ class PictureStream:
 
     Iterating gives (names, uint8 `[n, 3, size, size]`) with n up to `batch`. Pictures that cannot be read are left out, and are in
     `skipped` as (name, reason) from then on. Arguments and errors of the path as in `open_pictures`; UserError where not one
-    picture could be read.
+    picture could be read. size None leaves pictures as they are; they then come one by one.
     """
 
     def __init__(
-        self, path: str | os.PathLike[str], *, size: int, batch: int, crop: Crop = "center", limit: int | None = None
+        self, path: str | os.PathLike[str], *, size: int | None, batch: int = 1, crop: Crop = "center", limit: int | None = None
     ) -> None:
+        if size is None and batch != 1:
+            raise ValueError(f"pictures of different sizes make no batch: batch must be 1, got {batch}.")
         self.path, self.size, self.size_of_batch, self.crop = Path(path), size, batch, crop
         self.skipped: list[tuple[str, str]] = []
         self._digits = _open_idx(self.path, size, crop, limit, None) if self.path.is_file() and is_idx_name(path) else None
