@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Literal
 
 ObjectiveName = Literal[
-    "minimax", "nonsaturating", "hinge", "lsgan", "lsgan-01", "wgan", "wgan-gp", "dragan", "ebgan", "began"
+    "minimax", "nonsaturating", "hinge", "lsgan", "lsgan-01", "wgan", "wgan-gp", "dragan", "ebgan", "began",
+    "catgan", "semi-supervised",
 ]
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 
-from gangealing_fast.adversarial.objectives import classic, energy, least_squares, wasserstein
+from gangealing_fast.adversarial.objectives import classes, classic, energy, least_squares, wasserstein
 from gangealing_fast.adversarial.objectives.record import (
     Critic,
     Objective,
@@ -29,6 +29,8 @@ OBJECTIVES: dict[str, Callable[..., Objective]] = {
     "dragan": wasserstein.dragan,
     "ebgan": energy.ebgan,
     "began": energy.began,
+    "catgan": classes.catgan,
+    "semi-supervised": classes.semi_supervised,
 }
 
 
