@@ -16,7 +16,7 @@ from gangealing_fast.adversarial import step as step_module
 from gangealing_fast.adversarial.augment import Augmentation
 from gangealing_fast.adversarial.growing import start_critic, start_generator
 from gangealing_fast.adversarial.networks import load_plain_generator
-from gangealing_fast.adversarial.objectives import OBJECTIVES
+from gangealing_fast.adversarial.objectives import OBJECTIVES, make
 from gangealing_fast.adversarial.pretraining import run
 from gangealing_fast.adversarial.projected import ProjectedDiscriminator
 from gangealing_fast.errors import UserError
@@ -47,7 +47,7 @@ def test_a_run_leaves_everything_it_promises(folder):
 
 
 @pytest.mark.parametrize("architecture", ["stylegan2", "dcgan"])
-@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("objective", [name for name in OBJECTIVES if not make(name).classes])
 def test_every_objective_takes_three_steps(folder, objective, architecture):
     config = pretrain_config(
         folder, objective=objective, architecture=architecture, critic_steps=1, kimg=0.012, snapshot_kimg=0.012, score_pictures=0

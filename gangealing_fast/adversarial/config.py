@@ -8,8 +8,18 @@ from pathlib import Path
 from typing import Literal
 
 ObjectiveName = Literal[
-    "minimax", "nonsaturating", "hinge", "lsgan", "lsgan-01", "wgan", "wgan-gp", "dragan", "ebgan", "began",
-    "catgan", "semi-supervised",
+    "minimax",
+    "nonsaturating",
+    "hinge",
+    "lsgan",
+    "lsgan-01",
+    "wgan",
+    "wgan-gp",
+    "dragan",
+    "ebgan",
+    "began",
+    "catgan",
+    "semi-supervised",
 ]
 
 
@@ -51,6 +61,16 @@ class PretrainConfig:
     """Updates of the critic for one of the generator; 0: as the objective has it."""
     conditional: bool = False
     """Give both networks the class of each picture (with --digit and --architecture dcgan)."""
+    labels: int = 0
+    """Of so many training digits the critic is told the class, as many of each; the others are shown without (catgan,
+    semi-supervised)."""
+    labelled_share: float = 0.5
+    """With --labels: the share of each batch that is drawn from the labelled digits."""
+    labels: int = 0
+    """Of so many training digits the critic is told the class, as many of each; the others are shown without (catgan,
+    semi-supervised)."""
+    labelled_share: float = 0.5
+    """With --labels: the share of each batch that is drawn from the labelled digits."""
     critic_norm: Literal["auto", "batch", "layer", "none"] = "auto"
     """Normalisation in the critic of dcgan; auto: batch, or layer where gradients at single samples are penalised."""
     generator_learning_rate: float | None = None

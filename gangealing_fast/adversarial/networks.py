@@ -29,6 +29,7 @@ from gangealing_fast.optim import AdamEma, RmsPropEma
 CHECKPOINT_KIND = "pretrain"
 PROJECTED_TAPS = (1, 2, 4, 6)
 STYLEGAN2_LEARNING_RATE = 0.002
+CLASSIFIER_DECAY = 0.998
 PictureGenerator: TypeAlias = Generator | DcganGenerator
 
 
@@ -41,13 +42,18 @@ class Networks:
     critic: nn.Module
     generator_optimizer: AdamEma | RmsPropEma
     critic_optimizer: AdamEma | RmsPropEma
+    classifier: nn.Module | None = None
+    """The running average of a critic that learns classes."""
+
+    def _stored(self) -> list[str]:
+        return [field.name for field in dataclasses.fields(self) if getattr(self, field.name) is not None]
 
     def state_dict(self) -> dict[str, Any]:
-        return {field.name: getattr(self, field.name).state_dict() for field in dataclasses.fields(self)}
+        return {name: getattr(self, name).state_dict() for name in self._stored()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        for field in dataclasses.fields(self):
-            getattr(self, field.name).load_state_dict(state[field.name])
+        for name in self._stored():
+            getattr(self, name).load_state_dict(state[name])
 
     @torch.no_grad()
     def follow(self) -> None:
@@ -68,7 +74,8 @@ def make_objective(config: PretrainConfig) -> Objective:
             raise UserError(f"--objective-options takes NAME=NUMBER, got {text}") from None
     try:
         objective = objectives.make(config.objective, **options)
-        if objective.classes and config.digit and "classes" not in options:
+        told = objective.classes or (objective.categories and config.labels)
+        if told and len(config.digit) > 1 and "classes" not in options:
             objective = objectives.make(config.objective, **options, classes=len(config.digit))
     except ValueError as error:
         raise UserError(str(error)) from None
@@ -106,11 +113,17 @@ def resolved(config: PretrainConfig, objective: Objective) -> PretrainConfig:
 def _check_classes(config: PretrainConfig, objective: Objective) -> None:
     """Raise UserError where classes, codes or a critic of several outputs do not go with the other options."""
     name, codes = f"--objective {objective.name}", objective.codes
-    if objective.classes and not config.digit:
+    if (objective.classes or config.labels) and len(config.digit) < 2:
         raise UserError(f"{name} learns from the classes of pictures: give --digit with several classes of MNIST")
     if objective.classes and objective.classes != len(config.digit):
         given = f"{objective.classes} classes, but --digit names {len(config.digit)}"
         raise UserError(f"{name} has {given}; leave out classes=... or give as many")
+    if config.labels and not objective.categories:
+        raise UserError(f"{name} cannot learn from some labels; take catgan or semi-supervised, or leave out --labels")
+    if config.labels and objective.categories < len(config.digit):
+        raise UserError(f"{name} has {objective.categories} classes, but --digit names {len(config.digit)}; leave out classes=...")
+    if not 0 < config.labelled_share <= 1:
+        raise UserError(f"--labelled-share must be above 0 and at most 1, got {config.labelled_share:g}")
     if config.conditional and (objective.classes or codes is not None):
         raise UserError(f"{name} tells the generator by itself what to show; leave out --conditional")
     if objective.outputs > 1 and config.discriminator == "projected":
@@ -144,8 +157,14 @@ def build(config: PretrainConfig, objective: Objective, device: torch.device) ->
     except ValueError as error:
         raise UserError(str(error)) from None
     generator, critic = generator.to(device), critic.to(device)
-    average = copy.deepcopy(generator).eval().requires_grad_(False)
-    return Networks(generator, average, critic, *_optimizers(config, objective, generator, average, critic))
+    average = _average_of(generator)
+    classifier = _average_of(critic) if objective.categories else None
+    optimizers = _optimizers(config, objective, generator, average, critic, classifier)
+    return Networks(generator, average, critic, *optimizers, classifier)
+
+
+def _average_of(network: Any) -> Any:
+    return copy.deepcopy(network).eval().requires_grad_(False)
 
 
 def _critic(config: PretrainConfig, objective: Objective, widths: dict[str, Any], device: torch.device) -> nn.Module:
@@ -156,7 +175,8 @@ def _critic(config: PretrainConfig, objective: Objective, widths: dict[str, Any]
     if objective.output == "autoencoder":
         return Autoencoder(config.size, **widths)
     if config.architecture == "stylegan2":
-        return Discriminator(config.size, **widths, outputs=objective.outputs, group=1 if objective.alone else 4)
+        alone = objective.alone or objective.categories > 0
+        return Discriminator(config.size, **widths, outputs=objective.outputs, group=1 if alone else 4)
     norm = config.critic_norm
     if norm == "auto":
         norm = "layer" if objective.alone or config.r1 else "batch"
@@ -165,7 +185,12 @@ def _critic(config: PretrainConfig, objective: Objective, widths: dict[str, Any]
 
 
 def _optimizers(
-    config: PretrainConfig, objective: Objective, generator: nn.Module, average: nn.Module, critic: nn.Module
+    config: PretrainConfig,
+    objective: Objective,
+    generator: nn.Module,
+    average: nn.Module,
+    critic: nn.Module,
+    classifier: nn.Module | None,
 ) -> tuple[AdamEma | RmsPropEma, AdamEma | RmsPropEma]:
     trained = [p for p in critic.parameters() if p.requires_grad]
     rates = config.generator_learning_rate, config.critic_learning_rate
@@ -180,7 +205,13 @@ def _optimizers(
     lazy = config.r1_interval / (config.r1_interval + 1) if config.r1 else 1.0
     return (
         AdamEma(generator.parameters(), rates[0], betas, averages=average.parameters()),
-        AdamEma(trained, rates[1] * lazy, (betas[0] ** lazy, betas[1] ** lazy)),
+        AdamEma(
+            trained,
+            rates[1] * lazy,
+            (betas[0] ** lazy, betas[1] ** lazy),
+            averages=None if classifier is None else classifier.parameters(),
+            decay=CLASSIFIER_DECAY,
+        ),
     )
 
 

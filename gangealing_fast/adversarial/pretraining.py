@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from gangealing_fast import checkpoint, memory
 from gangealing_fast.adversarial.augment import Augmentation
+from gangealing_fast.adversarial.classification import Examination, export_classifier, settle_statistics
 from gangealing_fast.adversarial.codes import Codes
 from gangealing_fast.adversarial.config import PretrainConfig
 from gangealing_fast.adversarial.networks import (
@@ -33,6 +34,7 @@ from gangealing_fast.adversarial.source import Source, open_source
 from gangealing_fast.adversarial.step import AdversarialStep
 from gangealing_fast.errors import UserError
 from gangealing_fast.files import JsonLines, read_json_lines
+from gangealing_fast.models import DcganCritic, Discriminator
 from gangealing_fast.precision import resolve
 from gangealing_fast.randomness import private_stream
 from gangealing_fast.report import Configuration, Curves, Pictures, write_report
@@ -40,6 +42,7 @@ from gangealing_fast.report.pictures import save_grid
 from gangealing_fast.runs import choose_device, open_run, plain, prepare_process
 
 COLUMNS, ROWS = 8, 8
+STATISTICS = 2000
 
 
 @torch.no_grad()
@@ -80,6 +83,7 @@ def run(config: PretrainConfig) -> Path:
         _restore(state, networks, trainer, augmentation, source)
         print(f"resuming {config.out} at {shown / 1000:.1f} kimg")
     score = Score(source, config.score_pictures, dtype, device, objective.codes) if config.score_pictures > 0 else None
+    examine = Examination(config, objective.categories, dtype) if objective.categories else None
     log = JsonLines(config.out / "log.jsonl", resume_step=step)
     total = math.ceil(config.kimg * 1000 / config.batch) * config.batch
     interval = max(1, round(config.snapshot_kimg * 1000 / config.batch)) * config.batch
@@ -91,7 +95,7 @@ def run(config: PretrainConfig) -> Path:
         statistics: dict[str, float] = {}
         for _ in range(objective.critic_steps(step)):
             images, labels = source.next(config.batch)
-            wanted = config.conditional or objective.classes > 0
+            wanted = config.conditional or objective.classes > 0 or config.labels > 0
             labels = labels.to(device) if labels is not None and wanted else None
             statistics = trainer.critic_step(images.to(device), labels)
             shown += config.batch
@@ -117,6 +121,8 @@ def run(config: PretrainConfig) -> Path:
             line["augment_p"] = augmentation.p
             if score is not None:
                 line |= score(networks.average)
+            if examine is not None:
+                line |= _examined(config, networks, source, examine)
             line["seconds"] = time.perf_counter() - started
             sums.clear()
             path = config.out / f"samples-{shown // 1000:06d}.png"
@@ -148,6 +154,17 @@ def make_trainer(
         config.r1_interval,
         config.path_length,
     )
+
+
+def _examined(config: PretrainConfig, networks: Networks, source: Source, examine: Examination) -> dict[str, float]:
+    """Export the averaged critic as a classifier; its figures."""
+    network = networks.classifier
+    assert isinstance(network, DcganCritic | Discriminator)
+    device = next(network.parameters()).device
+    settle_statistics(network, (batch.to(device) for batch in source.fixed(STATISTICS)))
+    names, figures = examine(network)
+    export_classifier(network, names, config.out / "classifier.safetensors", figures)
+    return figures
 
 
 def _augmentation(config: PretrainConfig, objective: Objective) -> Augmentation:

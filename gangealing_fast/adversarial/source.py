@@ -14,6 +14,7 @@ from gangealing_fast.data.digits import random_similarity, training_digits, warp
 from gangealing_fast.data.pictures import Pictures, open_pictures, to_float
 from gangealing_fast.data.sampler import InfiniteSampler
 from gangealing_fast.errors import UserError
+from gangealing_fast.randomness import derived_seed
 
 
 class Source(Protocol):
@@ -55,16 +56,53 @@ class PictureSource:
         self.sampler.load_state_dict(state)
 
 
-class DigitSource:
-    """MNIST digits of some classes, upright or each time under a new random similarity warp."""
+def balanced(classes: Tensor, count: int, seed: int) -> Tensor:
+    """Where `count` samples stand whose classes `[N]` (0, 1, ...) occur equally often, or once more for the first of them.
 
-    def __init__(self, images: Tensor, classes: Tensor, digits: Sequence[int], seed: int, warp: bool = True) -> None:
-        self.images, self.classes, self.digits, self.warp = images, classes, digits, warp
+    Raises UserError where there are fewer of a class, or a class would have none.
+    """
+    order = torch.randperm(len(classes), generator=torch.Generator().manual_seed(derived_seed(seed, "labels")))
+    shuffled, kinds, chosen = classes[order], int(classes.max()) + 1, []
+    for kind in range(kinds):
+        wanted = count // kinds + (kind < count % kinds)
+        found = order[shuffled == kind]
+        if not 0 < wanted <= len(found):
+            raise UserError(f"--labels must give each of {kinds} classes between 1 and {len(found)} digits, got {count} in all")
+        chosen.append(found[:wanted])
+    return torch.cat(chosen)
+
+
+class DigitSource:
+    """MNIST digits of some classes, upright or each time under a new random similarity warp.
+
+    labels: 0: every class is told. Else those of so many digits, and `share` of each batch is drawn from them; the rest is drawn
+    from all digits, with class -1.
+    """
+
+    def __init__(
+        self,
+        images: Tensor,
+        classes: Tensor,
+        digits: Sequence[int],
+        seed: int,
+        warp: bool = True,
+        labels: int = 0,
+        share: float = 0.5,
+    ) -> None:
+        self.images, self.classes, self.digits, self.warp, self.share = images, classes, digits, warp, share
         self.sampler = InfiniteSampler(len(images), seed)
+        self.labelled = balanced(classes, labels, seed) if labels else None
+        self.labelled_sampler = InfiniteSampler(max(1, labels), derived_seed(seed, "labelled"))
 
     def next(self, n: int) -> tuple[Tensor, Tensor]:
-        indices = self.sampler.next(n)
-        return warp_digits(self.images[indices], random_similarity(n) if self.warp else None), self.classes[indices]
+        if self.labelled is None:
+            indices = self.sampler.next(n)
+            classes = self.classes[indices]
+        else:
+            known = min(n, max(1, round(n * self.share)))
+            indices = torch.cat([self.labelled[self.labelled_sampler.next(known)], self.sampler.next(n - known)])
+            classes = torch.where(torch.arange(n) < known, self.classes[indices], -1)
+        return warp_digits(self.images[indices], random_similarity(n) if self.warp else None), classes
 
     def fixed(self, n: int) -> Iterator[Tensor]:
         order = InfiniteSampler(len(self.images), 0).next(n)
@@ -75,13 +113,17 @@ class DigitSource:
     def summary(self) -> str:
         classes = ", ".join(map(str, self.digits))
         shown = "each time under a new random similarity warp" if self.warp else "upright"
-        return f"{len(self.images)} training digits of class {classes}, {shown}"
+        told = "" if self.labelled is None else f", {len(self.labelled)} of them labelled"
+        return f"{len(self.images)} training digits of class {classes}{told}, {shown}"
 
     def state_dict(self) -> dict[str, Any]:
-        return self.sampler.state_dict()
+        state: dict[str, Any] = self.sampler.state_dict()
+        return state if self.labelled is None else state | {"labelled": self.labelled_sampler.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.sampler.load_state_dict(state)
+        if self.labelled is not None:
+            self.labelled_sampler.load_state_dict(state["labelled"])
 
 
 def open_source(config: PretrainConfig) -> Source:
@@ -93,4 +135,5 @@ def open_source(config: PretrainConfig) -> Source:
         return PictureSource(pictures, config.seed, config.mirror)
     if config.size != 32:
         raise UserError(f"--digit trains at 32x32, got --size {config.size}")
-    return DigitSource(*training_digits(config.data, config.digit), config.digit, config.seed, config.warp)
+    digits = training_digits(config.data, config.digit)
+    return DigitSource(*digits, config.digit, config.seed, config.warp, config.labels, config.labelled_share)

@@ -165,12 +165,18 @@ class DcganCritic(nn.Module):
     ) -> None:
         super().__init__()
         _check_size("DcganCritic", size)
-        widths = Widths(2.0, max_channels, channel_base)
-        self.size, self.outputs = size, outputs
+        self.widths = widths = Widths(2.0, max_channels, channel_base)
+        self.size, self.outputs, self.norm, self.classes, self.label_dim = size, outputs, norm, classes, label_dim
         self.label_map = LabelMap(classes, label_dim) if classes else None
         self.layers = _encoder(size, widths, norm)
         self.head = nn.Conv2d(widths.at(4) + (label_dim if classes else 0), outputs, 4)
         _initialise(self, norm)
+
+    def config(self) -> dict[str, Any]:
+        """The constructor's arguments: `DcganCritic(**config)` rebuilds the network."""
+        widths = asdict(self.widths)
+        options = {name: getattr(self, name) for name in ("size", "outputs", "norm", "classes", "label_dim")}
+        return options | {"max_channels": widths["maximum"], "channel_base": widths["base"]}
 
     def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
         if images.dim() != 4 or images.shape[1:] != (3, self.size, self.size):

@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import math
+from dataclasses import asdict
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -38,7 +40,7 @@ class Discriminator(nn.Module):
         group: int = 4,
     ) -> None:
         super().__init__()
-        widths = Widths(channel_multiplier, max_channels, channel_base)
+        self.widths = widths = Widths(channel_multiplier, max_channels, channel_base)
         blocks: list[nn.Module] = [ConvLayer(3, widths.at(size), 1)]
         resolution = size
         while resolution > 4:
@@ -49,6 +51,12 @@ class Discriminator(nn.Module):
         self.convs = nn.Sequential(*blocks)
         self.final_conv = ConvLayer(top + 1, top, 3)
         self.final_linear = nn.Sequential(EqualLinear(top * 16, top, activation=True), EqualLinear(top, outputs))
+
+    def config(self) -> dict[str, Any]:
+        """The constructor's arguments: `Discriminator(**config)` rebuilds the network."""
+        widths = asdict(self.widths)
+        shape = {"channel_multiplier": widths["multiplier"], "max_channels": widths["maximum"], "channel_base": widths["base"]}
+        return shape | {name: getattr(self, name) for name in ("size", "outputs", "group")}
 
     def forward(self, images: Tensor) -> Tensor:
         if images.dim() != 4 or images.shape[1:] != (3, self.size, self.size):

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -24,7 +23,7 @@ def conditional_entropy(logits: Tensor) -> Tensor:
 
 
 def marginal_entropy(logits: Tensor) -> Tensor:
-    """H[E p(y | x)] of logits `[N, K]`, a scalar between 0 and log K: the entropy of the batch's mean probabilities (eq. 4-5 there).
+    """H[E p(y | x)] of logits `[N, K]`, a scalar from 0 to log K: the entropy of the batch's mean probabilities (eq. 4-5 there).
 
     It couples the samples of a batch on purpose; a batch of fewer than K samples cannot reach log K with certain samples.
     """
@@ -76,7 +75,7 @@ def _accuracy(logits: Tensor, labels: Tensor | None) -> dict[str, float]:
 
 
 def catgan(classes: int = 10, labelled: float = 1.0) -> Objective:
-    """Springenberg 2016 (arXiv 1511.06390), eq. 7: the critic shares the real samples out evenly, surely, and is unsure of generated ones.
+    """Springenberg 2016 (arXiv 1511.06390), eq. 7: the critic is sure about real samples, evenly for all classes, unsure of others.
 
     Critic: -H[E p(y | x)] + E H[p(y | x)] - E H[p(y | G(z))], + labelled · cross entropy of samples with a label (eq. 9).
     Generator: -H[E p(y | G(z))] + E H[p(y | G(z))]: samples of all classes, each of them surely of one.
@@ -119,8 +118,9 @@ def catgan(classes: int = 10, labelled: float = 1.0) -> Objective:
 def semi_supervised(classes: int = 10, labelled: float = 1.0) -> Objective:
     """Odena 2016 (arXiv 1606.01583): K classes and one more for generated samples, in the form of Salimans et al. 2016, section 5.
 
-    With s(x) = log p(y <= K | x) / p(y = K + 1 | x), the logit of being real, critic: E log(1 + exp(-s(x))) + E log(1 + exp(s(G(z))))
-    + labelled · E -log p(y | x, y <= K) over the samples with a label; generator: E log(1 + exp(-s(G(z)))).
+    With s(x) = log p(y <= K | x) / p(y = K + 1 | x), the logit of being real:
+    critic: E log(1 + exp(-s(x))) + E log(1 + exp(s(G(z)))) + labelled · E -log p(y | x, y <= K) over the samples with a label;
+    generator: E log(1 + exp(-s(G(z)))).
     """
     k = whole_number("classes", classes, 2)
 
@@ -143,6 +143,7 @@ def semi_supervised(classes: int = 10, labelled: float = 1.0) -> Objective:
         statistics=statistics,
         output="classes",
         outputs=k + 1,
+        classes=k,
         categories=k,
         realness=lambda output: realness(logits(output), k),
         r1=0.0,

@@ -84,8 +84,8 @@ class Objective:
     critic_steps(step): how many updates the critic gets before the generator's update number `step`, which counts from 0.
     output: what the critic must return. "logit": sigmoid(output) is a probability; "score": any number; "autoencoder": a
     `Reconstruction`; "classes": scores of classes. outputs: how many numbers the critic returns for a sample.
-    classes: how many classes real samples have, which it must be told; 0 for none. categories: how many classes the critic learns to
-    tell apart, from no labels or those of some samples. codes: what the generator is told to show.
+    classes: how many classes real samples have, which it must be told; 0 for none. categories: how many classes the critic itself
+    learns to tell apart, with labels of none, some or all samples. codes: what the generator is told to show.
     alone: the critic must judge each sample for itself, as its gradient at single samples is penalised.
     realness(output): numbers that are larger the more real the samples seem, what R1 penalises. boundary: the realness that parts
     real from generated, to which augmentation adapts; None where there is none. r1: gamma of the R1 penalty that goes with it on
