@@ -49,9 +49,13 @@ def test_a_run_leaves_everything_it_promises(folder):
 @pytest.mark.parametrize("architecture", ["stylegan2", "dcgan"])
 @pytest.mark.parametrize("objective", [name for name in OBJECTIVES if not make(name).classes])
 def test_every_objective_takes_three_steps(folder, objective, architecture):
-    config = pretrain_config(
-        folder, objective=objective, architecture=architecture, critic_steps=1, kimg=0.012, snapshot_kimg=0.012, score_pictures=0
-    )
+    changes = {"objective": objective, "architecture": architecture, "critic_steps": 1}
+    record = make(objective)
+    if record.classes:
+        changes |= {"data": shared("data", "mnist"), "digit": (3, 7), "size": 32}
+    if record.codes is not None:
+        changes |= {"latent_dim": 16}
+    config = pretrain_config(folder, **changes, kimg=0.012, snapshot_kimg=0.012, score_pictures=0)
     exported = run(config)
     (line,) = read_json_lines(config.out / "log.jsonl")
     assert line["step"] == 3 and {"critic", "generator"} <= line.keys()
@@ -60,7 +64,7 @@ def test_every_objective_takes_three_steps(folder, objective, architecture):
     assert state["critic_count"] == state["generator_count"] == 3
     assert (state["state"].keys() == {"k"}) == (objective == "began")
     if architecture == "dcgan":
-        assert load_plain_generator(exported)(torch.randn(2, 8)).shape == (2, 3, 16, 16)
+        assert load_plain_generator(exported)(torch.randn(2, config.latent_dim)).shape == (2, 3, config.size, config.size)
         with pytest.raises(UserError, match="no styles"):
             load_generator(exported)
         with pytest.raises(UserError, match="no styles"):
@@ -113,6 +117,11 @@ RESUMED = {
     "stylegan2": {"augment_target": -1.0},
     "projected": {"discriminator": "projected", "augment_target": -1.0},
     "path length": {"path_length": 2.0},
+    "acgan on digits": {
+        **{"objective": "acgan", "data": "mnist", "digit": (3, 7), "warp": False, "size": 32, "score_pictures": 8},
+        **{"kimg": 0.028, "augment_target": -1.0},
+    },
+    "infogan on dcgan": {"objective": "infogan", "architecture": "dcgan", "latent_dim": 16},
     "began on dcgan": {"objective": "began", "architecture": "dcgan", "objective_options": ("rate=0.1",)},
     "wgan on dcgan": {"objective": "wgan", "architecture": "dcgan", "critic_steps": 2, "kimg": 0.08},
 }
@@ -120,6 +129,8 @@ RESUMED = {
 
 @pytest.mark.parametrize("changes", RESUMED.values(), ids=RESUMED)
 def test_stopped_and_resumed_equals_uninterrupted(folder, monkeypatch, changes):
+    if changes.get("data") == "mnist":
+        changes = changes | {"data": shared("data", "mnist")}
     config = pretrain_config(folder, **{"score_pictures": 0} | changes)
     run(dataclasses.replace(config, out=folder / "whole"))
     original = step_module.AdversarialStep.generator_step
@@ -215,6 +226,12 @@ def test_a_loss_that_is_not_finite_stops_the_run(folder, monkeypatch):
         ({"objective": "hinge", "objective_options": ("clip=1",)}, "no option clip"),
         ({"objective": "wgan", "objective_options": ("critic_steps=0",)}, "whole number of at least 1, got 0"),
         ({"conditional": True}, "--conditional needs classes"),
+        ({"objective": "acgan"}, "learns from the classes of pictures: give --digit"),
+        ({"objective": "acgan", "digit": (3, 7), "objective_options": ("classes=3",)}, "has 3 classes, but --digit names 2"),
+        ({"objective": "acgan", "digit": (3,)}, "classes must be a whole number of at least 2, got 1"),
+        ({"objective": "infogan", "digit": (3, 7), "conditional": True, "architecture": "dcgan"}, "leave out --conditional"),
+        ({"objective": "infogan", "discriminator": "projected"}, "critic with 15 outputs; leave out --discriminator projected"),
+        ({"objective": "infogan"}, "puts 12 codes into the latent"),
         ({"objective": "began", "discriminator": "projected"}, "needs an autoencoder"),
         ({"objective": "began", "r1": 1.0}, "is an autoencoder; leave out --r1"),
         ({"objective": "wgan-gp", "architecture": "dcgan", "critic_norm": "batch"}, "wgan-gp penalises .* batch normalisation"),

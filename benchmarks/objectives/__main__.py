@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Train objectives on points in the plane, where the truth is known; prints a table, status 1 where a goal is missed."""
+"""Train objectives on points in the plane, where the truth is known, and on MNIST; status 1 where a goal is missed."""
 
 from __future__ import annotations
 
@@ -12,13 +12,16 @@ from typing import Any
 from gangealing_fast.errors import UserError
 from gangealing_fast.files import read_json, write_json
 
-NAMES = ("ring-wgan-gp", "ring-dragan", "ring-nonsaturating", "wasserstein")
+PLANE = ("ring-wgan-gp", "ring-dragan", "ring-nonsaturating", "wasserstein")
+DIGITS = ("acgan", "infogan", "ebgan", "began")
+NAMES = PLANE + DIGITS
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.objectives", description=__doc__)
-    parser.add_argument("trials", nargs="*", metavar="TRIAL", help=f"which (all): {', '.join(NAMES)}")
+    parser.add_argument("trials", nargs="*", metavar="TRIAL", help=f"which (all that can be run): {', '.join(NAMES)}")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="N")
+    parser.add_argument("--mnist", type=Path, metavar="FOLDER", help=f"MNIST's IDX files, for {', '.join(DIGITS)}")
     parser.add_argument("--json", type=Path, metavar="FILE", help="put every seed's figures into this file, beside what is there")
     return parser.parse_args(arguments)
 
@@ -47,8 +50,8 @@ def main(arguments: list[str] | None = None) -> int:
 
     everything = True
     try:
-        for name in options.trials or NAMES:
-            records = [measure(name, seed) for seed in options.seeds]
+        for name in options.trials or (NAMES if options.mnist else PLANE):
+            records = [measure(name, seed, options.mnist) for seed in options.seeds]
             line, met = summary(name, records, GOALS[name])
             print(line, flush=True)
             everything &= met

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Exact Wasserstein-1 distance and rank correlation, with scipy."""
+"""Exact Wasserstein-1 distance and cheapest assignment, with scipy, and rank correlation."""
 
 from __future__ import annotations
 
@@ -13,13 +13,17 @@ from gangealing_fast.errors import UserError
 
 def wasserstein(x: Tensor, y: Tensor) -> float:
     """Exact Wasserstein-1 distance of two samples `[N, D]`: the cheapest assignment, mean Euclidean distance."""
-    cost = torch.cdist(x.double(), y.double(), compute_mode="donot_use_mm_for_euclid_dist").numpy()
+    cost = torch.cdist(x.double(), y.double(), compute_mode="donot_use_mm_for_euclid_dist")
+    return float(cost[torch.arange(len(cost)), assignment(cost)].mean())
+
+
+def assignment(cost: Tensor) -> Tensor:
+    """The column of each row, int64 `[N]`, in the cheapest one-to-one assignment by costs `[N, N]`."""
     try:
         from scipy.optimize import linear_sum_assignment
     except ImportError:
-        raise UserError("the exact distance needs scipy: pip install scipy") from None
-    rows, columns = linear_sum_assignment(cost)
-    return float(cost[rows, columns].mean())
+        raise UserError("the cheapest assignment needs scipy: pip install scipy") from None
+    return torch.from_numpy(linear_sum_assignment(cost.numpy())[1])
 
 
 def spearman(a: Sequence[float], b: Sequence[float]) -> float:

@@ -1,19 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The trials behind `python -m benchmarks.objectives`: each returns figures for one seed."""
+"""The trials behind `python -m benchmarks.objectives`: each returns figures for one seed. Those on digits: `digit_trials`."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import torch
 
+from benchmarks.objectives import digit_trials
 from benchmarks.objectives.distances import spearman, wasserstein
 from benchmarks.objectives.plane import Trial, quality, ring
 from gangealing_fast.adversarial.objectives import make
 from gangealing_fast.adversarial.penalties import gradient_norms, lines_between
+from gangealing_fast.errors import UserError
 
 DEVIATION = 0.02
 SAMPLES = 2500
@@ -62,16 +65,22 @@ GOALS: dict[str, dict[str, tuple[float, float]]] = {
     "ring-dragan": {"modes": (8, 8), "good": (0.85, 1.0)},
     "ring-nonsaturating": {},
     "wasserstein": {"spearman": (0.4, 1.0)},
+    **digit_trials.GOALS,
 }
 
 
-def measure(name: str, seed: int) -> dict[str, Any]:
-    """The figures of trial `name` for `seed`, with the CPU seconds it took on one thread."""
+def measure(name: str, seed: int, mnist: Path | None = None) -> dict[str, Any]:
+    """The figures of trial `name` for `seed`, with the CPU seconds it took on one thread.
+
+    Raises UserError for a trial on digits without `mnist`, the folder of MNIST's files.
+    """
+    if name not in TRIALS and mnist is None:
+        raise UserError(f"the trial {name} trains on digits: give --mnist with the folder of MNIST's IDX files")
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         started = time.process_time()
-        figures = TRIALS[name](seed)
-        return {"trial": name, "seed": seed, **figures, "cpu_seconds": time.process_time() - started}
+        figures = TRIALS[name](seed) if name in TRIALS else digit_trials.TRIALS[name](mnist, seed)
+        return {"trial": name, "seed": seed} | {"cpu_seconds": time.process_time() - started} | figures
     finally:
         torch.set_num_threads(threads)

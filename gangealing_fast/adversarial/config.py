@@ -20,6 +20,8 @@ ObjectiveName = Literal[
     "began",
     "catgan",
     "semi-supervised",
+    "acgan",
+    "infogan",
 ]
 
 

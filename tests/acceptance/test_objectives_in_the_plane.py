@@ -45,10 +45,12 @@ def test_distances():
 
 
 def test_the_command_reports_medians_and_missed_goals(monkeypatch, tmp_path, capsys):
-    assert tuple(trials.TRIALS) == tuple(trials.GOALS) == command.NAMES
+    assert (*trials.TRIALS, *trials.digit_trials.TRIALS) == tuple(trials.GOALS) == command.NAMES
     monkeypatch.setitem(trials.TRIALS, "ring-dragan", lambda seed: {"modes": 8 if seed else 3, "good": 0.1 * seed + 0.7})
     status = command.main(["ring-dragan", "--seeds", "0", "1", "2", "--json", str(tmp_path / "figures.json")])
     line = capsys.readouterr().out
     assert status == 1 and "modes 8 (3, 8, 8) met" in line and "good 0.8 (0.7, 0.8, 0.9) MISSED" in line
     assert [record["seed"] for record in json.loads((tmp_path / "figures.json").read_text())["ring-dragan"]] == [0, 1, 2]
     assert command.main(["no-trial"]) == 2
+    assert command.main(["acgan"]) == 2
+    assert "give --mnist" in capsys.readouterr().err

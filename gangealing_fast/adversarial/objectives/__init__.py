@@ -6,7 +6,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 
-from gangealing_fast.adversarial.objectives import classes, classic, energy, least_squares, wasserstein
+from gangealing_fast.adversarial.objectives import auxiliary, classes, classic, energy, least_squares, wasserstein
 from gangealing_fast.adversarial.objectives.record import (
     Critic,
     Objective,
@@ -31,6 +31,8 @@ OBJECTIVES: dict[str, Callable[..., Objective]] = {
     "began": energy.began,
     "catgan": classes.catgan,
     "semi-supervised": classes.semi_supervised,
+    "acgan": auxiliary.acgan,
+    "infogan": auxiliary.infogan,
 }
 
 

@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The trials on MNIST digits: each trains one objective and returns figures for one seed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import torch
+
+from benchmarks.objectives.digits import Training, judge, options
+from benchmarks.objectives.distances import assignment
+
+SAMPLES = 5000
+
+
+def _codes(training: Training) -> torch.Tensor:
+    """Codes `[5000, C]` of every category equally often; continuous ones are drawn."""
+    codes = training.objective.codes
+    assert codes is not None
+    drawn = codes.draw(SAMPLES)
+    return codes.of(torch.arange(SAMPLES) % codes.categories, drawn[:, codes.categories :])
+
+
+def acgan(mnist: Path, seed: int, steps: int = 2000) -> dict[str, Any]:
+    """The share of samples that the classifier takes for the digit they were asked for."""
+    judged, training = judge(mnist), Training(options(mnist, "acgan", seed))
+    *_, statistics = training.steps(steps)
+    codes = _codes(training)
+    pictures = training.draw(SAMPLES, codes)
+    agreeing = (judged(pictures)[0] == codes.argmax(1)).float().mean().item()
+    figures = {"agreeing": agreeing, "real_classified": statistics["real_classified"], **judged.quality(pictures)}
+    return figures | {"classifier": judged.accuracy, "cpu_seconds": training.cpu_seconds}
+
+
+def infogan(mnist: Path, seed: int, steps: int = 2500) -> dict[str, Any]:
+    """Which digits the categories show, found without any label: agreement under the best one-to-one assignment, and the bound."""
+    judged, training = judge(mnist), Training(options(mnist, "infogan", seed))
+    bounds = [statistics["information"] for statistics in training.steps(steps)]
+    codes = _codes(training)
+    pictures = training.draw(SAMPLES, codes)
+    table = torch.zeros(10, 10)
+    table.index_put_((codes[:, :10].argmax(1), judged(pictures)[0]), torch.ones(SAMPLES), accumulate=True)
+    digit_of = assignment(-table.double())
+    agreeing = table[torch.arange(10), digit_of].sum().item() / SAMPLES
+    figures = {"agreeing": agreeing, "information": fmean(bounds[-100:]), **judged.quality(pictures)}
+    return figures | {"classifier": judged.accuracy, "cpu_seconds": training.cpu_seconds, "digit_of": digit_of.tolist()}
+
+
+def ebgan(mnist: Path, seed: int, steps: int = 2000) -> dict[str, Any]:
+    """Energies of real and generated digits at the end, the pulling-away term, and the quality of the samples."""
+    judged, training = judge(mnist), Training(options(mnist, "ebgan", seed))
+    last = list(training.steps(steps))[-100:]
+    means = {key: fmean(line[key] for line in last) for key in ("real_energy", "fake_energy", "pulling_away")}
+    return means | judged.quality(training.draw(SAMPLES)) | {"classifier": judged.accuracy, "cpu_seconds": training.cpu_seconds}
+
+
+def began(mnist: Path, seed: int, steps: int = 2000, gamma: float = 0.5, rate: float = 0.01) -> dict[str, Any]:
+    """The extremes of k, E L(G(z)) / E L(x) over gamma in the last quarter, and how far the convergence measure falls."""
+    judged = judge(mnist)
+    training = Training(options(mnist, "began", seed, objective_options=(f"gamma={gamma}", f"rate={rate}")))
+    lines = list(training.steps(steps))
+    first, last = lines[: steps // 10], lines[-(steps // 4) :]
+    mean = {key: fmean(line[key] for line in last) for key in ("real_energy", "fake_energy", "convergence")}
+    figures = {
+        "lowest_k": min(line["k"] for line in lines),
+        "highest_k": max(line["k"] for line in lines),
+        "ratio_over_gamma": mean["fake_energy"] / mean["real_energy"] / gamma,
+        "convergence": mean["convergence"] / fmean(line["convergence"] for line in first),
+    }
+    return figures | judged.quality(training.draw(SAMPLES)) | {"classifier": judged.accuracy, "cpu_seconds": training.cpu_seconds}
+
+
+TRIALS: dict[str, Callable[[Path, int], dict[str, Any]]] = {"acgan": acgan, "infogan": infogan, "ebgan": ebgan, "began": began}
+# figure, lowest and highest value that the median over seeds must have
+GOALS: dict[str, dict[str, tuple[float, float]]] = {
+    "acgan": {"agreeing": (0.95, 1.0), "classifier": (0.99, 1.0)},
+    "infogan": {"agreeing": (0.80, 1.0), "information": (2.0, 2.3026), "classifier": (0.99, 1.0)},
+    "ebgan": {"classifier": (0.99, 1.0)},
+    "began": {"lowest_k": (0.0, 1.0), "highest_k": (0.0, 1.0), "ratio_over_gamma": (0.9, 1.1), "convergence": (0.0, 0.9)},
+}
