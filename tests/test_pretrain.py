@@ -47,7 +47,7 @@ def test_a_run_leaves_everything_it_promises(folder):
 
 
 @pytest.mark.parametrize("architecture", ["stylegan2", "dcgan"])
-@pytest.mark.parametrize("objective", [name for name in OBJECTIVES if not make(name).classes])
+@pytest.mark.parametrize("objective", OBJECTIVES)
 def test_every_objective_takes_three_steps(folder, objective, architecture):
     changes = {"objective": objective, "architecture": architecture, "critic_steps": 1}
     record = make(objective)
@@ -228,7 +228,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(folder, monkeypatch):
         ({"conditional": True}, "--conditional needs classes"),
         ({"objective": "acgan"}, "learns from the classes of pictures: give --digit"),
         ({"objective": "acgan", "digit": (3, 7), "objective_options": ("classes=3",)}, "has 3 classes, but --digit names 2"),
-        ({"objective": "acgan", "digit": (3,)}, "classes must be a whole number of at least 2, got 1"),
+        ({"objective": "acgan", "digit": (3,)}, "give --digit with several classes"),
         ({"objective": "infogan", "digit": (3, 7), "conditional": True, "architecture": "dcgan"}, "leave out --conditional"),
         ({"objective": "infogan", "discriminator": "projected"}, "critic with 15 outputs; leave out --discriminator projected"),
         ({"objective": "infogan"}, "puts 12 codes into the latent"),

@@ -74,10 +74,10 @@ class Training:
                 group["lr"] = rate * (1 - (1 - last_rate) * done / count)
             for _ in range(objective.critic_steps(done)):
                 images, labels = self.source.next(config.batch)
-                statistics = step.critic_step(images, labels)
+                statistics = step.critic_step(images, labels if objective.classes or config.labels else None)
                 shown += config.batch
             half_life = max(1.0, min(config.ema_kimg * 1000, shown * 0.05))
-            statistics |= step.generator_step(config.batch, 0.5 ** (config.batch / half_life), labels)
+            statistics |= step.generator_step(config.batch, 0.5 ** (config.batch / half_life))
             networks.follow()
             self.cpu_seconds += time.process_time() - started
             yield statistics
