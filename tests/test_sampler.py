@@ -7,7 +7,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
+from gangealing_fast.adversarial.source import PictureSource
+from gangealing_fast.data.pictures import open_pictures, to_uint8
 from gangealing_fast.data.sampler import InfiniteSampler
 from gangealing_fast.errors import UserError
 
@@ -45,3 +48,14 @@ def test_sampler_refuses_other_runs():
         sampler.load_state_dict(InfiniteSampler(10, 1).state_dict())
     with pytest.raises(ValueError, match="at least one picture"):
         InfiniteSampler(0, 0)
+
+
+def test_held_out_pictures_are_never_shown_to_a_critic(tmp_path):
+    for index in range(7):
+        Image.new("RGB", (8, 8), (40 * index,) * 3).save(tmp_path / f"{index}.png")
+    source = PictureSource(open_pictures(tmp_path, size=8), 0, mirror=True, held_out=3)
+    shown = to_uint8(torch.cat([source.next(5)[0] for _ in range(8)] + list(source.fixed(100))))
+    assert set(shown[:, 0, 0, 0].tolist()) == {0, 40, 80, 120}
+    assert "the last 3 are held out" in source.summary()
+    with pytest.raises(UserError, match="cannot hold out 7 of 7"):
+        PictureSource(open_pictures(tmp_path, size=8), 0, mirror=True, held_out=7)

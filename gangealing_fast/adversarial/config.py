@@ -39,6 +39,8 @@ class PretrainConfig:
     """Show digits under random similarity warps (rotation, scale and shift); --no-warp: upright as they are."""
     start_from: Path | None = None
     """Begin with this exported generator, or with the generator and critic of this run's folder; its size may be half of --size."""
+    held_out: int = 0
+    """Never show so many of the last pictures of --data: those that `train` is judged by (its --held-out)."""
     size: int = 64
     """Side of the pictures, a power of two of at least 8; others are cropped to a square and resized."""
     kimg: float = 1000.0
@@ -111,6 +113,7 @@ PRESETS: dict[str, PretrainConfig] = {
     "cats": PretrainConfig(
         data=Path("cats"),
         out=Path("runs/pretrain-cats"),
+        held_out=500,
         size=64,
         kimg=4000,
         batch=16,

@@ -12,7 +12,7 @@ from torch import Tensor
 from gangealing_fast.adversarial.config import PretrainConfig
 from gangealing_fast.data.digits import random_similarity, training_digits, warp_digits
 from gangealing_fast.data.pictures import Pictures, open_pictures, to_float
-from gangealing_fast.data.sampler import InfiniteSampler
+from gangealing_fast.data.sampler import InfiniteSampler, split_held_out
 from gangealing_fast.errors import UserError
 from gangealing_fast.randomness import derived_seed
 
@@ -29,11 +29,12 @@ class Source(Protocol):
 
 
 class PictureSource:
-    """Pictures of a folder or tar, shuffled anew each epoch, mirrored at random where asked."""
+    """Pictures of a folder or tar, shuffled anew each epoch, mirrored at random where asked; the last `held_out` are never used."""
 
-    def __init__(self, pictures: Pictures, seed: int, mirror: bool) -> None:
-        self.pictures, self.mirror = pictures, mirror
-        self.sampler = InfiniteSampler(len(pictures), seed)
+    def __init__(self, pictures: Pictures, seed: int, mirror: bool, held_out: int = 0) -> None:
+        self.pictures, self.mirror, self.held_out = pictures, mirror, held_out
+        self.used, _ = split_held_out(pictures.names, held_out)
+        self.sampler = InfiniteSampler(len(self.used), seed)
 
     def next(self, n: int) -> tuple[Tensor, None]:
         images = to_float(self.pictures.batch(self.sampler.next(n)))
@@ -42,12 +43,13 @@ class PictureSource:
         return images, None
 
     def fixed(self, n: int) -> Iterator[Tensor]:
-        order = InfiniteSampler(len(self.pictures), 0).next(min(n, len(self.pictures)))
+        order = InfiniteSampler(len(self.used), 0).next(min(n, len(self.used)))
         for indices in order.split(64):
             yield to_float(self.pictures.batch(indices))
 
     def summary(self) -> str:
-        return self.pictures.summary()
+        kept = f"; the last {self.held_out} are held out" if self.held_out else ""
+        return self.pictures.summary() + kept
 
     def state_dict(self) -> dict[str, Any]:
         return self.sampler.state_dict()
@@ -132,7 +134,7 @@ def open_source(config: PretrainConfig) -> Source:
         raise UserError(f"--size must be a power of two of at least 8, got {config.size}")
     if not config.digit:
         pictures = open_pictures(config.data, size=config.size, minimum=2)
-        return PictureSource(pictures, config.seed, config.mirror)
+        return PictureSource(pictures, config.seed, config.mirror, config.held_out)
     if config.size != 32:
         raise UserError(f"--digit trains at 32x32, got --size {config.size}")
     digits = training_digits(config.data, config.digit)
