@@ -8,11 +8,15 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from gangealing_fast.adversarial import objectives
 from gangealing_fast.adversarial.objectives import Side, make
 from gangealing_fast.adversarial.objectives import classes as c
+from gangealing_fast.adversarial.step import AdversarialStep
 from gangealing_fast.models import DcganCritic
+from gangealing_fast.models.dcgan import Described
+from gangealing_fast.optim import AdamEma
 
 double = torch.float64
 
@@ -168,3 +172,34 @@ def test_what_makes_no_sense_is_refused(name):
         objective.generator(side([logits, logits]), {})
     with pytest.raises(ValueError, match="whole number of at least 2, got 1.5"):
         make(name, classes=1.5)
+
+
+def test_feature_matching_by_hand():
+    real, fake = (Described(torch.randn(n, 4, dtype=double), torch.randn(n, 6, dtype=double)) for n in (5, 3))
+    objective = make("semi-supervised", classes=3, matching=2)
+    difference = [sum(real.features[:, k].tolist()) / 5 - sum(fake.features[:, k].tolist()) / 3 for k in range(6)]
+    found = objective.match(Side(real.numbers, real), Side(fake.numbers, fake), {})
+    torch.testing.assert_close(found.item(), 2 * sum(d * d for d in difference) / 6)
+    assert objective.generator(Side(fake.numbers, fake), {}) == 0 and make("semi-supervised").match is None
+    plain = make("semi-supervised", classes=3).critic(side(real.numbers), side(fake.numbers), {})
+    torch.testing.assert_close(objective.critic(Side(real.numbers, real), Side(fake.numbers, fake), {}), plain)
+    with pytest.raises(TypeError, match="returns its features"):
+        objective.match(side(real.numbers), side(fake.numbers), {})
+
+
+def test_the_step_matches_features_of_the_critic_as_it_is_now():
+    """Only the generator moves by it, towards the real batch's features under the updated critic."""
+    torch.manual_seed(0)
+    critic = DcganCritic(8, channel_base=32, outputs=4, norm="none", features=True)
+    generator = nn.Sequential(nn.Linear(4, 3 * 64), nn.Unflatten(1, (3, 8, 8)), nn.Tanh())
+    optimisers = (AdamEma(network.parameters(), 1e-2) for network in (generator, critic))
+    objective = make("semi-supervised", classes=3, matching=1)
+    z, real = torch.randn(6, 4), torch.randn(6, 3, 8, 8)
+    step = AdversarialStep(generator, critic, *optimisers, objective, lambda n, labels: generator(z))
+    step.critic_step(real, torch.tensor([0, 1, 2, -1, -1, -1]))
+    before = [p.clone() for p in critic.parameters()]
+    expected = (critic(real).features.mean(0) - critic(generator(z)).features.mean(0)).square().mean()
+    values = [step.generator_step(6, 0.0)["generator"] for _ in range(15)]
+    torch.testing.assert_close(values[0], expected.item())
+    assert values[-1] < 0.5 * values[0]
+    assert all(torch.equal(p, q) for p, q in zip(before, critic.parameters(), strict=True))

@@ -82,7 +82,8 @@ def test_batches_have_their_share_of_labels():
 @pytest.mark.parametrize("architecture", ["dcgan", "stylegan2"])
 @pytest.mark.parametrize("objective", ["catgan", "semi-supervised"])
 def test_a_run_leaves_a_classifier(folder, objective, architecture):
-    config = digit_config(folder, objective=objective, architecture=architecture)
+    matching = ("matching=1",) if objective == "semi-supervised" else ()
+    config = digit_config(folder, objective=objective, architecture=architecture, objective_options=matching)
     run(config)
     lines = read_json_lines(config.out / "log.jsonl")
     assert len(lines) == 2 and all(0 <= line["test_error"] <= 1 and 0 <= line["labelled_accuracy"] <= 1 for line in lines)
@@ -118,7 +119,8 @@ def test_pictures_without_classes_are_shared_out_too(tmp_path):
 
 @pytest.mark.parametrize("objective", ["catgan", "semi-supervised"])
 def test_stopped_and_resumed_equals_uninterrupted(folder, monkeypatch, objective):
-    config = digit_config(folder, objective=objective, architecture="dcgan")
+    matching = ("matching=1",) if objective == "semi-supervised" else ()
+    config = digit_config(folder, objective=objective, architecture="dcgan", objective_options=matching)
     run(dataclasses.replace(config, out=folder / "whole"))
     original = step_module.AdversarialStep.generator_step
     calls = iter(range(100))

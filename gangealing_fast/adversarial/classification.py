@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from gangealing_fast import checkpoint
 from gangealing_fast.adversarial.config import PretrainConfig
+from gangealing_fast.adversarial.objectives.record import scales
 from gangealing_fast.data.digits import random_similarity, training_digits, warp_digits
 from gangealing_fast.data.mnist import find_images
 from gangealing_fast.errors import UserError
@@ -49,7 +50,7 @@ def settle_statistics(network: nn.Module, batches: Iterable[Tensor]) -> None:
 def logits_of(network: nn.Module, images: Tensor, categories: int, dtype: torch.dtype = torch.float32) -> Tensor:
     """Class logits `[N, categories]` of pictures `[N, 3, S, S]`, in parts of 250; outputs for generated samples are left out."""
     with autocast(images.device, dtype):
-        return torch.cat([network(part)[:, :categories].float() for part in images.split(250)])
+        return torch.cat([scales(network(part))[0][:, :categories].float() for part in images.split(250)])
 
 
 def majority(outputs: Tensor, classes: Tensor, categories: int) -> list[int]:

@@ -176,12 +176,14 @@ def _critic(config: PretrainConfig, objective: Objective, widths: dict[str, Any]
         return Autoencoder(config.size, **widths)
     if config.architecture == "stylegan2":
         alone = objective.alone or objective.categories > 0
-        return Discriminator(config.size, **widths, outputs=objective.outputs, group=1 if alone else 4)
+        group, features = 1 if alone else 4, objective.match is not None
+        return Discriminator(config.size, **widths, outputs=objective.outputs, group=group, features=features)
     norm = config.critic_norm
     if norm == "auto":
         norm = "layer" if objective.alone or config.r1 else "batch"
     classes = len(config.digit) if config.conditional else 0
-    return DcganCritic(config.size, outputs=objective.outputs, norm=norm, classes=classes, **widths)
+    features = objective.match is not None
+    return DcganCritic(config.size, outputs=objective.outputs, norm=norm, features=features, classes=classes, **widths)
 
 
 def _optimizers(

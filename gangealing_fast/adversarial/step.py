@@ -70,6 +70,11 @@ class AdversarialStep:
     def _judge(self, samples: Tensor, labels: Tensor | None) -> Output:
         return self.critic(samples, labels) if self.conditional else self.critic(samples)
 
+    @torch.no_grad()
+    def _seen_now(self, side: Side) -> Side:
+        """What the critic, which has moved since, says now about what it saw."""
+        return Side(side.samples, self._judge(side.samples, side.labels), side.labels)
+
     def _made_from(self, n: int, labels: Tensor | None) -> Tensor | None:
         """What n samples are to be made from: fresh codes, the classes given, or nothing."""
         if self.objective.codes is not None:
@@ -134,6 +139,8 @@ class AdversarialStep:
             seen = self._seen(self.sample(n, made_from))
             fake = Side(seen, self._judge(seen, made_from), made_from)
             loss = self.objective.generator(fake, self.state)
+            if self.objective.match is not None and self._real is not None:
+                loss = loss + self.objective.match(self._seen_now(self._real), fake, self.state)
         self.generator_optimizer.zero_grad(set_to_none=True)
         loss.backward()
         statistics = {"generator": loss.item()}

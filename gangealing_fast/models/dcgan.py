@@ -27,6 +27,13 @@ class Reconstruction(NamedTuple):
     code: Tensor
 
 
+class Described(NamedTuple):
+    """A critic's numbers `[N, K]` and the features `[N, C]` they were computed from."""
+
+    numbers: Tensor
+    features: Tensor
+
+
 class Activation(nn.Module):
     """ReLU with a slope on the negative side, without gain."""
 
@@ -149,6 +156,7 @@ class DcganCritic(nn.Module):
     """Pictures `[N, 3, size, size]` → `[N]`, or `[N, outputs]` where outputs is more than 1 (classes).
 
     norm: "batch" as in the paper; "layer" or "none" for objectives that penalise the gradient at single samples.
+    features: return `Described`, the numbers with the last layer's input.
     classes, label_dim: as for the generator; `forward` then takes labels `[N]`.
     """
 
@@ -160,13 +168,15 @@ class DcganCritic(nn.Module):
         norm: Norm = "batch",
         max_channels: int = 512,
         channel_base: int | None = 4096,
+        features: bool = False,
         classes: int = 0,
         label_dim: int = 32,
     ) -> None:
         super().__init__()
         _check_size("DcganCritic", size)
         self.widths = widths = Widths(2.0, max_channels, channel_base)
-        self.size, self.outputs, self.norm, self.classes, self.label_dim = size, outputs, norm, classes, label_dim
+        self.size, self.outputs, self.norm, self.features = size, outputs, norm, features
+        self.classes, self.label_dim = classes, label_dim
         self.label_map = LabelMap(classes, label_dim) if classes else None
         self.layers = _encoder(size, widths, norm)
         self.head = nn.Conv2d(widths.at(4) + (label_dim if classes else 0), outputs, 4)
@@ -175,17 +185,18 @@ class DcganCritic(nn.Module):
     def config(self) -> dict[str, Any]:
         """The constructor's arguments: `DcganCritic(**config)` rebuilds the network."""
         widths = asdict(self.widths)
-        options = {name: getattr(self, name) for name in ("size", "outputs", "norm", "classes", "label_dim")}
+        options = {name: getattr(self, name) for name in ("size", "outputs", "norm", "features", "classes", "label_dim")}
         return options | {"max_channels": widths["maximum"], "channel_base": widths["base"]}
 
-    def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
+    def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor | Described:
         if images.dim() != 4 or images.shape[1:] != (3, self.size, self.size):
             raise ValueError(f"DcganCritic: images must be [N, 3, {self.size}, {self.size}], got {list(images.shape)}")
         x = self.layers(images)
         if self.label_map is not None:
             x = torch.cat([x, self.label_map(labels).to(x.dtype)[:, :, None, None].expand(-1, -1, 4, 4)], 1)
-        x = self.head(x).flatten(1).float()
-        return x.squeeze(1) if self.outputs == 1 else x
+        numbers = self.head(x).flatten(1).float()
+        numbers = numbers.squeeze(1) if self.outputs == 1 else numbers
+        return Described(numbers, x.flatten(1).float()) if self.features else numbers
 
 
 class Autoencoder(nn.Module):

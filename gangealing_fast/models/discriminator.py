@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gangealing_fast.models.dcgan import Described
 from gangealing_fast.models.generator import Widths
 from gangealing_fast.models.layers import ConvLayer, EqualLinear, ResBlock, activation_format
 
@@ -26,7 +27,8 @@ def minibatch_deviation(x: Tensor, group: int = 4) -> Tensor:
 class Discriminator(nn.Module):
     """Pictures `[N, 3, size, size]` in [-1, 1] → logits `[N]`, or `[N, outputs]` where outputs is more than 1.
 
-    group: over how many samples the standard deviation goes; 1 judges each sample for itself. Other arguments as `Generator`.
+    group: over how many samples the standard deviation goes; 1 judges each sample for itself. features: return `Described`, the
+    logits with the last layer's input. Other arguments as `Generator`.
     """
 
     def __init__(
@@ -38,6 +40,7 @@ class Discriminator(nn.Module):
         channel_base: int | None = None,
         outputs: int = 1,
         group: int = 4,
+        features: bool = False,
     ) -> None:
         super().__init__()
         self.widths = widths = Widths(channel_multiplier, max_channels, channel_base)
@@ -47,7 +50,7 @@ class Discriminator(nn.Module):
             blocks.append(ResBlock(widths.at(resolution), widths.at(resolution // 2)))
             resolution //= 2
         top = widths.at(4)
-        self.size, self.outputs, self.group = size, outputs, group
+        self.size, self.outputs, self.group, self.features = size, outputs, group, features
         self.convs = nn.Sequential(*blocks)
         self.final_conv = ConvLayer(top + 1, top, 3)
         self.final_linear = nn.Sequential(EqualLinear(top * 16, top, activation=True), EqualLinear(top, outputs))
@@ -56,14 +59,16 @@ class Discriminator(nn.Module):
         """The constructor's arguments: `Discriminator(**config)` rebuilds the network."""
         widths = asdict(self.widths)
         shape = {"channel_multiplier": widths["multiplier"], "max_channels": widths["maximum"], "channel_base": widths["base"]}
-        return shape | {name: getattr(self, name) for name in ("size", "outputs", "group")}
+        return shape | {name: getattr(self, name) for name in ("size", "outputs", "group", "features")}
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Tensor) -> Tensor | Described:
         if images.dim() != 4 or images.shape[1:] != (3, self.size, self.size):
             raise ValueError(f"Discriminator: images must be [N, 3, {self.size}, {self.size}], got {list(images.shape)}")
         x = self.convs(images.contiguous(memory_format=activation_format()))
         # What tells samples of one batch apart may be small beside the features: float32 keeps it.
         with torch.autocast(x.device.type, enabled=False):
             x = self.final_conv(minibatch_deviation(x.to(self.final_conv[0].weight.dtype), self.group))
-            x = self.final_linear(x.flatten(1))
-            return x.squeeze(1) if self.outputs == 1 else x
+            x = self.final_linear[0](x.flatten(1))
+            logits = self.final_linear[1](x)
+            logits = logits.squeeze(1) if self.outputs == 1 else logits
+            return Described(logits, x) if self.features else logits

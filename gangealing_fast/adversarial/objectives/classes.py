@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gangealing_fast.adversarial.objectives.record import Objective, Optimiser, Output, Side, State, whole_number
+from gangealing_fast.models.dcgan import Described
 from gangealing_fast.ops._common import compute_dtype
 
 
@@ -60,11 +61,23 @@ def cross_entropy_of_known(logits: Tensor, labels: Tensor | None) -> Tensor:
 
 def _logits(found: Output, *counts: int) -> Tensor:
     """The critic's logits in float32 at least. Raises TypeError or ValueError where it returned something else."""
+    if isinstance(found, Described):
+        found = found.numbers
     if not isinstance(found, Tensor):
         raise TypeError("this objective needs a critic that returns one tensor of class logits")
     if found.dim() != 2 or found.shape[1] not in counts:
         raise ValueError(f"this objective needs a critic that returns logits [N, {counts[0]}], got {list(found.shape)}")
     return found.to(compute_dtype(found.dtype))
+
+
+def feature_distance(real: Output, fake: Output) -> Tensor:
+    """|E f(x) - E f(G(z))|² per feature, a scalar, of the features f `[N, C]` that the critic describes samples with (eq. 4 there).
+
+    Raises TypeError for a critic that gives none.
+    """
+    if not (isinstance(real, Described) and isinstance(fake, Described)):
+        raise TypeError("feature matching needs a critic that returns its features")
+    return (real.features.mean(0) - fake.features.mean(0)).square().mean()
 
 
 def _accuracy(logits: Tensor, labels: Tensor | None) -> dict[str, float]:
@@ -115,12 +128,12 @@ def catgan(classes: int = 10, labelled: float = 1.0) -> Objective:
     )
 
 
-def semi_supervised(classes: int = 10, labelled: float = 1.0) -> Objective:
+def semi_supervised(classes: int = 10, labelled: float = 1.0, matching: float = 0.0) -> Objective:
     """Odena 2016 (arXiv 1606.01583): K classes and one more for generated samples, in the form of Salimans et al. 2016, section 5.
 
     With s(x) = log p(y <= K | x) / p(y = K + 1 | x), the logit of being real:
     critic: E log(1 + exp(-s(x))) + E log(1 + exp(s(G(z)))) + labelled · E -log p(y | x, y <= K) over the samples with a label;
-    generator: E log(1 + exp(-s(G(z)))).
+    generator: E log(1 + exp(-s(G(z)))), or where matching > 0 that times |E f(x) - E f(G(z))|², f the critic's features.
     """
     k = whole_number("classes", classes, 2)
 
@@ -132,6 +145,10 @@ def semi_supervised(classes: int = 10, labelled: float = 1.0) -> Objective:
         game = F.softplus(-realness(seen, k)).mean() + F.softplus(realness(made, k)).mean()
         return game + labelled * cross_entropy_of_known(seen[:, :k], real.labels)
 
+    def generator(fake: Side, state: State) -> Tensor:
+        made = logits(fake.output)
+        return made.sum() * 0 if matching else F.softplus(-realness(made, k)).mean()
+
     def statistics(real: Side, fake: Side, state: State) -> dict[str, float]:
         return _accuracy(logits(real.output)[:, :k], real.labels)
 
@@ -139,7 +156,8 @@ def semi_supervised(classes: int = 10, labelled: float = 1.0) -> Objective:
         "semi-supervised",
         "Odena 2016, section 2; Salimans et al. 2016, section 5",
         critic=critic,
-        generator=lambda fake, state: F.softplus(-realness(logits(fake.output), k)).mean(),
+        generator=generator,
+        match=(lambda real, fake, state: matching * feature_distance(real.output, fake.output)) if matching else None,
         statistics=statistics,
         output="classes",
         outputs=k + 1,

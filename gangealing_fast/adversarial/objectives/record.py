@@ -11,15 +11,16 @@ import torch
 from torch import Tensor, nn
 
 from gangealing_fast.adversarial.codes import Codes
-from gangealing_fast.models.dcgan import Reconstruction
+from gangealing_fast.models.dcgan import Described, Reconstruction
 from gangealing_fast.ops._common import compute_dtype
 
 # Numbers that an objective carries from step to step (BEGAN's k); part of every checkpoint.
 State: TypeAlias = Mapping[str, float]
 
 
-# [N], [N, ...] (one value per patch) or [N, K] (classes); a list of those, one per scale; or an autoencoder's reconstruction.
-Output: TypeAlias = "Tensor | Sequence[Tensor] | Reconstruction"
+# [N], [N, ...] (one value per patch) or [N, K] (classes), alone or with features; a list of those, one per scale; or an
+# autoencoder's reconstruction.
+Output: TypeAlias = "Tensor | Sequence[Tensor] | Described | Reconstruction"
 Critic: TypeAlias = Callable[[Tensor], Output]
 
 
@@ -38,8 +39,8 @@ class Side:
     def detached(self) -> Side:
         """The same values without their graph."""
         output = self.output
-        if isinstance(output, Reconstruction):
-            output = Reconstruction(output.samples.detach(), output.code.detach())
+        if isinstance(output, Reconstruction | Described):
+            output = type(output)(*(part.detach() for part in output))
         else:
             output = output.detach() if isinstance(output, Tensor) else [scale.detach() for scale in output]
         return Side(self.samples.detach(), output, self.labels)
@@ -59,6 +60,8 @@ def scales(output: Output) -> Sequence[Tensor]:
     """The critic's outputs, one per scale, each `[N, ...]`. Raises TypeError for an autoencoder's."""
     if isinstance(output, Reconstruction):
         raise TypeError("this objective needs a critic that returns numbers, not an autoencoder")
+    if isinstance(output, Described):
+        return [output.numbers]
     return [output] if isinstance(output, Tensor) else output
 
 
@@ -77,6 +80,8 @@ class Objective:
     """An adversarial objective. Functions are pure: what must be remembered is in the state that they get and return.
 
     critic(real, fake, state), generator(fake, state): scalars to be minimised; `fake` is detached in the first.
+    match(real, fake, state): a scalar added to the generator's loss, which compares the last real batch as the critic sees it now
+    with the generated one; the critic then returns its features as well (`Described`).
     regulariser(critic, real, fake): a scalar added to the critic's loss in every step; it may call the critic again.
     post_step(critic): changes the critic's weights after each of its updates.
     update(state, real, fake): the state after a whole step, from the last critic batch and the generator's batch.
@@ -96,6 +101,7 @@ class Objective:
     source: str
     critic: Callable[[Side, Side, State], Tensor]
     generator: Callable[[Side, State], Tensor]
+    match: Callable[[Side, Side, State], Tensor] | None = None
     regulariser: Callable[[Critic, Side, Side], Tensor] | None = None
     post_step: Callable[[nn.Module], None] | None = None
     state: State | None = None
