@@ -39,7 +39,7 @@ def options(folder: Path, objective: str, seed: int, **changes: Any) -> Pretrain
         "latent_dim": 74,
         "channel_base": 512,
         "max_channels": 128,
-        "batch": 64,
+        "batch": 32,
         "augment": "none",
         "ema_kimg": 5.0,
         "seed": seed,
@@ -110,12 +110,7 @@ class Judge:
 
     def __init__(self, folder: Path, batch: int = 100) -> None:
         self.dtype = resolve("auto", CPU)
-        self.network = nn.Sequential(
-            *(nn.Conv2d(1, 32, 5, padding=2), nn.BatchNorm2d(32), nn.ReLU(), nn.MaxPool2d(2)),
-            *(nn.Conv2d(32, 64, 3, padding=1), nn.BatchNorm2d(64), nn.ReLU(), nn.MaxPool2d(2)),
-            *(nn.Conv2d(64, 64, 3, padding=1), nn.BatchNorm2d(64), nn.ReLU(), nn.MaxPool2d(2)),
-            *(nn.Flatten(), nn.Linear(64 * 16, 128), nn.ReLU(), nn.Linear(128, 10)),
-        )
+        self.build()
         images, classes = training_digits(folder, DIGITS)
         optimiser = torch.optim.Adam(self.network.parameters())
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 4e-3, total_steps=-(-len(images) // batch))
@@ -129,6 +124,13 @@ class Judge:
         pictures, expected = held_out(folder)
         found, self.real = self(pictures)
         self.accuracy = (found == expected).float().mean().item()
+
+    def build(self) -> None:
+        """The network with its first weights."""
+        layers: list[nn.Module] = []
+        for inputs, outputs, width in ((1, 32, 5), (32, 64, 3), (64, 64, 3)):
+            layers += [nn.Conv2d(inputs, outputs, width, padding=width // 2), nn.BatchNorm2d(outputs), nn.ReLU(), nn.MaxPool2d(2)]
+        self.network = nn.Sequential(*layers, nn.Flatten(), nn.Linear(64 * 16, 128), nn.ReLU(), nn.Linear(128, 10))
 
     def _features(self, images: Tensor) -> Tensor:
         with autocast(CPU, self.dtype):
