@@ -230,7 +230,8 @@ def test_clusters_are_trained_classified_and_used(folder, capsys):
     record = aligner.warp(images)
     for k in range(5):
         seen = images[k : k + 1].flip(3) if mirrored[k] else images[k : k + 1]
-        alone = aligner.transformer(seen, assignment=cluster[k : k + 1], padding_mode=aligner.padding_mode)
+        use = {"padding_mode": aligner.padding_mode, "iters": aligner.iters}
+        alone = aligner.transformer(seen, assignment=cluster[k : k + 1], **use)
         torch.testing.assert_close(record.image[k], alone.image[0])
     assert "perceptual distance" in capsys.readouterr().out
     assert (folder / "classified" / "report.html").exists()

@@ -26,3 +26,16 @@ def test_a_flow_is_refused():
     transformer = SpatialTransformer(("similarity", "flow"), 32, channel_base=64, max_channels=8)
     with pytest.raises(ValueError, match="similarity alone"):
         keep_area(transformer, torch.zeros(1, 3, 32, 32), padding_mode="border")
+
+
+def test_the_area_is_kept_where_the_similarity_corrects_itself():
+    """Then one round is not enough, as the factor changes what the network sees of its own result."""
+    torch.manual_seed(0)
+    transformer = SpatialTransformer(("similarity",), 16, channel_base=64, max_channels=8).requires_grad_(False)
+    torch.nn.init.normal_(transformer.similarity.warp_head.linear.weight, std=0.1)
+    transformer.similarity.warp_head.linear.bias[1] = 0.2
+    images = torch.rand(20, 3, 16, 16) * 2 - 1
+    factor = keep_area(transformer, images, padding_mode="border", iters=3)
+    assert factor != pytest.approx(1, abs=0.05)
+    after = transformer(images, padding_mode="border", iters=3).matrix
+    torch.testing.assert_close(torch.linalg.det(after[:, :, :2]).mean(), torch.tensor(1.0), rtol=1e-3, atol=0)

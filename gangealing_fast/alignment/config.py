@@ -41,9 +41,11 @@ class TrainConfig:
     """A resolution r of the transformer has min(max_channels, channel_base / r) channels; None for the published widths."""
     max_channels: int = 512
     iters: int = 1
-    """How often the similarity looks at its own result and corrects it, in training and in use."""
+    """How often the similarity looks at its own result and corrects it, in training."""
+    iters_in_use: int = 2
+    """The same for real pictures: in evaluation, and in `align` and `Aligner` from then on (docs/results.md: what it brings)."""
     keep_area: bool = False
-    """At the end, scale the template's frame so that the objects keep their area in all (similarity, one iteration)."""
+    """At the end, scale the template's frame so that the objects keep their area in all (a similarity alone)."""
     steps: int = 1_500_000
     batch: int = 40
     """Samples per step over all passes; small batches are known to collapse."""

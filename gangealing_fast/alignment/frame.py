@@ -5,6 +5,10 @@ Training is free to learn a small template: pictures of any size are then aligne
 M B instead of M, B a scaling about the centre, aligns just as well for any B. `keep_area` picks the B for which the objects cover
 in all the area that they covered before: aligned objects have one size a, so object i had a det(M_i), and N a = sum a det(M_i)
 where the mean of det(M_i) is 1.
+
+A similarity that looks at its own result sees objects of the new size there, and takes them back to the old one before B comes
+again: B is in effect applied once by a network that aligns perfectly, and once for each look by one that ignores its input. The
+secant method finds the bias between these two.
 """
 
 from __future__ import annotations
@@ -17,21 +21,34 @@ from torch import Tensor
 from gangealing_fast.models.spatial_transformer import SpatialTransformer
 
 SCALE_OUTPUT = 1  # of the similarity head's (rot, scale, x, y)
+ROUNDS, CLOSE_ENOUGH = 8, 1e-4
 
 
 @torch.no_grad()
-def keep_area(transformer: SpatialTransformer, images: Tensor, *, padding_mode: str, batch: int = 64) -> float:
+def keep_area(transformer: SpatialTransformer, images: Tensor, *, padding_mode: str, iters: int = 1, batch: int = 64) -> float:
     """Rescale the template's frame so that the objects in `images` `[N, 3, H, W]` keep their area; returns the factor applied.
+
+    iters: how often the similarity looks at its own result in use.
 
     M B with B = diag(b, b) has the scale exp(scale + log b), so b goes into the bias of the similarity head and nothing else
     changes. Raises ValueError for a transformer with a flow, whose second network was trained on pictures at the old scale.
     """
     if transformer.transforms != ("similarity",):
         raise ValueError(f"the scale of the frame can be chosen for a similarity alone, not for {transformer.transforms}")
-    matrices = [transformer(chunk, padding_mode=padding_mode).matrix for chunk in images.split(batch)]
-    linear = torch.cat([matrix for matrix in matrices if matrix is not None])[:, :, :2].double()
-    factor = float(torch.linalg.det(linear).mean().rsqrt())
     head = transformer.similarity
     assert head is not None
-    head.warp_head.linear.bias[SCALE_OUTPUT::4] += math.log(factor)
-    return factor
+    bias = head.warp_head.linear.bias
+    applied = step = 0.0
+    slope, before = 1.0, None
+    for _ in range(ROUNDS):
+        matrices = [transformer(chunk, padding_mode=padding_mode, iters=iters).matrix for chunk in images.split(batch)]
+        linear = torch.cat([matrix for matrix in matrices if matrix is not None])[:, :, :2].double()
+        excess = 0.5 * math.log(float(torch.linalg.det(linear).mean()))  # of the logarithm of the scale
+        if abs(excess) < CLOSE_ENOUGH:
+            break
+        if before is not None:
+            slope = min(max((excess - before) / step, 1.0), float(iters))
+        before, step = excess, -excess / slope
+        bias[SCALE_OUTPUT::4] += step
+        applied += step
+    return math.exp(applied)

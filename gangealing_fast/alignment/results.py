@@ -71,14 +71,15 @@ def pictures(config: TrainConfig, trainer: AlignmentStep, real: Tensor | None, s
     save_grid(torch.cat(list(sample_rows(samples).values())), config.out / f"samples-{step:07d}.png", columns=WATCHED)
     if real is not None:
         chosen = real[:200].to(trainer.target.lat_mean.device)
-        found = assign_real(trainer, chosen)
-        aligned = align_assigned(trainer.average, chosen, *found[:2], padding_mode=config.padding_mode, iters=config.iters)
+        found = assign_real(config, trainer, chosen)
+        use = {"padding_mode": config.padding_mode, "iters": config.iters_in_use}
+        aligned = align_assigned(trainer.average, chosen, *found[:2], **use)
         before = trainer.average.network_input(chosen)
         save_averages(before, aligned.image, config.out / f"average-{step:07d}.png", found.cluster)
 
 
 @torch.no_grad()
-def assign_real(trainer: AlignmentStep, images: Tensor) -> Assignment:
+def assign_real(config: TrainConfig, trainer: AlignmentStep, images: Tensor) -> Assignment:
     """Cluster (and mirror) of real pictures `[N, 3, S, S]`, by their distance to the templates; all 0 where there is but one."""
     if trainer.target.heads == 1 and not trainer.flips:
         nothing = torch.zeros(len(images), dtype=torch.long, device=images.device)
@@ -86,7 +87,7 @@ def assign_real(trainer: AlignmentStep, images: Tensor) -> Assignment:
     generator = trainer.generator
     templates = generator.synthesize([trainer.target.target()] * generator.n_latent, noise="fixed")
     templates = trainer.average.network_input(templates)
-    options = {"flips": trainer.flips, "padding_mode": trainer.padding_mode, "iters": trainer.iters}
+    options = {"flips": trainer.flips, "padding_mode": trainer.padding_mode, "iters": config.iters_in_use}
     return assign_to_templates(trainer.average, trainer.perceptual, images, templates, **options)
 
 
@@ -116,13 +117,13 @@ def finish(config: TrainConfig, trainer: AlignmentStep) -> None:
     if config.keep_area:
         rows = [trainer.draw("area", range(start, start + 64)) for start in range(0, 1024, 64)]
         samples = torch.cat([trainer.samples(numbers, 0.0, trainer.average).unaligned.float() for numbers in rows])
-        factor = keep_area(trainer.average, samples, padding_mode=config.padding_mode)
+        factor = keep_area(trainer.average, samples, padding_mode=config.padding_mode, iters=config.iters_in_use)
         print(f"the template's frame is scaled by {factor:.3f}, so that the objects keep their area")
 
 
 def export(config: TrainConfig, trainer: AlignmentStep) -> None:
     """Write aligner.safetensors: the averaged transformer, the template's latent and what is needed to use them."""
-    use = {"padding_mode": config.padding_mode, "iters": config.iters, "inject": config.inject}
+    use = {"padding_mode": config.padding_mode, "iters": config.iters_in_use, "inject": config.inject}
     export_aligner(config.out / "aligner.safetensors", trainer.average, trainer.target, use)
 
 
@@ -130,12 +131,12 @@ def evaluate(config: TrainConfig, trainer: AlignmentStep, real: Tensor | None) -
     """Figures on held-out real pictures; None where there are none."""
     distance = build_perceptual("efficientnet")
     transformer = copy.deepcopy(trainer.average).to("cpu")
-    use = {"padding_mode": config.padding_mode, "iters": config.iters}
+    use = {"padding_mode": config.padding_mode, "iters": config.iters_in_use}
     device = trainer.target.lat_mean.device
     if config.clusters > 1 or config.flips:
 
         def decide(images: Tensor) -> tuple[Tensor, Tensor]:
-            found = assign_real(trainer, images.to(device))
+            found = assign_real(config, trainer, images.to(device))
             return found.cluster.cpu(), found.mirrored.cpu()
 
         return evaluate_clusters(transformer, decide, config.digit, real, distance, **use)

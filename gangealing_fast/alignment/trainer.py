@@ -65,8 +65,10 @@ def build(config: TrainConfig, group: Group) -> AlignmentStep:
         raise UserError("--clusters must be at least 1, and --cluster-candidates no fewer")
     if config.single_steps and (config.clusters == 1 or not config.anneal_psi <= config.single_steps < config.steps):
         raise UserError("--single-steps needs --clusters 2 or more, and must lie between --anneal-psi and --steps")
-    if config.keep_area and (config.transforms != "similarity" or config.iters != 1 or config.clusters > 1 or config.flips):
-        raise UserError("--keep-area needs --transforms similarity, --iters 1, one cluster and no flips")
+    if min(config.iters, config.iters_in_use) < 1:
+        raise UserError(f"--iters and --iters-in-use must be at least 1, got {config.iters} and {config.iters_in_use}")
+    if config.keep_area and (config.transforms != "similarity" or config.clusters > 1 or config.flips):
+        raise UserError("--keep-area needs --transforms similarity, one cluster and no flips")
     if not 1 <= config.inject <= generator.n_latent:
         raise UserError(f"--inject must lie between 1 and the generator's {generator.n_latent} latents, got {config.inject}")
     try:
