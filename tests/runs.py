@@ -58,6 +58,7 @@ def train_config(folder: Path, **changes: Any) -> TrainConfig:
         "directions": 2,
         "principal_samples": 100,
         "perceptual_size": 32,
+        "held_out": 8,
         "snapshot": 2,
         "threads": 1,
         "reuse_memory": False,

@@ -163,6 +163,14 @@ def test_float16_runs_and_resumes(folder, monkeypatch):
         run(dataclasses.replace(config, out=folder / "refused"))
 
 
+def test_without_pictures_new_samples_show_what_was_learned(folder, capsys):
+    config = train_config(folder, steps=2)
+    run(config)
+    assert "no --data: judged by new samples" in capsys.readouterr().out
+    assert "Average of 8 new samples before" in (config.out / "report.html").read_text()
+    assert (config.out / "average.png").exists()
+
+
 def test_frozen_target_stays_at_the_mean(folder):
     config = train_config(folder, freeze_target=True, steps=2)
     run(config)

@@ -33,7 +33,7 @@ PAIRS = 1000
 @dataclass
 class Evaluation:
     """figures: see `report.Metrics`. before, after: the pictures `[N, 3, F, F]`. grid: `[N, F, F, 2]`. cluster: `[N]`, all 0 where
-    there is but one."""
+    there is but one. what: the pictures in words."""
 
     figures: Figures
     before: Tensor
@@ -41,6 +41,7 @@ class Evaluation:
     grid: Tensor
     baseline: Figures
     cluster: Tensor
+    what: str = "held-out pictures"
 
 
 def _look(distance: Distance, before: Tensor, after: Tensor) -> Figures:

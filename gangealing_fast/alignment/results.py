@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -112,11 +113,17 @@ def save_averages(before: Tensor, after: Tensor, path: Path, cluster: Tensor) ->
 
 
 @torch.no_grad()
+def new_samples(trainer: AlignmentStep, purpose: str, count: int) -> Tensor:
+    """`count` samples `[count, 3, S, S]` of the generator that no step of training has drawn, the same ones for each `purpose`."""
+    rows = [trainer.draw(purpose, range(start, min(start + 64, count))) for start in range(0, count, 64)]
+    return torch.cat([trainer.samples(numbers, 0.0, trainer.average).unaligned.float() for numbers in rows])
+
+
+@torch.no_grad()
 def finish(config: TrainConfig, trainer: AlignmentStep) -> None:
     """What is done to the averaged transformer after the last step; the checkpoint keeps it as it was trained."""
     if config.keep_area:
-        rows = [trainer.draw("area", range(start, start + 64)) for start in range(0, 1024, 64)]
-        samples = torch.cat([trainer.samples(numbers, 0.0, trainer.average).unaligned.float() for numbers in rows])
+        samples = new_samples(trainer, "area", 1024)
         factor = keep_area(trainer.average, samples, padding_mode=config.padding_mode, iters=config.iters_in_use)
         print(f"the template's frame is scaled by {factor:.3f}, so that the objects keep their area")
 
@@ -127,8 +134,16 @@ def export(config: TrainConfig, trainer: AlignmentStep) -> None:
     export_aligner(config.out / "aligner.safetensors", trainer.average, trainer.target, use)
 
 
-def evaluate(config: TrainConfig, trainer: AlignmentStep, real: Tensor | None) -> Evaluation | None:
-    """Figures on held-out real pictures; None where there are none."""
+def evaluate(config: TrainConfig, trainer: AlignmentStep, real: Tensor | None) -> Evaluation:
+    """Figures on held-out real pictures; where there are none, on new samples of the generator."""
+    if real is None:
+        print("no --data: judged by new samples of the generator instead of real pictures")
+        real = new_samples(trainer, "judged", config.held_out).cpu()
+        return dataclasses.replace(_evaluate(config, trainer, real), what="new samples")
+    return _evaluate(config, trainer, real)
+
+
+def _evaluate(config: TrainConfig, trainer: AlignmentStep, real: Tensor) -> Evaluation:
     distance = build_perceptual("efficientnet")
     transformer = copy.deepcopy(trainer.average).to("cpu")
     use = {"padding_mode": config.padding_mode, "iters": config.iters_in_use}
@@ -142,20 +157,22 @@ def evaluate(config: TrainConfig, trainer: AlignmentStep, real: Tensor | None) -
         return evaluate_clusters(transformer, decide, config.digit, real, distance, **use)
     if config.digit:
         return evaluate_digits(transformer, config.digit, distance, **use)
-    return None if real is None else evaluate_pictures(transformer, real, distance, **use)
+    return evaluate_pictures(transformer, real, distance, **use)
 
 
-def write_report(config: TrainConfig, trainer: AlignmentStep, evaluation: Evaluation | None, warnings: list[str]) -> None:
-    """report.html in the results folder."""
-    content: dict[str, Any] = {}
-    if evaluation is not None:
-        content["metrics"], content["baseline"] = evaluation.figures, evaluation.baseline
-        content["averages"] = captioned_averages(evaluation)
-        content["real"] = {"Before": evaluation.before[:12], "After": evaluation.after[:12]}
-        height, width = evaluation.grid.shape[1:3]
-        content["flows"] = (evaluation.grid - identity_grid(height, width))[:12]
-        save_averages(evaluation.before, evaluation.after, config.out / "average.png", evaluation.cluster)
-        save_grid(torch.cat([evaluation.before[:16], evaluation.after[:16]]).clamp(-1, 1), config.out / "aligned.png", columns=16)
+def write_report(config: TrainConfig, trainer: AlignmentStep, evaluation: Evaluation, warnings: list[str]) -> None:
+    """report.html, average.png and aligned.png in the results folder."""
+    height, width = evaluation.grid.shape[1:3]
+    content: dict[str, Any] = {
+        "metrics": evaluation.figures,
+        "baseline": evaluation.baseline,
+        "what": evaluation.what,
+        "averages": captioned_averages(evaluation),
+        "real": {"Before": evaluation.before[:12], "After": evaluation.after[:12]},
+        "flows": (evaluation.grid - identity_grid(height, width))[:12],
+    }
+    save_averages(evaluation.before, evaluation.after, config.out / "average.png", evaluation.cluster)
+    save_grid(torch.cat([evaluation.before[:16], evaluation.after[:16]]).clamp(-1, 1), config.out / "aligned.png", columns=16)
     write_run_report(
         config.out,
         title=f"Alignment: {config.out.name}",
@@ -194,8 +211,8 @@ def captioned_averages(evaluation: Evaluation) -> list[tuple[str, Tensor]]:
         name = f"cluster {k}, " if len(found) > 1 else ""
         count = int((evaluation.cluster == k).sum())
         captioned += [
-            (f"{name}average of {count} held-out pictures before".capitalize(), before),
-            ("The same pictures aligned", after),
+            (f"{name}average of {count} {evaluation.what} before".capitalize(), before),
+            ("The same aligned", after),
         ]
     return captioned
 

@@ -175,7 +175,7 @@ def learn_perceptual(config: TrainConfig, group: Group) -> Path:
 
 
 def run(config: TrainConfig) -> Evaluation | None:
-    """Train, or go on training, then evaluate and write the report; returns the evaluation, None without held-out pictures.
+    """Train, or go on training, then evaluate and write the report; returns the evaluation, None in all processes but the first.
 
     Raises UserError for a user's mistakes.
     """
@@ -204,8 +204,7 @@ def _run(config: TrainConfig, group: Group) -> Evaluation | None:
     results.export(config, trainer)
     evaluation = results.evaluate(config, trainer, real)
     results.write_report(config, trainer, evaluation, warnings)
-    if evaluation is not None:
-        results.print_figures(evaluation.figures)
+    results.print_figures(evaluation.figures)
     return evaluation
 
 

@@ -36,6 +36,7 @@ def write_run_report(
     baseline: Mapping[str, float | Mapping[str, Any]] | None = None,
     averages: Sequence[tuple[str, Tensor]] = (),
     real: Mapping[str, Tensor] | None = None,
+    what: str = "held-out pictures",
     samples: Mapping[str, Tensor] | None = None,
     flows: Tensor | None = None,
     records: Sequence[Mapping[str, Any]] | None = None,
@@ -49,7 +50,8 @@ def write_run_report(
 
     warnings: sentences shown first. metrics, baseline: see `Metrics`. averages: (caption, [C, H, W] in [-1, 1]), before
     and after. real, samples: rows of pictures [N, C, H, W] by name, e.g. {"Before": ..., "After": ...} and {"Sample":
-    ..., "Target": ..., "Aligned": ...}. flows: [N, H, W, 2] normalised, a residual flow or a grid minus the identity,
+    ..., "Target": ..., "Aligned": ...}. what: the pictures of averages, metrics and `real`, in words.
+    flows: [N, H, W, 2] normalised, a residual flow or a grid minus the identity,
     of the real pictures in their order where N agrees, else of others. records: the lines of the log; by default read
     from `folder`/log.jsonl. commands: (what it does, command line). extra: more sections, after the curves.
     """
@@ -59,16 +61,17 @@ def write_run_report(
     if warnings:
         sections.append(Text("Warnings", list(warnings), listed=len(warnings) > 1, alert=True))
     if averages:
-        sections.append(Pictures("Average picture", averages, text="The mean of held-out pictures, pixel by pixel."))
+        sections.append(Pictures("Average picture", averages, text=f"The mean of {what}, pixel by pixel."))
     if metrics:
-        text = "On held-out pictures; before: identity warps. Ratios are after over before."
+        text = f"On {what}; before: identity warps. Ratios are after over before."
         sections.append(Metrics("Figures", metrics, baseline or {}, text=text))
     if real:
         rows = dict(real)
         if flows is not None and flows.shape[0] == next(iter(rows.values())).shape[0]:
             rows["Flow (hue: direction, saturation: distance)"] = flow_pictures(flows)
             flows = None
-        sections.append(Rows("Real pictures", rows, text="Held-out pictures, one per column, and how each was warped."))
+        text = f"{what.capitalize()}, one per column, and how each was warped."
+        sections.append(Rows("Before and after", rows, text=text))
     if flows is not None:
         sections.append(Rows("Flows", {"Hue: direction, saturation: distance": flow_pictures(flows)}))
     if samples:
