@@ -12,8 +12,9 @@ from typing import Any
 from gangealing_fast.errors import UserError
 from gangealing_fast.files import read_json, write_json
 
-PLANE = ("ring-wgan-gp", "ring-dragan", "ring-nonsaturating", "wasserstein")
-DIGITS = ("acgan", "infogan", "ebgan", "began")
+PLANE = ("ring-wgan-gp", "ring-dragan", "ring-nonsaturating", "wasserstein", "circles")
+LABELS = ("catgan-unsupervised", "catgan-100", *(f"semi-supervised-{labels}" for labels in (25, 50, 100, 1000)))
+DIGITS = ("acgan", "infogan", "ebgan", "began", *LABELS)
 NAMES = PLANE + DIGITS
 
 

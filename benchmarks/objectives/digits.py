@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from gangealing_fast.adversarial.config import PretrainConfig
 from gangealing_fast.adversarial.networks import build, latents, make_objective, resolved
-from gangealing_fast.adversarial.pretraining import make_trainer
+from gangealing_fast.adversarial.pretraining import make_augmentation, make_trainer
 from gangealing_fast.adversarial.source import Source, open_source
 from gangealing_fast.data.digits import training_digits, warp_digits
 from gangealing_fast.data.mnist import find_images, labels_path, read_idx, read_images
@@ -65,7 +65,7 @@ class Training:
     def steps(self, count: int, last_rate: float = 0.1) -> Iterator[dict[str, float]]:
         """Update the generator `count` times, giving statistics; learning rates fall linearly to `last_rate` of themselves."""
         config, objective, networks = self.config, self.objective, self.networks
-        step, shown = make_trainer(config, objective, networks, None, self.dtype), 0
+        step, shown = make_trainer(config, objective, networks, make_augmentation(config, objective), self.dtype), 0
         groups = [group for side in (step.generator_optimizer, step.critic_optimizer) for group in side.param_groups]
         rates = [group["lr"] for group in groups]
         for done in range(count):

@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 
-from benchmarks.objectives import digit_trials
+from benchmarks.objectives import class_trials, digit_trials
+from benchmarks.objectives.circles import circles_trial
 from benchmarks.objectives.distances import spearman, wasserstein
 from benchmarks.objectives.plane import Trial, quality, ring
 from gangealing_fast.adversarial.objectives import make
@@ -58,14 +59,18 @@ TRIALS: dict[str, Callable[[int], dict[str, Any]]] = {
     "ring-dragan": ring_trial("dragan", 3500, {"weight": 1.0, "deviation": 0.1}),
     "ring-nonsaturating": ring_trial("nonsaturating", 3500, {}),
     "wasserstein": wasserstein_trial,
+    "circles": circles_trial,
 }
+ON_DIGITS = digit_trials.TRIALS | class_trials.TRIALS
 # figure, lowest and highest value that the median over seeds must have
 GOALS: dict[str, dict[str, tuple[float, float]]] = {
     "ring-wgan-gp": {"modes": (8, 8), "good": (0.85, 1.0), "gradient_norm": (0.8, 1.2)},
     "ring-dragan": {"modes": (8, 8), "good": (0.85, 1.0)},
     "ring-nonsaturating": {},
     "wasserstein": {"spearman": (0.4, 1.0)},
+    "circles": {"accuracy": (0.98, 1.0), "without_generator": (0.5, 0.75)},
     **digit_trials.GOALS,
+    **class_trials.GOALS,
 }
 
 
@@ -80,7 +85,7 @@ def measure(name: str, seed: int, mnist: Path | None = None) -> dict[str, Any]:
     torch.set_num_threads(1)
     try:
         started = time.process_time()
-        figures = TRIALS[name](seed) if name in TRIALS else digit_trials.TRIALS[name](mnist, seed)
+        figures = TRIALS[name](seed) if name in TRIALS else ON_DIGITS[name](mnist, seed)
         return {"trial": name, "seed": seed} | {"cpu_seconds": time.process_time() - started} | figures
     finally:
         torch.set_num_threads(threads)

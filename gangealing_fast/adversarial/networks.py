@@ -212,7 +212,6 @@ def _optimizers(
             rates[1] * lazy,
             (betas[0] ** lazy, betas[1] ** lazy),
             averages=None if classifier is None else classifier.parameters(),
-            decay=CLASSIFIER_DECAY,
         ),
     )
 

@@ -18,6 +18,7 @@ from gangealing_fast.adversarial.codes import Codes
 from gangealing_fast.adversarial.config import PretrainConfig
 from gangealing_fast.adversarial.networks import (
     CHECKPOINT_KIND,
+    CLASSIFIER_DECAY,
     Networks,
     PictureGenerator,
     build,
@@ -73,7 +74,7 @@ def run(config: PretrainConfig) -> Path:
     prepare_process(config)
     torch.manual_seed(config.seed)
     networks = build(config, objective, device)
-    augmentation = _augmentation(config, objective)
+    augmentation = make_augmentation(config, objective)
     trainer = make_trainer(config, objective, networks, augmentation, dtype)
     step, shown, best = 0, 0, math.inf
     if resuming and checkpoint.has_checkpoint(config.out):
@@ -153,6 +154,8 @@ def make_trainer(
         config.r1,
         config.r1_interval,
         config.path_length,
+        noise=config.critic_noise,
+        critic_decay=None if networks.classifier is None else CLASSIFIER_DECAY,
     )
 
 
@@ -167,7 +170,8 @@ def _examined(config: PretrainConfig, networks: Networks, source: Source, examin
     return figures
 
 
-def _augmentation(config: PretrainConfig, objective: Objective) -> Augmentation:
+def make_augmentation(config: PretrainConfig, objective: Objective) -> Augmentation:
+    """What the critic sees of pictures. Says so where an adaptive one has nothing to adapt to."""
     adaptive = config.augment == "adaptive"
     if adaptive and objective.boundary is None:
         print(f"no augmentation: no output of the critic of {objective.name} tells how sure it is (--augment fixed is possible)")

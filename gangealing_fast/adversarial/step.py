@@ -24,7 +24,9 @@ class AdversarialStep:
     sample(n, labels): n samples of the generator, `[n, ...]`, made from `labels`: codes `[n, C]` where `objective` has codes, the
     real samples' classes `[n]` if `conditional`, else None.
     critic: samples, and their classes if `conditional`, → what `objective` needs; the objective sees the real ones' in any case.
-    augmentation: what the critic sees of either side; None for all as it is.
+    augmentation: what the critic sees of either side; None for all as it is. noise: deviation of Gaussian noise on top of it.
+    critic_decay: the share that an update of the critic keeps of the running average of its weights, less at first, so that the
+    average forgets where it began; None where the critic's optimiser keeps no average.
     dtype: what the networks compute in (weights and optimisers stay float32). r1: gamma of R1, 0 for none, applied every
     `r1_interval` steps with its weight multiplied accordingly (lazy regularisation, StyleGAN2 section 3.1). path_length: weight of
     StyleGAN2's path-length regularisation every `path_interval` updates of the generator, 0 for none.
@@ -44,6 +46,8 @@ class AdversarialStep:
     r1_interval: int = 16
     path_length: float = 0.0
     path_interval: int = 4
+    noise: float = 0.0
+    critic_decay: float | None = None
     state: dict[str, float] = field(default_factory=dict)
     path_mean: float = 0.0
     critic_count: int = 0
@@ -65,7 +69,8 @@ class AdversarialStep:
             setattr(self, name, dict(value) if isinstance(value, dict) else value)
 
     def _seen(self, samples: Tensor) -> Tensor:
-        return samples if self.augmentation is None else self.augmentation(samples)
+        seen = samples if self.augmentation is None else self.augmentation(samples)
+        return seen + self.noise * torch.randn_like(seen) if self.noise else seen
 
     def _judge(self, samples: Tensor, labels: Tensor | None) -> Output:
         return self.critic(samples, labels) if self.conditional else self.critic(samples)
@@ -110,7 +115,7 @@ class AdversarialStep:
                 penalty = r1_penalty(objective.realness(self._judge(images, labels)), images)
             (penalty * (0.5 * self.r1 * self.r1_interval)).backward()
             statistics["r1"] = penalty.item()
-        self.critic_optimizer.step()
+        self._move_critic()
         if objective.post_step is not None:
             objective.post_step(self.critic)
         if self.augmentation is not None and objective.boundary is not None:
@@ -118,6 +123,13 @@ class AdversarialStep:
         self.critic_count += 1
         self._real = sides[0].detached()
         return statistics
+
+    def _move_critic(self) -> None:
+        if self.critic_decay is None:
+            self.critic_optimizer.step()
+        else:
+            assert isinstance(self.critic_optimizer, AdamEma)
+            self.critic_optimizer.step(decay=min(self.critic_decay, (1 + self.critic_count) / (10 + self.critic_count)))
 
     def _judgement(self, real: Side, fake: Side) -> dict[str, float]:
         objective, statistics = self.objective, {}

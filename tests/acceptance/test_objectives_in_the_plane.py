@@ -16,7 +16,7 @@ from gangealing_fast.metrics.divergences import wasserstein_1d
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["ring-dragan", "wasserstein"])
+@pytest.mark.parametrize("name", ["ring-dragan", "wasserstein", "circles"])
 def test_goals_are_met(name):
     record = trials.measure(name, 0)
     for figure, (lowest, highest) in trials.GOALS[name].items():
@@ -45,7 +45,7 @@ def test_distances():
 
 
 def test_the_command_reports_medians_and_missed_goals(monkeypatch, tmp_path, capsys):
-    assert (*trials.TRIALS, *trials.digit_trials.TRIALS) == tuple(trials.GOALS) == command.NAMES
+    assert (*trials.TRIALS, *trials.ON_DIGITS) == tuple(trials.GOALS) == command.NAMES
     monkeypatch.setitem(trials.TRIALS, "ring-dragan", lambda seed: {"modes": 8 if seed else 3, "good": 0.1 * seed + 0.7})
     status = command.main(["ring-dragan", "--seeds", "0", "1", "2", "--json", str(tmp_path / "figures.json")])
     line = capsys.readouterr().out
