@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import pytest
@@ -203,3 +204,25 @@ def test_the_step_matches_features_of_the_critic_as_it_is_now():
     torch.testing.assert_close(values[0], expected.item())
     assert values[-1] < 0.5 * values[0]
     assert all(torch.equal(p, q) for p, q in zip(before, critic.parameters(), strict=True))
+
+
+def test_the_critic_sees_noise_and_its_average_forgets_the_beginning():
+    generator, critic = nn.Linear(4, 3), nn.Linear(3, 2)
+    average = copy.deepcopy(critic)
+    optimisers = AdamEma(generator.parameters(), 0.0), AdamEma(critic.parameters(), 0.1, averages=average.parameters())
+    seen = []
+    critic.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].detach()))
+    objective = make("catgan", classes=2)
+    step = AdversarialStep(
+        generator, critic, *optimisers, objective, lambda n, labels: torch.zeros(n, 3), noise=0.5, critic_decay=0.998
+    )
+    start = [p.clone() for p in critic.parameters()]
+    step.critic_step(torch.zeros(400, 3))
+    assert len(seen) == 2 and all(abs(points.std() - 0.5) < 0.05 for points in seen) and not torch.equal(*seen)
+    for first, kept, now in zip(start, average.parameters(), critic.parameters(), strict=True):
+        torch.testing.assert_close(kept, 0.1 * first + 0.9 * now)
+    step.critic_count = 100_000
+    before = [p.clone() for p in average.parameters()]
+    step.critic_step(torch.zeros(400, 3))
+    for old, kept, now in zip(before, average.parameters(), critic.parameters(), strict=True):
+        torch.testing.assert_close(kept, 0.998 * old + 0.002 * now)
