@@ -39,7 +39,7 @@ def options(folder: Path, objective: str, seed: int, **changes: Any) -> Pretrain
         "latent_dim": 74,
         "channel_base": 512,
         "max_channels": 128,
-        "batch": 32,
+        "batch": 64,
         "augment": "none",
         "ema_kimg": 5.0,
         "seed": seed,

@@ -56,11 +56,12 @@ def _agreement(scores: Tensor, classes: Tensor) -> float:
     return ((scores.argmax(1) == classes) & known).sum().item() / max(1, known.sum().item())
 
 
-def acgan(classes: int = 10, weight: float = 1.0) -> Objective:
+def acgan(classes: int = 10, weight: float = 1.0, generated: float = 1.0) -> Objective:
     """Odena et al. 2017 (arXiv 1610.09585), eq. 2-3: L_S, the log-likelihood of real and generated, and L_C, that of the classes.
 
     The critic maximises L_S + weight · L_C over real and generated samples, the generator weight · L_C - L_S, with -L_S in its
-    non-saturating form. A category of the generator's codes is a class of the data.
+    non-saturating form. A category of the generator's codes is a class of the data. generated: how much generated samples count in
+    the critic's L_C; 1 is the paper's, with 0 it learns classes from real samples alone and does not come to meet the generator.
     """
     classes = whole_number("classes", classes, 2)
     codes = Codes(classes)
@@ -68,7 +69,7 @@ def acgan(classes: int = 10, weight: float = 1.0) -> Objective:
     def critic(real: Side, fake: Side, state: State) -> Tensor:
         loss = cross_entropy_critic(first_column(real.output), first_column(fake.output))
         of_real = class_loss(_numbers(real, classes), known_classes("acgan", real, classes))
-        return loss + weight * (of_real + class_loss(_numbers(fake, classes), _codes(fake, codes)[0]))
+        return loss + weight * (of_real + generated * class_loss(_numbers(fake, classes), _codes(fake, codes)[0]))
 
     def generator(fake: Side, state: State) -> Tensor:
         loss = nonsaturating_generator(first_column(fake.output))
