@@ -52,13 +52,15 @@ def main(arguments: list[str] | None = None) -> int:
     everything = True
     try:
         for name in options.trials or (NAMES if options.mnist else PLANE):
-            records = [measure(name, seed, options.mnist) for seed in options.seeds]
+            records: list[dict[str, Any]] = []
+            for seed in options.seeds:
+                records.append(measure(name, seed, options.mnist))
+                if options.json is not None:
+                    there = read_json(options.json) if options.json.exists() else {}
+                    write_json(options.json, there | {name: records})
             line, met = summary(name, records, GOALS[name])
             print(line, flush=True)
             everything &= met
-            if options.json is not None:
-                there = read_json(options.json) if options.json.exists() else {}
-                write_json(options.json, there | {name: records})
     except UserError as error:
         print(error, file=sys.stderr)
         return 2

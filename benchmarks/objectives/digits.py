@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from gangealing_fast.adversarial.config import PretrainConfig
 from gangealing_fast.adversarial.networks import build, latents, make_objective, resolved
+from gangealing_fast.adversarial.objectives import Side
 from gangealing_fast.adversarial.pretraining import make_augmentation, make_trainer
 from gangealing_fast.adversarial.source import Source, open_source
 from gangealing_fast.data.digits import training_digits, warp_digits
@@ -93,6 +94,15 @@ class Training:
             with autocast(CPU, self.dtype):
                 found.append(self.networks.average(*inputs).float())
         return torch.cat(found)
+
+
+    @torch.no_grad()
+    def statistics(self, pictures: Tensor, codes: Tensor) -> dict[str, float]:
+        """What the objective says of pictures `[N, 3, 32, 32]` made from `codes` `[N, C]`, seen as they are."""
+        assert self.objective.statistics is not None
+        output = torch.cat([self.networks.critic(part) for part in pictures.split(250)])
+        side = Side(pictures, output, codes)
+        return self.objective.statistics(side, side, {})
 
 
 def held_out(folder: Path) -> tuple[Tensor, Tensor]:
