@@ -46,7 +46,7 @@ INVARIANT: dict[str, Any] = {
 }
 
 
-def infogan(mnist: Path, seed: int, steps: int = 1600) -> dict[str, Any]:
+def infogan(mnist: Path, seed: int, steps: int = 1500) -> dict[str, Any]:
     """Which digits the categories show, found without any label: agreement under the best one-to-one assignment, and the bound."""
     judged, training = judge(mnist), Training(options(mnist, "infogan", seed, **INVARIANT))
     for _ in training.steps(steps):

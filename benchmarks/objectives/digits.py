@@ -95,7 +95,6 @@ class Training:
                 found.append(self.networks.average(*inputs).float())
         return torch.cat(found)
 
-
     @torch.no_grad()
     def statistics(self, pictures: Tensor, codes: Tensor) -> dict[str, float]:
         """What the objective says of pictures `[N, 3, 32, 32]` made from `codes` `[N, C]`, seen as they are."""
