@@ -275,3 +275,14 @@ def test_projected_critic_trains_nothing_frozen():
     trained = {name for name, p in critic.named_parameters() if p.grad is not None}
     assert trained and not any(name.startswith("mix") for name in trained)
     assert not any("stem" in name for name in critic.state_dict())
+
+
+def test_latents_of_the_runs_own_seed_are_like_any_other(folder):
+    """The weights are not drawn by the numbers that `torch.manual_seed(seed)` gives whoever samples."""
+    config = pretrain_config(folder, latent_dim=64, kimg=0.004, snapshot_kimg=0.004, score_pictures=0, seed=3)
+    generator = load_generator(run(config))
+    spread = []
+    for seed in (3, 4, 5):
+        torch.manual_seed(seed)
+        spread.append(generator.map(torch.randn(64, 64)).std().item())
+    assert spread[0] == pytest.approx((spread[1] + spread[2]) / 2, rel=0.1)

@@ -37,7 +37,7 @@ from gangealing_fast.errors import UserError
 from gangealing_fast.files import JsonLines, read_json_lines
 from gangealing_fast.models import DcganCritic, Discriminator
 from gangealing_fast.precision import resolve
-from gangealing_fast.randomness import private_stream
+from gangealing_fast.randomness import derived_seed, private_stream
 from gangealing_fast.report import Configuration, Curves, Pictures, write_report
 from gangealing_fast.report.pictures import save_grid
 from gangealing_fast.runs import choose_device, open_run, plain, prepare_process
@@ -72,7 +72,9 @@ def run(config: PretrainConfig) -> Path:
     resuming = open_run(config.out, "pretrain", config)
     dtype = resolve(config.precision, device)
     prepare_process(config)
-    torch.manual_seed(config.seed)
+    # Not the seed itself: the first weights would be the very numbers that a user's torch.manual_seed(0) gives as latents, and such
+    # latents, rows of the mapping network's first layer, make samples unlike all others.
+    torch.manual_seed(derived_seed(config.seed, "pretrain"))
     networks = build(config, objective, device)
     augmentation = make_augmentation(config, objective)
     trainer = make_trainer(config, objective, networks, augmentation, dtype)
