@@ -27,7 +27,7 @@ from gangealing_fast.adversarial.penalties import (
     r1_penalty,
 )
 from gangealing_fast.metrics.divergences import jensen_shannon, pearson_chi2, total_variation, wasserstein_1d
-from gangealing_fast.models import DcganCritic, DcganGenerator, Discriminator, Generator
+from gangealing_fast.models import Autoencoder, DcganCritic, DcganGenerator, Discriminator, Generator
 from gangealing_fast.models.layers import EqualConv2d
 
 double = torch.float64
@@ -363,6 +363,20 @@ def test_began_keeps_its_balance_within_bounds():
 
 
 # ---- networks
+
+
+def test_autoencoders_reconstruct_any_pixel_and_may_be_normalised():
+    """A tanh at the end would have no slope where a pixel is far on the wrong side."""
+    images = torch.randn(4, 3, 16, 16)
+    for norm, mixing in (("none", False), ("batch", True)):
+        network = Autoencoder(16, channel_base=64, norm=norm)
+        nn.init.constant_(network.decoder[-1].bias, -7.0)
+        found = network(images)
+        assert found.samples.shape == images.shape and found.code.shape == (4, 64) and found.samples.min() < -1
+        assert (not torch.allclose(found.code[:2], network(images[:2]).code, atol=1e-3)) == mixing
+    generator = DcganGenerator(8, 4, channel_base=32)
+    nn.init.constant_(generator.layers[-1].bias, -7.0)
+    assert generator(torch.randn(2, 4)).min() >= -1
 
 
 def test_labels_go_through_a_linear_map():

@@ -76,7 +76,8 @@ class PretrainConfig:
     labelled_share: float = 0.5
     """With --labels: the share of each batch that is drawn from the labelled digits."""
     critic_norm: Literal["auto", "batch", "layer", "none"] = "auto"
-    """Normalisation in the critic of dcgan; auto: batch, or layer where gradients at single samples are penalised."""
+    """Normalisation in the critic of dcgan; auto: batch, layer where gradients at single samples are penalised, none in an
+    autoencoder."""
     critic_noise: float = 0.0
     """Deviation of the Gaussian noise on every picture that the critic sees; keeps it from being sure too early."""
     generator_learning_rate: float | None = None

@@ -173,7 +173,7 @@ def _critic(config: PretrainConfig, objective: Objective, widths: dict[str, Any]
         features = EfficientNetPerceptual(PROJECTED_TAPS, min_size=max(128, config.size)).to(device)
         return ProjectedDiscriminator(features.features, config.size)
     if objective.output == "autoencoder":
-        return Autoencoder(config.size, **widths)
+        return Autoencoder(config.size, norm="none" if config.critic_norm == "auto" else config.critic_norm, **widths)
     if config.architecture == "stylegan2":
         alone = objective.alone or objective.categories > 0
         group, features = 1 if alone else 4, objective.match is not None

@@ -88,7 +88,7 @@ class LabelMap(nn.Module):
 
 
 def _decoder(inputs: int, size: int, widths: Widths, norm: Norm, slope: float) -> nn.Sequential:
-    """`[N, inputs, 1, 1]` → `[N, 3, size, size]` in [-1, 1]."""
+    """`[N, inputs, 1, 1]` → `[N, 3, size, size]`, any numbers."""
     plain = norm == "none"
     layers: list[nn.Module] = [nn.ConvTranspose2d(inputs, widths.at(4), 4, bias=plain)]
     layers += [*_norm(norm, widths.at(4)), Activation(slope)]
@@ -97,7 +97,7 @@ def _decoder(inputs: int, size: int, widths: Widths, norm: Norm, slope: float) -
         here, there = widths.at(resolution), widths.at(2 * resolution)
         layers += [nn.ConvTranspose2d(here, there, 4, stride=2, padding=1, bias=plain), *_norm(norm, there), Activation(slope)]
         resolution *= 2
-    return nn.Sequential(*layers, nn.ConvTranspose2d(widths.at(resolution), 3, 4, stride=2, padding=1), nn.Tanh())
+    return nn.Sequential(*layers, nn.ConvTranspose2d(widths.at(resolution), 3, 4, stride=2, padding=1))
 
 
 def _encoder(size: int, widths: Widths, norm: Norm) -> nn.Sequential:
@@ -149,7 +149,7 @@ class DcganGenerator(nn.Module):
             raise ValueError(f"DcganGenerator: z must be [N, {self.latent_dim}], got {list(z.shape)}")
         if self.label_map is not None:
             z = torch.cat([z, self.label_map(labels).to(z.dtype)], 1)
-        return self.layers(z[:, :, None, None]).float()
+        return torch.tanh(self.layers(z[:, :, None, None]).float())
 
 
 class DcganCritic(nn.Module):
@@ -200,16 +200,27 @@ class DcganCritic(nn.Module):
 
 
 class Autoencoder(nn.Module):
-    """A critic that reconstructs pictures `[N, 3, size, size]` through a code of `code_dim` numbers; without normalisation."""
+    """A critic that reconstructs pictures `[N, 3, size, size]` through a code of `code_dim` numbers; norm as for `DcganCritic`.
 
-    def __init__(self, size: int, code_dim: int = 64, *, max_channels: int = 512, channel_base: int | None = 4096) -> None:
+    Without a tanh at its end, as in arXiv 1703.10717: pixels that are driven far to the wrong side would stay there.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        code_dim: int = 64,
+        *,
+        norm: Norm = "none",
+        max_channels: int = 512,
+        channel_base: int | None = 4096,
+    ) -> None:
         super().__init__()
         _check_size("Autoencoder", size)
         widths = Widths(2.0, max_channels, channel_base)
         self.size = size
-        self.encoder = nn.Sequential(*_encoder(size, widths, "none"), nn.Conv2d(widths.at(4), code_dim, 4))
-        self.decoder = _decoder(code_dim, size, widths, "none", 0.2)
-        _initialise(self, "none")
+        self.encoder = nn.Sequential(*_encoder(size, widths, norm), nn.Conv2d(widths.at(4), code_dim, 4))
+        self.decoder = _decoder(code_dim, size, widths, norm, 0.2)
+        _initialise(self, norm)
 
     def forward(self, images: Tensor) -> Reconstruction:
         if images.dim() != 4 or images.shape[1:] != (3, self.size, self.size):
