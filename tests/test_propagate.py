@@ -3,14 +3,13 @@
 
 from __future__ import annotations
 
-import sys
-
 import numpy as np
 import pytest
 import torch
 from picture_files import noise
 from PIL import Image
 from test_aligner import bend
+from test_commands import call
 from test_exporting import clustered, composed
 
 from gangealing_fast import Aligner, align, propagate
@@ -20,15 +19,6 @@ from gangealing_fast.files import read_json_lines
 from gangealing_fast.foreign.writing import export_aligner
 from gangealing_fast.models import SpatialTransformer
 from gangealing_fast.ops import flow_regularizer
-
-
-def call(monkeypatch, command, *arguments):
-    monkeypatch.setattr(sys, "argv", ["command", *map(str, arguments)])
-    try:
-        command.main()
-    except SystemExit as end:
-        return end.code
-    return 0
 
 
 def saved(path, model: Aligner):
