@@ -97,6 +97,9 @@ def test_acgan_by_hand():
     sides = side(real, classes), side(fake, made_from)
     torch.testing.assert_close(objective.critic(*sides, {}), source + 0.7 * (of_real + of_fake))
     torch.testing.assert_close(objective.generator(sides[1], {}), -fake[:, 0].sigmoid().log().mean() + 0.7 * of_fake)
+    alone = make("acgan", classes=3, weight=0.7, generated=0)
+    torch.testing.assert_close(alone.critic(*sides, {}), source + 0.7 * of_real)
+    torch.testing.assert_close(alone.generator(sides[1], {}), objective.generator(sides[1], {}))
     assert objective.outputs == 4 and objective.classes == 3 and objective.codes == codes
     torch.testing.assert_close(objective.realness(real), real[:, 0])
 
