@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Train a digits generator by several objectives, let each feed the aligner, and print a table of score and alignment.
 
-python tools/compare_objectives.py --out runs/objectives --mnist FOLDER [--objectives nonsaturating lsgan wgan-gp] \\
+python tools/compare_objectives.py --out runs/objectives --mnist FOLDER [--objectives nonsaturating lsgan hinge] \\
     [--seeds 0 1 2] [--kimg 16] [--steps 1000] [--threads N]
 
 Every objective gets the preset `digits` of `pretrain`, the same number of pictures and one update of the critic for each of the
@@ -70,7 +70,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder of the runs, of table.md and figures.json")
     parser.add_argument("--mnist", type=Path, required=True, help="folder of MNIST's IDX files")
-    parser.add_argument("--objectives", nargs="+", default=["nonsaturating", "lsgan", "wgan-gp"])
+    parser.add_argument("--objectives", nargs="+", default=["nonsaturating", "lsgan", "hinge"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--kimg", type=float, default=16.0, help="thousands of pictures for each generator")
     parser.add_argument("--steps", type=int, default=1000, help="of each aligner")
