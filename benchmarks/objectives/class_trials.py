@@ -80,7 +80,7 @@ def catgan_unsupervised(mnist: Path, seed: int, steps: int = 1400) -> dict[str, 
 def catgan_labelled(mnist: Path, seed: int, steps: int = 1000, labels: int = 100) -> dict[str, Any]:
     """K = 10 outputs and 100 labels; the critic sees digits slightly moved, turned, scaled and shaded."""
     augmented = {"augment": "fixed", "augment_p": 0.5}
-    error, training, _ = with_generator(mnist, "catgan", seed, steps, labels=labels, **augmented)
+    error, training, _ = with_generator(mnist, "catgan", seed, steps, labels=labels, batch=32, **augmented)
     return {"test_error": error, "cpu_seconds": training.cpu_seconds}
 
 
