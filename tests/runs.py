@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import random
 import signal
@@ -12,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from gangealing_fast.adversarial.config import PretrainConfig
@@ -135,3 +137,26 @@ if __name__ == "__main__":
         from gangealing_fast.adversarial.pretraining import run as pretrain
 
         print("cut short:", _kill_repeatedly(lambda: pretrain(pretrain_config(folder, **changes)) and None, kills, 0))
+
+
+def assert_pretraining_resumes(config: PretrainConfig, folder: Path, monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
+    """Stopped in a generator step after `steps` of them and resumed, the run ends as an uninterrupted one, tensor by tensor."""
+    from gangealing_fast import checkpoint
+    from gangealing_fast.adversarial.pretraining import run
+    from gangealing_fast.adversarial.step import AdversarialStep
+
+    run(dataclasses.replace(config, out=folder / "whole"))
+    original = AdversarialStep.generator_step
+    calls = iter(range(100))
+
+    def interrupted(self, *arguments):
+        if next(calls) == steps:
+            raise KeyboardInterrupt
+        return original(self, *arguments)
+
+    monkeypatch.setattr(AdversarialStep, "generator_step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(config)
+    monkeypatch.undo()
+    run(config)
+    assert_identical(*(checkpoint.load(folder / name / "checkpoint.pt") for name in ("whole", "run")))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import assert_identical, pretrain_config, write_pictures
+from runs import assert_identical, assert_pretraining_resumes, pretrain_config, write_pictures
 from support import relative_error, shared
 
 from gangealing_fast import checkpoint
@@ -132,21 +132,7 @@ def test_stopped_and_resumed_equals_uninterrupted(folder, monkeypatch, changes):
     if changes.get("data") == "mnist":
         changes = changes | {"data": shared("data", "mnist")}
     config = pretrain_config(folder, **{"score_pictures": 0} | changes)
-    run(dataclasses.replace(config, out=folder / "whole"))
-    original = step_module.AdversarialStep.generator_step
-    calls = iter(range(100))
-
-    def interrupted(self, *arguments):
-        if next(calls) == 5:
-            raise KeyboardInterrupt
-        return original(self, *arguments)
-
-    monkeypatch.setattr(step_module.AdversarialStep, "generator_step", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        run(config)
-    monkeypatch.undo()
-    run(config)
-    assert_identical(*(checkpoint.load(folder / name / "checkpoint.pt") for name in ("whole", "run")))
+    assert_pretraining_resumes(config, folder, monkeypatch, steps=5)
 
 
 def test_doubled_networks_compute_what_the_small_ones_did():

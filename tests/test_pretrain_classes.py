@@ -3,18 +3,16 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 
 import numpy as np
 import pytest
 import torch
 from picture_files import write_idx
-from runs import assert_identical, pretrain_config, write_pictures
+from runs import assert_pretraining_resumes, pretrain_config, write_pictures
 from torch import nn
 
 from gangealing_fast import checkpoint
-from gangealing_fast.adversarial import step as step_module
 from gangealing_fast.adversarial.classification import Classifier, majority, settle_statistics
 from gangealing_fast.adversarial.pretraining import run
 from gangealing_fast.adversarial.source import DigitSource, balanced
@@ -121,21 +119,7 @@ def test_pictures_without_classes_are_shared_out_too(tmp_path):
 def test_stopped_and_resumed_equals_uninterrupted(folder, monkeypatch, objective):
     matching = ("matching=1",) if objective == "semi-supervised" else ()
     config = digit_config(folder, objective=objective, architecture="dcgan", objective_options=matching)
-    run(dataclasses.replace(config, out=folder / "whole"))
-    original = step_module.AdversarialStep.generator_step
-    calls = iter(range(100))
-
-    def interrupted(self, *arguments):
-        if next(calls) == 7:
-            raise KeyboardInterrupt
-        return original(self, *arguments)
-
-    monkeypatch.setattr(step_module.AdversarialStep, "generator_step", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        run(config)
-    monkeypatch.undo()
-    run(config)
-    assert_identical(*(checkpoint.load(folder / name / "checkpoint.pt") for name in ("whole", "run")))
+    assert_pretraining_resumes(config, folder, monkeypatch, steps=7)
 
 
 def test_test_digits_may_be_missing(folder, capsys):

@@ -70,11 +70,6 @@ class PretrainConfig:
     semi-supervised)."""
     labelled_share: float = 0.5
     """With --labels: the share of each batch that is drawn from the labelled digits."""
-    labels: int = 0
-    """Of so many training digits the critic is told the class, as many of each; the others are shown without (catgan,
-    semi-supervised)."""
-    labelled_share: float = 0.5
-    """With --labels: the share of each batch that is drawn from the labelled digits."""
     critic_norm: Literal["auto", "batch", "layer", "none"] = "auto"
     """Normalisation in the critic of dcgan; auto: batch, layer where gradients at single samples are penalised, none in an
     autoencoder."""
