@@ -15,6 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from gangealing_fast.alignment.aligner import Aligner
+from gangealing_fast.data.decoding import is_transparent
 from gangealing_fast.data.pictures import PictureStream, skipped_summary, to_float
 from gangealing_fast.errors import UserError
 from gangealing_fast.files import JsonLines, make_folder, read_bytes, save_picture
@@ -33,7 +34,7 @@ def read_edit(path: Path) -> Tensor:
     try:
         with Image.open(io.BytesIO(read_bytes(path))) as picture:
             picture.load()
-            opaque = picture.mode not in ("RGBA", "LA", "PA", "RGBa", "La") and "transparency" not in picture.info
+            opaque = not is_transparent(picture)
             values = numpy.array(picture.convert("RGBA"))
     except UserError:
         raise

@@ -13,13 +13,18 @@ Crop = Literal["center", "pad"]
 ENDINGS = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"})
 
 
+def is_transparent(picture: Image.Image) -> bool:
+    """Whether a picture has an alpha channel or a transparent colour, whatever they hold."""
+    return picture.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in picture.info
+
+
 def to_rgb(picture: Image.Image) -> Image.Image:
     """8-bit RGB of a picture of any mode: transparency is laid on white, 16-bit and floating grey are scaled."""
     if picture.mode == "RGB" and "transparency" not in picture.info:
         return picture
     if picture.mode.startswith("I") or picture.mode == "F":
         return Image.fromarray(_to_eight_bits(numpy.asarray(picture), picture.mode)).convert("RGB")
-    if picture.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in picture.info:
+    if is_transparent(picture):
         picture = picture.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
     return picture.convert("RGB")
