@@ -195,7 +195,7 @@ def test_the_gradient_is_that_of_the_least_distance(folder, clusters, flips):
     trainer.target.zero_grad()
 
     generator = trainer.generator
-    z, own_noise, noise = trainer._draws(numbers)
+    z, own_noise, noise, _ = trainer._draws(numbers)
     with torch.no_grad():
         w = generator.map(z)
         unaligned = generator.synthesize(w, own_noise)

@@ -34,6 +34,9 @@ class TrainConfig:
     held_out: int = 500
     """How many of the last pictures of --data are used."""
     transforms: Literal["similarity", "flow", "similarity,flow"] = "similarity,flow"
+    trunk: Literal["learned", "efficientnet"] = "learned"
+    """What the similarity looks at pictures with. learned: layers from scratch, as published. efficientnet: frozen features with a
+    few layers on top; for photographs it learns the pose in a fraction of the steps, also from a generator of poor pictures."""
     flow_size: int = 128
     """Side at which the transformer looks at pictures, and of its output."""
     channel_multiplier: float = 0.5
@@ -76,6 +79,15 @@ class TrainConfig:
     """Backbone file of lpips, where it is not in torchvision's cache; for self, what the contrast command learned."""
     perceptual_steps: int = 1500
     """How long features are learned for --perceptual self where no weights are given."""
+    pose_rotation: float = 0.0
+    """Show samples turned by up to so many degrees; with the next two, for pictures in more poses than the generator makes. Real
+    pictures are then judged under such poses too, whose truth is known."""
+    pose_scale: tuple[float, float] = (1.0, 1.0)
+    """Show samples at a size between these factors of their own."""
+    pose_shift: float = 0.0
+    """Show samples shifted by up to this part of their side."""
+    equivariance_weight: float = 1.0
+    """How much it counts that a sample lands on the template in the same way whatever pose it is shown in; see --pose-rotation."""
     sample_from_full_resolution: bool = True
     """Warp the generator's full-size samples; otherwise those already downsampled to --flow-size."""
     average_half_life: float = 10_000.0
@@ -126,9 +138,8 @@ PRESETS: dict[str, TrainConfig] = {
         generator=ASSETS / "cats" / "generator.safetensors",
         out=Path("runs/cats"),
         transforms="similarity",
+        trunk="efficientnet",
         flow_size=64,
-        channel_base=4096,
-        max_channels=128,
         steps=1500,
         batch=24,
         anneal_psi=800,

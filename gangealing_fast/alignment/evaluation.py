@@ -12,6 +12,7 @@ from torch import Tensor
 
 from gangealing_fast import metrics
 from gangealing_fast.alignment.clustering import align_assigned
+from gangealing_fast.alignment.poses import POSE_NUMBERS, PoseRange, show
 from gangealing_fast.congealing.similarity import congeal
 from gangealing_fast.data.digits import SIZE as DIGIT_SIZE
 from gangealing_fast.data.digits import load_heldout_digits, object_box, random_similarity, warp_digits
@@ -28,12 +29,13 @@ PAIR_ERROR_GOAL, SET_SPREAD_GOAL, ENTROPY_GOAL, INK_GOAL = 0.35, 0.60, 0.70, (0.
 # What three classes in three clusters are held to.
 PURITY_GOAL, CLUSTER_PAIR_ERROR_GOAL = (0.85, 1.0), 0.45
 PAIRS = 1000
+NO_POSES = PoseRange()
 
 
 @dataclass
 class Evaluation:
     """figures: see `report.Metrics`. before, after: the pictures `[N, 3, F, F]`. grid: `[N, F, F, 2]`. cluster: `[N]`, all 0 where
-    there is but one. what: the pictures in words."""
+    there is but one. what: the pictures in words. posed: pictures in random poses before and after, where these were wanted."""
 
     figures: Figures
     before: Tensor
@@ -42,6 +44,7 @@ class Evaluation:
     baseline: Figures
     cluster: Tensor
     what: str = "held-out pictures"
+    posed: tuple[Tensor, Tensor] | None = None
 
 
 def _look(distance: Distance, before: Tensor, after: Tensor) -> Figures:
@@ -56,14 +59,36 @@ def _look(distance: Distance, before: Tensor, after: Tensor) -> Figures:
 
 
 def evaluate_pictures(
-    transformer: SpatialTransformer, images: Tensor, distance: Distance, *, padding_mode: str, iters: int = 1
+    transformer: SpatialTransformer,
+    images: Tensor,
+    distance: Distance,
+    *,
+    padding_mode: str,
+    iters: int = 1,
+    poses: PoseRange = NO_POSES,
 ) -> Evaluation:
-    """Figures on real pictures `[N, 3, H, W]` in [-1, 1] whose true warps nobody knows."""
-    aligned = align_assigned(transformer, images, padding_mode=padding_mode, iters=iters)
+    """Figures on real pictures `[N, 3, H, W]` in [-1, 1] whose true warps nobody knows.
+
+    With `poses` also on each of them in two random poses of that range, which are known: see `evaluate_digits`, with the middle
+    half of the picture instead of a digit's box.
+    """
+    use = {"padding_mode": padding_mode, "iters": iters}
+    aligned = align_assigned(transformer, images, **use)
     before = transformer.network_input(images)
-    return Evaluation(
-        _look(distance, before, aligned.image), before, aligned.image, aligned.grid, {}, torch.zeros(len(images), dtype=torch.long)
-    )
+    figures = _look(distance, before, aligned.image)
+    posed = None
+    if poses.wanted:
+        size = images.shape[-1]
+        numbers = torch.randn(2, len(images), POSE_NUMBERS, generator=torch.Generator().manual_seed(7))
+        read = [poses.draw(half) for half in numbers]
+        pictures = [show(images, pose, padding_mode) for pose in read]
+        found = [align_assigned(transformer, half, **use) for half in pictures]
+        warps = [metrics.invert_matrix(pose) for pose in read]
+        middle = torch.tensor([[-0.5, -0.5], [0.5, -0.5], [0.5, 0.5], [-0.5, 0.5]])
+        figures |= _warp_figures(warps, [_matrix_or_grid(record) for record in found], middle, size)
+        posed = (transformer.network_input(pictures[0]), found[0].image)
+    nothing = torch.zeros(len(images), dtype=torch.long)
+    return Evaluation(figures, before, aligned.image, aligned.grid, {}, nothing, posed=posed)
 
 
 def held_out(pictures: Pictures, count: int) -> Tensor:
@@ -164,9 +189,9 @@ def _apply(images: Tensor, matrix: Tensor) -> Tensor:
     return mipmap_warp(images, grid.reshape(-1, height, width, 2), padding_mode="border")
 
 
-def _warp_figures(warps: list[Tensor], found: list[Tensor], corners: Tensor) -> Figures:
-    pair = metrics.pair_error_ratio(warps[0], found[0], warps[1], found[1], corners, DIGIT_SIZE)
-    spread = metrics.set_spread_ratio(warps[0], found[0], corners, DIGIT_SIZE)
+def _warp_figures(warps: list[Tensor], found: list[Tensor], corners: Tensor, size: int = DIGIT_SIZE) -> Figures:
+    pair = metrics.pair_error_ratio(warps[0], found[0], warps[1], found[1], corners, size)
+    spread = metrics.set_spread_ratio(warps[0], found[0], corners, size)
     return {
         "Pair error": {**pair, "unit": "px", "goal": PAIR_ERROR_GOAL, "note": "two warps of one picture"},
         "Set spread": {**spread, "unit": "px", "goal": SET_SPREAD_GOAL, "note": "over different pictures; holds their own slant"},

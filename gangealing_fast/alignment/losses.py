@@ -2,6 +2,8 @@
 """The loss of GAN-supervised alignment (arXiv 2112.05143, equation 3):
 
     perceptual(T(G(w)), G(mix(c, w))) + tv_weight * TV(flow) + identity_weight * mean(flow**2)
+
+and, where samples are shown in random poses, equivariance_weight * the equivariance error (`poses`), which the paper does not have.
 """
 
 from __future__ import annotations
@@ -16,12 +18,13 @@ from gangealing_fast import ops
 
 
 class AlignmentLoss(NamedTuple):
-    """`total` is what is minimised; the parts are unweighted means over the batch. All are scalars."""
+    """`total` is what is minimised; the parts are unweighted means over the batch. All are scalars; `equivariance` may be None."""
 
     total: Tensor
     perceptual: Tensor
     tv: Tensor
     identity: Tensor
+    equivariance: Tensor | None = None
 
 
 def alignment_loss(
@@ -32,19 +35,25 @@ def alignment_loss(
     *,
     tv_weight: float,
     identity_weight: float,
+    equivariance: Tensor | None = None,
+    equivariance_weight: float = 0.0,
 ) -> AlignmentLoss:
     """Loss of aligned pictures `[N, 3, H, W]` against their targets, with the regularisers of the residual flow.
 
-    `perceptual(a, b)` returns `[N]`; `residual_flow` is `[N, h, w, 2]`.
+    `perceptual(a, b)` returns `[N]`; `residual_flow` is `[N, h, w, 2]`; `equivariance` `[N]`.
     Without a residual flow (a similarity alone) both regularisers are 0.
     """
     if aligned.shape != target.shape:
         raise ValueError(
             f"aligned and target pictures must have one shape, got {list(aligned.shape)} and {list(target.shape)}."
         )
-    distance = perceptual(aligned, target).mean()
-    if residual_flow is None:
-        zero = torch.zeros_like(distance)
-        return AlignmentLoss(distance, distance, zero, zero)
-    tv, identity = (term.mean() for term in ops.flow_regularizer(residual_flow))
-    return AlignmentLoss(distance + tv_weight * tv + identity_weight * identity, distance, tv, identity)
+    distance = total = perceptual(aligned, target).mean()
+    tv = identity = torch.zeros_like(distance)
+    if residual_flow is not None:
+        tv, identity = (term.mean() for term in ops.flow_regularizer(residual_flow))
+        total = total + tv_weight * tv + identity_weight * identity
+    apart = None
+    if equivariance is not None:
+        apart = equivariance.mean()
+        total = total + equivariance_weight * apart
+    return AlignmentLoss(total, distance, tv, identity, apart)

@@ -157,7 +157,7 @@ def _evaluate(config: TrainConfig, trainer: AlignmentStep, real: Tensor) -> Eval
         return evaluate_clusters(transformer, decide, config.digit, real, distance, **use)
     if config.digit:
         return evaluate_digits(transformer, config.digit, distance, **use)
-    return evaluate_pictures(transformer, real, distance, **use)
+    return evaluate_pictures(transformer, real, distance, poses=trainer.poses, **use)
 
 
 def write_report(config: TrainConfig, trainer: AlignmentStep, evaluation: Evaluation, warnings: list[str]) -> None:
@@ -172,6 +172,8 @@ def write_report(config: TrainConfig, trainer: AlignmentStep, evaluation: Evalua
         "flows": (evaluation.grid - identity_grid(height, width))[:12],
     }
     save_averages(evaluation.before, evaluation.after, config.out / "average.png", evaluation.cluster)
+    if evaluation.posed is not None:
+        save_averages(*evaluation.posed, config.out / "average-posed.png", evaluation.cluster)
     save_grid(torch.cat([evaluation.before[:16], evaluation.after[:16]]).clamp(-1, 1), config.out / "aligned.png", columns=16)
     write_run_report(
         config.out,
@@ -214,6 +216,9 @@ def captioned_averages(evaluation: Evaluation) -> list[tuple[str, Tensor]]:
             (f"{name}average of {count} {evaluation.what} before".capitalize(), before),
             ("The same aligned", after),
         ]
+    if evaluation.posed is not None:
+        before, after = (average_image(images) for images in evaluation.posed)
+        captioned += [("The same in random poses", before), ("Those aligned", after)]
     return captioned
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from gangealing_fast.alignment.clustering import Assignment, assign, cluster_distances, mirror_chosen
 from gangealing_fast.alignment.graphs import RecordedPasses
 from gangealing_fast.alignment.losses import AlignmentLoss, alignment_loss
+from gangealing_fast.alignment.poses import POSE_NUMBERS, PoseRange, equivariance_error, mirror_pose, show
 from gangealing_fast.alignment.schedules import learning_rate_factor, psi_at
 from gangealing_fast.alignment.templates import split_template
 from gangealing_fast.distributed import Group
@@ -27,24 +28,27 @@ from gangealing_fast.randomness import derived_seed, normal_rows, private_stream
 
 
 class Draws(NamedTuple):
-    """Everything random about N samples: z `[N, D]`, and the noise of the generator's layers, `[N, 1, r, r]` each for the samples
-    and `[N * K, 1, r, r]` for the targets of K clusters."""
+    """Everything random about N samples: z `[N, D]`, the noise of the generator's layers, `[N, 1, r, r]` each for the samples
+    and `[N * K, 1, r, r]` for the targets of K clusters, and the poses `[N, 2, 3]` that they are shown in, if any."""
 
     z: Tensor
     noise: list[Tensor]
     target_noise: list[Tensor]
+    pose: Tensor | None
 
 
 class Samples(NamedTuple):
     """Generator samples `[N, 3, S, S]`, the targets they are aligned to `[N, 3, F, F]`, and the alignment itself.
 
     With clusters or flips: each sample as it was chosen (mirrored perhaps), the target of its cluster, and what was chosen.
+    equivariance: `[N]`, how far the sample as it was made and in the pose it is shown in are carried apart; in training alone.
     """
 
     unaligned: Tensor
     target: Tensor
     aligned: Alignment
     assignment: Assignment | None = None
+    equivariance: Tensor | None = None
 
 
 class NotFinite(RuntimeError):
@@ -57,6 +61,7 @@ class AlignmentStep:
 
     `transformer_optimizer` keeps `average`, the running average of the transformer. With K clusters and `single_steps`, head 0
     alone learns first, with the generator's mean as its template; then `split` starts K templates and heads from it.
+    poses: samples are shown in random poses of this range; equivariance_weight: how much it counts that these are undone.
     compiled: run the loss through torch.compile. cuda_graphs: record each pass, backward included, once and replay it (CUDA only).
     """
 
@@ -79,6 +84,8 @@ class AlignmentStep:
     identity_weight: float
     padding_mode: str
     iters: int
+    poses: PoseRange = PoseRange()
+    equivariance_weight: float = 0.0
     freeze_target: bool = False
     flips: bool = False
     sample_from_full_resolution: bool = True
@@ -131,16 +138,17 @@ class AlignmentStep:
         """
         generator = self.generator
         noise = sum(buffer.numel() for buffer in generator.noises.buffers())
-        width = generator.latent_dim + (1 + self.target.heads) * noise
+        width = generator.latent_dim + (1 + self.target.heads) * noise + POSE_NUMBERS * self.poses.wanted
         return normal_rows((self.seed, stream), rows, width, self.target.lat_mean.device)
 
     def _draws(self, numbers: Tensor) -> Draws:
         generator, heads = self.generator, self.target.heads
         shapes = [buffer.shape[2:] for buffer in generator.noises.buffers()]
         sizes = [shape.numel() for shape in shapes]
-        z, *parts = numbers.split([generator.latent_dim, *sizes, *(heads * size for size in sizes)], 1)
+        pose = POSE_NUMBERS * self.poses.wanted
+        z, *parts, last = numbers.split([generator.latent_dim, *sizes, *(heads * size for size in sizes), pose], 1)
         layers = [part.reshape(-1, 1, *shape) for part, shape in zip(parts, [*shapes, *shapes], strict=True)]
-        return Draws(z, layers[: len(shapes)], layers[len(shapes) :])
+        return Draws(z, layers[: len(shapes)], layers[len(shapes) :], self.poses.draw(last) if pose else None)
 
     def samples(self, numbers: Tensor, psi: float | Tensor, transformer: SpatialTransformer | None = None) -> Samples:
         """The samples of `draw`, their targets at this psi, and how they are aligned."""
@@ -153,7 +161,7 @@ class AlignmentStep:
                 unaligned = generator.synthesize(w, draws.noise)
             clusters = self.target.heads
             if self.flips or (clusters > 1 and self.is_split):
-                return self._assigned_samples(w, unaligned, draws.target_noise, psi, transformer)
+                return self._assigned_samples(w, unaligned, draws, psi, transformer)
             mix = self.target.mix if used() == "reference" else self.target.mix_layers
             latents, noise = mix(w, psi, self.inject, generator.n_latent), draws.target_noise
             first = None
@@ -168,12 +176,22 @@ class AlignmentStep:
             target = self.transformer.network_input(target)
             if not self.sample_from_full_resolution:
                 unaligned = self.transformer.network_input(unaligned)
-            assignment = None if first is None else first.cluster
-            aligned = transformer(unaligned, padding_mode=self.padding_mode, iters=self.iters, assignment=assignment)
-            return Samples(unaligned, target, aligned, first)
+            shown = unaligned if draws.pose is None else show(unaligned, draws.pose, self.padding_mode)
+            aligned, apart = self._align(transformer, unaligned, shown, draws.pose, None if first is None else first.cluster)
+            return Samples(shown, target, aligned, first, apart)
+
+    def _align(
+        self, transformer: SpatialTransformer, unaligned: Tensor, shown: Tensor, pose: Tensor | None, assignment: Tensor | None
+    ) -> tuple[Alignment, Tensor | None]:
+        """The alignment of samples as `shown`, and in training their equivariance error against the samples as they were made."""
+        options = {"padding_mode": self.padding_mode, "iters": self.iters}
+        aligned = transformer(shown, assignment=assignment, **options)
+        if pose is None or not self.equivariance_weight or not torch.is_grad_enabled():
+            return aligned, None
+        return aligned, equivariance_error(transformer(unaligned, assignment=assignment, **options).grid, aligned.grid, pose)
 
     def _assigned_samples(
-        self, w: Tensor, unaligned: Tensor, noise: list[Tensor], psi: float | Tensor, transformer: SpatialTransformer
+        self, w: Tensor, unaligned: Tensor, draws: Draws, psi: float | Tensor, transformer: SpatialTransformer
     ) -> Samples:
         """Samples `w`, `unaligned` with the cluster (and mirror) whose target each comes nearest to.
 
@@ -181,14 +199,15 @@ class AlignmentStep:
         of the least of all distances, for a fraction of the work. The noise of its target is the one it was compared with.
         Before the split there is cluster 0 alone.
         """
-        generator, clusters = self.generator, self.target.heads
+        generator, clusters, noise, pose = self.generator, self.target.heads, draws.target_noise, draws.pose
         if not self.sample_from_full_resolution:
             unaligned = self.transformer.network_input(unaligned)
+        shown = unaligned if pose is None else show(unaligned, pose, self.padding_mode)
         options = {"padding_mode": self.padding_mode, "iters": self.iters}
         with torch.no_grad():
             latents = self.target.mix_layers(w, psi, self.inject, generator.n_latent)
             targets = self.transformer.network_input(generator.synthesize(latents, noise))
-            distances = cluster_distances(transformer, self.perceptual, unaligned, targets, flips=self.flips, **options)
+            distances = cluster_distances(transformer, self.perceptual, shown, targets, flips=self.flips, **options)
             if not self.is_split:
                 distances.unflatten(1, (-1, clusters))[:, :, 1:] = math.inf
             found = assign(distances, clusters)
@@ -198,8 +217,10 @@ class AlignmentStep:
             blended = self.target.blend(w, psi)[rows]
             layers = [blended] * self.inject + [w] * (generator.n_latent - self.inject)
             target = self.transformer.network_input(generator.synthesize(layers, [layer[rows] for layer in noise]))
-        unaligned = mirror_chosen(unaligned, found.mirrored)
-        return Samples(unaligned, target, transformer(unaligned, assignment=found.cluster, **options), found)
+        unaligned, shown = (mirror_chosen(images, found.mirrored) for images in (unaligned, shown))
+        pose = None if pose is None else mirror_pose(pose, found.mirrored)
+        aligned, apart = self._align(transformer, unaligned, shown, pose, found.cluster)
+        return Samples(shown, target, aligned, found, apart)
 
     def loss(self, numbers: Tensor, psi: float | Tensor) -> tuple[AlignmentLoss, Assignment | None]:
         """Loss of the samples of `draw`, and their clusters where there are several."""
@@ -212,6 +233,8 @@ class AlignmentStep:
                 samples.aligned.residual_flow,
                 tv_weight=self.tv_weight,
                 identity_weight=self.identity_weight,
+                equivariance=samples.equivariance,
+                equivariance_weight=self.equivariance_weight,
             )
         return loss, samples.assignment
 
@@ -219,7 +242,7 @@ class AlignmentStep:
         """Forward and backward of one micro-batch; its part of the step's statistics: loss, its parts, samples in each cluster."""
         parts, assignment = self._loss(numbers, psi)
         (parts.total * share).backward()
-        statistics = torch.stack([part.detach().float() for part in parts]) * len(numbers)
+        statistics = torch.stack([part.detach().float() for part in parts if part is not None]) * len(numbers)
         if assignment is None or self.target.heads == 1:
             return statistics
         members = assignment.cluster[:, None] == torch.arange(self.target.heads, device=numbers.device)
@@ -238,6 +261,8 @@ class AlignmentStep:
         self.transformer_optimizer.zero_grad(set_to_none=True)
         self.target_optimizer.zero_grad(set_to_none=True)
         names = ["loss", "perceptual", "tv", "identity"]
+        if self.poses.wanted and self.equivariance_weight:
+            names.append("equivariance")
         if self.target.heads > 1:
             names += [f"cluster_{k}" for k in range(self.target.heads)]
         device = self.target.lat_mean.device

@@ -16,6 +16,7 @@ from gangealing_fast import checkpoint, memory
 from gangealing_fast.alignment import results
 from gangealing_fast.alignment.config import ASSETS, TrainConfig
 from gangealing_fast.alignment.evaluation import Evaluation
+from gangealing_fast.alignment.poses import PoseRange
 from gangealing_fast.alignment.schedules import ema_decay
 from gangealing_fast.alignment.step import AlignmentStep, NotFinite
 from gangealing_fast.alignment.templates import start_templates
@@ -69,6 +70,12 @@ def build(config: TrainConfig, group: Group) -> AlignmentStep:
         raise UserError(f"--iters and --iters-in-use must be at least 1, got {config.iters} and {config.iters_in_use}")
     if config.keep_area and (config.transforms != "similarity" or config.clusters > 1 or config.flips):
         raise UserError("--keep-area needs --transforms similarity, one cluster and no flips")
+    low, high = config.pose_scale
+    if not (0 < low <= high and config.pose_rotation >= 0 and config.pose_shift >= 0 and config.equivariance_weight >= 0):
+        raise UserError(
+            "--pose-scale takes two factors above 0, the smaller first; --pose-rotation, --pose-shift and --equivariance-weight "
+            f"must not be negative; got {low} {high}, {config.pose_rotation}, {config.pose_shift}, {config.equivariance_weight}"
+        )
     if not 1 <= config.inject <= generator.n_latent:
         raise UserError(f"--inject must lie between 1 and the generator's {generator.n_latent} latents, got {config.inject}")
     try:
@@ -80,6 +87,7 @@ def build(config: TrainConfig, group: Group) -> AlignmentStep:
             config.clusters,
             max_channels=config.max_channels,
             channel_base=config.channel_base,
+            trunk=config.trunk,
         ).to(device)
     except ValueError as error:
         raise UserError(f"the transformer's options do not fit: {error}") from None
@@ -131,6 +139,8 @@ def build(config: TrainConfig, group: Group) -> AlignmentStep:
         identity_weight=config.identity_weight,
         padding_mode=config.padding_mode,
         iters=config.iters,
+        poses=PoseRange(config.pose_rotation, config.pose_scale, config.pose_shift),
+        equivariance_weight=config.equivariance_weight,
         freeze_target=config.freeze_target,
         flips=config.flips,
         sample_from_full_resolution=config.sample_from_full_resolution,

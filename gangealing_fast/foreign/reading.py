@@ -130,8 +130,7 @@ def _safetensors(path: Path) -> Parts:
     for key, value in tensors.items():
         part, _, name = key.partition(".")
         prefixed[part][name] = value
-    options = recover.check(about["transformer"], recover.transformer_options(prefixed["transformer"]))
-    transformer = SpatialTransformer(**options)
+    transformer = SpatialTransformer(**recover.stated_transformer(about["transformer"], prefixed["transformer"]))
     _load(transformer, prefixed["transformer"])
     settings = {key: about[key] for key in ("padding_mode", "iters", "inject") if key in about or key != "inject"}
     target = _target(prefixed["target"]) if prefixed["target"] else None

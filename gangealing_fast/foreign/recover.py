@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from gangealing_fast.models.feature_similarity import CHANNELS, places
 from gangealing_fast.models.generator import Widths
 
 MULTIPLIERS = (2.0, 1.0, 0.5, 4.0, 0.25, 0.125)
@@ -72,6 +73,20 @@ def _trunk(state: dict[str, Tensor], prefix: str) -> tuple[int, dict[int, int]]:
     size = 4 << blocks
     channels = {size >> k: state[f"{prefix}convs.{k + 1}.conv1.0.weight"].shape[1] for k in range(blocks)}
     return size, channels | {4: state[f"{prefix}final_conv.0.weight"].shape[0]}
+
+
+def stated_transformer(options: dict[str, Any], state: dict[str, Tensor]) -> dict[str, Any]:
+    """`options` of a `models.SpatialTransformer` that a file states, checked against its tensors as `check` does."""
+    if options.get("trunk", "learned") == "learned":
+        return check(options, transformer_options(state))
+    inputs = CHANNELS * places(options["flow_size"]) ** 2
+    found = (state["stns.0.dense.weight"].shape[1], state["stns.0.warp_head.linear.bias"].shape[0])
+    if found != (inputs, 4 * options["heads"]):
+        raise ValueError(f"its header asks for {inputs} inputs and {4 * options['heads']} outputs, its tensors have {found}")
+    if options["transforms"] != ["similarity"]:
+        flow = {key.replace("stns.1.", "stns.0."): value for key, value in state.items() if key.startswith("stns.1.")}
+        check(options, transformer_options(flow))
+    return options
 
 
 def transformer_options(state: dict[str, Tensor]) -> dict[str, Any]:

@@ -41,6 +41,8 @@ def write(parts: Parts, out: Path, to: Format, *, half: bool = False) -> list[Pa
                 "the format original needs a transformer and its target latent beside the generator: "
                 "give the results folder of train with its generator.safetensors in it, or use --to rosinality"
             )
+        if parts.transformer.trunk != "learned":
+            raise UserError(f"the format original has no transformer with --trunk {parts.transformer.trunk}; use --to safetensors")
         state = transformer_state(parts.transformer)
         content |= {"t": state, "t_ema": state, "ll": parts.target.state_dict(), "args": argparse.Namespace(**_options(parts))}
     with atomic_write(out) as file:

@@ -54,13 +54,13 @@ class ClusterClassifier(Trunk):
 
     @classmethod
     def like(cls, transformer: SpatialTransformer, *, flips: bool = False) -> ClusterClassifier:
-        """For the clusters of `transformer`, its trunk initialised from the similarity's (or else the only stage's)."""
+        """For the clusters of `transformer`, its trunk initialised from the similarity's where that is one of learned layers."""
         config = transformer.config()
         widths = {key: config[key] for key in ("channel_multiplier", "max_channels", "channel_base")}
         made = cls(transformer.flow_size, transformer.heads, flips=flips, **widths)
         source = transformer.stns[0].state_dict()
         trunk = {key: value for key, value in source.items() if key.startswith(("convs.", "final_conv."))}
-        if transformer.similarity is None:
+        if transformer.similarity is None or transformer.trunk != "learned":
             # A flow's trunk halves the picture three times only, without low-pass filters after that: it is no start for this one.
             return made.to(next(iter(source.values())).device)
         made.load_state_dict(trunk, strict=False)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +25,9 @@ from gangealing_fast.ops.bilinear_downsample import bilinear_downsample
 from gangealing_fast.ops.convex_upsample import convex_upsample
 from gangealing_fast.ops.flow_regularizer import flow_regularizer
 from gangealing_fast.ops.mipmap_warp import mipmap_warp
+
+if TYPE_CHECKING:
+    from gangealing_fast.models.feature_similarity import FeatureSimilarityTransformer
 
 FLOW_FACTOR = 8
 CONSTANT_BUFFERS = ("kernel", "kernel_horz", "kernel_vert", "one_hot", "blur_filter")
@@ -116,7 +119,7 @@ def _pick_head(found: Tensor, assignment: Tensor | None) -> Tensor:
     return found[torch.arange(found.shape[0], device=found.device), assignment]
 
 
-class _SimilarityHead(nn.Module):
+class SimilarityHead(nn.Module):
     def __init__(self, features: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
@@ -141,7 +144,7 @@ class SimilarityTransformer(Trunk):
         super().__init__(size, widths)
         channels = widths.at(4)
         self.final_linear = EqualLinear(channels * 16, channels, activation=True)
-        self.warp_head = _SimilarityHead(channels, heads)
+        self.warp_head = SimilarityHead(channels, heads)
 
     def features(self, x: Tensor) -> Tensor:
         return self.final_linear(super().features(x).flatten(1))
@@ -196,7 +199,7 @@ class SpatialTransformer(nn.Module):
     pictures are downsampled for the networks. input_size: the side of the pictures it is made for, flow_size where
     None; kept for the record.
     channel_multiplier, max_channels, channel_base: widths of the trunks as in `Generator`. heads: K, one for each
-    cluster.
+    cluster. trunk: "learned", as published, or "efficientnet": the similarity looks at frozen features.
     """
 
     def __init__(
@@ -209,6 +212,7 @@ class SpatialTransformer(nn.Module):
         *,
         max_channels: int = 512,
         channel_base: int | None = None,
+        trunk: str = "learned",
     ) -> None:
         super().__init__()
         if tuple(transforms) not in (("similarity",), ("flow",), ("similarity", "flow")):
@@ -218,12 +222,23 @@ class SpatialTransformer(nn.Module):
             raise ValueError(f"flow_size must be a power of two of at least {smallest}, got {flow_size}.")
         if heads < 1:
             raise ValueError(f"heads must be 1 or more, got {heads}.")
-        self.transforms, self.flow_size, self.heads = tuple(transforms), flow_size, heads
+        if trunk not in ("learned", "efficientnet") or (trunk != "learned" and "similarity" not in transforms):
+            raise ValueError(f"trunk must be 'learned', or 'efficientnet' with a similarity, got {trunk} with {tuple(transforms)}.")
+        self.transforms, self.flow_size, self.heads, self.trunk = tuple(transforms), flow_size, heads, trunk
         self.input_size = flow_size if input_size is None else input_size
         self.widths = Widths(channel_multiplier, max_channels, channel_base)
-        kinds = {"similarity": SimilarityTransformer, "flow": FlowTransformer}
-        self.stns = nn.ModuleList(kinds[name](flow_size, self.widths, heads) for name in transforms)
+        self.stns = nn.ModuleList(self._stage(name) for name in transforms)
         self.register_load_state_dict_pre_hook(_drop_constant_buffers)
+
+    def _stage(self, name: str) -> nn.Module:
+        if name == "flow":
+            return FlowTransformer(self.flow_size, self.widths, self.heads)
+        if self.trunk == "learned":
+            return SimilarityTransformer(self.flow_size, self.widths, self.heads)
+        # Only here: it is built on this module's parts.
+        from gangealing_fast.models.feature_similarity import FeatureSimilarityTransformer
+
+        return FeatureSimilarityTransformer(self.flow_size, self.heads)
 
     def config(self) -> dict[str, Any]:
         """The constructor's arguments, for checkpoints: `SpatialTransformer(**config)` rebuilds the network."""
@@ -235,10 +250,11 @@ class SpatialTransformer(nn.Module):
             "heads": self.heads,
             "max_channels": self.widths.maximum,
             "channel_base": self.widths.base,
+            "trunk": self.trunk,
         }
 
     @property
-    def similarity(self) -> SimilarityTransformer | None:
+    def similarity(self) -> SimilarityTransformer | FeatureSimilarityTransformer | None:
         return self.stns[0] if "similarity" in self.transforms else None
 
     @property
@@ -299,7 +315,7 @@ class SpatialTransformer(nn.Module):
             seen = images.repeat_interleave(spread, 0)
             source = seen if source is images else source.repeat_interleave(spread, 0)
 
-        def run(stage: SimilarityTransformer | FlowTransformer, x: Tensor) -> Tensor:
+        def run(stage: SimilarityTransformer | FeatureSimilarityTransformer | FlowTransformer, x: Tensor) -> Tensor:
             features = stage.features(x)
             if features.shape[0] != seen.shape[0]:  # the first stage sees a picture once, whatever the number of heads
                 features = features.repeat_interleave(spread, 0)

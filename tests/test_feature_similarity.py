@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The similarity on frozen features: what it starts as, what learns, how it is kept and what it learns from a few pictures."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from runs import train_config, write_generator, write_pictures
+from torch.testing import assert_close
+
+from gangealing_fast import Aligner, checkpoint
+from gangealing_fast.alignment.poses import PoseRange, equivariance_error, show
+from gangealing_fast.alignment.trainer import run
+from gangealing_fast.errors import UserError
+from gangealing_fast.foreign.reading import read
+from gangealing_fast.foreign.writing import write
+from gangealing_fast.models import ClusterClassifier, SpatialTransformer
+
+
+def transformer(**changes) -> SpatialTransformer:
+    torch.manual_seed(0)
+    options = {"transforms": ("similarity",), "flow_size": 32, "trunk": "efficientnet"}
+    return SpatialTransformer(**(options | changes))
+
+
+@pytest.mark.parametrize("size", [32, 64, 128])
+def test_it_begins_with_the_identity_at_any_size(size):
+    network = transformer(flow_size=size)
+    matrix = network(torch.rand(2, 3, size, size) * 2 - 1).matrix
+    assert_close(matrix, torch.eye(2, 3).expand(2, 2, 3))
+
+
+def test_the_features_are_frozen_and_kept():
+    """No parameter of the features, which are part of the state dict all the same, so that a file is complete."""
+    network = transformer()
+    assert not [name for name, _ in network.named_parameters() if ".look." in name]
+    state = network.state_dict()
+    assert any(".look." in name for name in state)
+    other = transformer()
+    for name, buffer in other.named_buffers():
+        if ".look." in name:
+            buffer.zero_()
+    torch.nn.init.normal_(other.stns[0].warp_head.linear.weight)
+    other.load_state_dict(copy.deepcopy(state))
+    images = torch.rand(2, 3, 32, 32)
+    assert_close(other(images).matrix, network(images).matrix)
+
+
+def test_it_learns_to_undo_poses():
+    """Of twenty pictures of blobs in random poses; a transformer that does nothing stays where it began."""
+    torch.manual_seed(0)
+    blobs = torch.nn.functional.interpolate(torch.rand(20, 3, 4, 4), size=(64, 64), mode="bicubic").clamp(0, 1) * 2 - 1
+    network, range_ = transformer(flow_size=64), PoseRange(30, (0.8, 1.2), 0.1)
+    optimizer = torch.optim.Adam(network.parameters(), 2e-3)
+    errors = []
+    for _ in range(40):
+        pose = range_.draw(torch.randn(20, 4))
+        grids = network(torch.cat([blobs, show(blobs, pose, "reflection")]), padding_mode="reflection").grid.chunk(2)
+        error = equivariance_error(*grids, pose).mean()
+        optimizer.zero_grad()
+        error.backward()
+        optimizer.step()
+        errors.append(float(error.detach()))
+    assert sum(errors[-5:]) < 0.4 * sum(errors[:5])
+
+
+@pytest.mark.parametrize("changes", [{"transforms": "similarity"}, {"clusters": 2, "iters": 2}])
+def test_a_run_is_exported_and_read_again(tmp_path: Path, changes):
+    """`train`, the exported aligner and the checkpoint agree; the published format has no such transformer, and says so."""
+    write_generator(tmp_path / "generator.safetensors")
+    write_pictures(tmp_path / "pictures")
+    config = train_config(tmp_path, trunk="efficientnet", steps=3, **changes)
+    run(config)
+    exported = read(config.out / "aligner.safetensors").transformer
+    average = checkpoint.load_latest(config.out, kind="train")["average"]
+    for name, value in exported.state_dict().items():
+        assert_close(value, average[name], rtol=0, atol=0)
+    assert exported.trunk == "efficientnet"
+    if not changes.get("clusters"):
+        images = torch.rand(3, 3, 32, 32) * 2 - 1
+        aligner = Aligner.load(config.out)
+        assert aligner.warp(images).grid.shape == (3, 32, 32, 2)
+        shutil.copy(config.generator, config.out)
+        with pytest.raises(UserError, match="no transformer with --trunk efficientnet"):
+            write(read(config.out), tmp_path / "original.pt", "original")
+        assert not (tmp_path / "original.pt").exists()
+    else:
+        assert ClusterClassifier.like(exported).clusters == 2
+
+
+def test_a_header_that_lies_about_its_size_is_refused(tmp_path: Path):
+    write_generator(tmp_path / "generator.safetensors")
+    config = train_config(tmp_path, trunk="efficientnet", transforms="similarity", steps=1)
+    run(config)
+    tensors, about = checkpoint.load_safetensors(config.out / "aligner.safetensors")
+    about["transformer"]["flow_size"] = 4096
+    broken = tmp_path / "broken.safetensors"
+    checkpoint.export_safetensors(broken, tensors, about, half=False)
+    with pytest.raises(UserError, match="its header asks for"):
+        read(broken)
+
+
+def test_a_flow_alone_has_no_such_trunk(tmp_path: Path):
+    with pytest.raises(ValueError, match="'efficientnet' with a similarity"):
+        transformer(transforms=("flow",))
+    write_generator(tmp_path / "generator.safetensors")
+    with pytest.raises(UserError, match="'efficientnet' with a similarity"):
+        run(dataclasses.replace(train_config(tmp_path), transforms="flow", trunk="efficientnet"))
