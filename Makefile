@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 # Everything sets itself up: the first target creates .venv and installs the package with its extension.
 #
-#   make train            the main job; PRESET=digits|clusters|cats, ARGS="--..." go to `python -m gangealing_fast.train`
+#   make train            the main job; PRESET="digits cats" (or clusters), ARGS="--..." go to `python -m gangealing_fast.train`
 #   make test             all tests on WORKERS processes of one thread; PYTEST_ARGS="-m 'not slow'" and the like
 #   make fuzz             10 000 random calls of every operator against its float64 reference; FUZZ_EXAMPLES=... for another number
 #   make gpu-report       docs/gpu-report.md: what can be shown about the GPU kernels without a GPU (needs nvcc)
@@ -13,7 +13,7 @@
 
 PYTHON ?= python3
 VENV ?= .venv
-PRESET ?= digits
+PRESET ?= digits cats
 ARGS ?=
 PYTEST_ARGS ?=
 WORKERS ?= 2
@@ -37,7 +37,7 @@ $(STAMP): $(BIN)/python $(BUILD_INPUTS)
 	touch $(STAMP)
 
 train: $(STAMP)
-	$(BIN)/python -m gangealing_fast.train $(if $(PRESET),--preset $(PRESET)) $(ARGS)
+	$(foreach preset,$(PRESET),$(BIN)/python -m gangealing_fast.train --preset $(preset) $(ARGS) &&) true
 
 test: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) $(PYTEST_ARGS)

@@ -4,12 +4,15 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from runs import train_config, write_generator, write_pictures
 from torch.testing import assert_close
 
@@ -145,3 +148,16 @@ def _squared(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 def test_ranges_that_cannot_be_are_refused(folder, changes):
     with pytest.raises(UserError, match="--pose-scale takes two factors above 0"):
         run(dataclasses.replace(train_config(folder), **changes))
+
+
+def test_one_picture_is_shown_in_poses(folder, monkeypatch):
+    run(train_config(folder, transforms="similarity", steps=2))
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "tools"))
+    show_poses = importlib.import_module("show_poses")
+    picture = next((folder / "pictures").iterdir())
+    out = folder / "poses.png"
+    arguments = ["--checkpoint", folder / "run", "--picture", picture, "--out", out, "--columns", "3", "--crop", 0, 0, 8]
+    monkeypatch.setattr(sys, "argv", ["show_poses", *map(str, arguments)])
+    show_poses.main()
+    with Image.open(out) as shown:
+        assert shown.width > 3 * 128 and shown.height > 2 * 128
