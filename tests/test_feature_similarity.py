@@ -93,6 +93,15 @@ def test_a_run_is_exported_and_read_again(tmp_path: Path, changes):
         assert ClusterClassifier.like(exported).clusters == 2
 
 
+def test_it_is_exported_as_a_program(tmp_path: Path):
+    network = transformer()
+    torch.nn.init.normal_(network.stns[0].warp_head.linear.weight, std=0.05)
+    aligner = Aligner(network.eval().requires_grad_(False))
+    images = torch.rand(3, 3, 32, 32) * 2 - 1
+    program = torch.export.load(aligner.export(tmp_path / "aligner.pt2")).module()
+    assert_close(program(images)[1], aligner.warp(images).grid, atol=1e-4, rtol=0)
+
+
 def test_a_header_that_lies_about_its_size_is_refused(tmp_path: Path):
     write_generator(tmp_path / "generator.safetensors")
     config = train_config(tmp_path, trunk="efficientnet", transforms="similarity", steps=1)
