@@ -42,6 +42,7 @@ def test_each_objective_feeds_an_aligner_of_its_own(compare_objectives, tmp_path
     assert generated == [(name, seed, 16.0) for seed in (0, 1, 2) for name in ("lsgan", "hinge")]
     assert aligned[3] == (tmp_path / "hinge-1" / "generator" / "generator.safetensors", 1, 100, 65, 35)
     assert "| `hinge` | 200 (100, 200, 300) | 0.250 (0.250, 0.250, 0.250) |" in capsys.readouterr().out
+    assert "these 6 runs: 1.00" in (tmp_path / "table.md").read_text()
     assert "| Pair error |" in (tmp_path / "table.md").read_text()
     with pytest.raises(UserError, match="--objectives must all differ"):
         compare_objectives.main([*options, "--objectives", "lsgan", "lsgan"])

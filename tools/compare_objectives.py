@@ -19,6 +19,9 @@ from statistics import median
 
 from compare_precision import train
 
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # for benchmarks, which are not installed
+
+from benchmarks.objectives.distances import spearman
 from gangealing_fast.adversarial.config import PRESETS as GENERATORS
 from gangealing_fast.alignment.config import PRESETS as ALIGNERS
 from gangealing_fast.commands import run_command
@@ -63,6 +66,10 @@ def table(runs: Runs) -> str:
             digits = 0 if name == "score" else 3
             cells.append(f"{median(values):.{digits}f} ({', '.join(f'{value:.{digits}f}' for value in values)})")
         lines.append(f"| {' | '.join(cells)} |")
+    every = [record for records in runs.values() for record in records]
+    if len(every) > 2:
+        order = spearman([record["score"] for record in every], [record["Pair error"] for record in every])
+        lines += ["", f"Rank correlation (Spearman) of score and pair error over these {len(every)} runs: {order:.2f}"]
     return "\n".join(lines)
 
 
