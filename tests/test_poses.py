@@ -19,7 +19,7 @@ from torch.testing import assert_close
 from gangealing_fast.alignment.clustering import mirror_chosen
 from gangealing_fast.alignment.evaluation import evaluate_pictures
 from gangealing_fast.alignment.poses import PoseRange, equivariance_error, mirror_pose, show
-from gangealing_fast.alignment.results import watch
+from gangealing_fast.alignment.results import new_samples, watch
 from gangealing_fast.alignment.trainer import build, run
 from gangealing_fast.data.digits import invert, random_similarity
 from gangealing_fast.distributed import Group
@@ -106,6 +106,14 @@ def test_without_poses_a_run_is_what_it_was(folder):
     width = plain.shape[1] - plain.shape[1] % 16 - 16  # a row ends in another way where it is longer
     assert_close(more[:, :width], plain[:, :width], atol=0, rtol=0)
     assert "equivariance" not in trainer.step(0)
+
+
+def test_new_samples_are_judged_as_they_were_made(folder):
+    trainer = build(train_config(folder, **POSES), Group(torch.device("cpu")))
+    numbers = trainer.draw("judged", range(3))
+    plain = build(train_config(folder), Group(torch.device("cpu")))
+    with torch.no_grad():
+        assert_close(new_samples(trainer, "judged", 3), plain.samples(numbers[:, :-4], 0.0).unaligned.float())
 
 
 def test_real_pictures_are_judged_in_known_poses(folder):

@@ -116,7 +116,7 @@ def save_averages(before: Tensor, after: Tensor, path: Path, cluster: Tensor) ->
 def new_samples(trainer: AlignmentStep, purpose: str, count: int) -> Tensor:
     """`count` samples `[count, 3, S, S]` of the generator that no step of training has drawn, the same ones for each `purpose`."""
     rows = [trainer.draw(purpose, range(start, min(start + 64, count))) for start in range(0, count, 64)]
-    return torch.cat([trainer.samples(numbers, 0.0, trainer.average).unaligned.float() for numbers in rows])
+    return torch.cat([trainer.generated(numbers).float() for numbers in rows])
 
 
 @torch.no_grad()

@@ -150,6 +150,14 @@ class AlignmentStep:
         layers = [part.reshape(-1, 1, *shape) for part, shape in zip(parts, [*shapes, *shapes], strict=True)]
         return Draws(z, layers[: len(shapes)], layers[len(shapes) :], self.poses.draw(last) if pose else None)
 
+    @torch.no_grad()
+    def generated(self, numbers: Tensor) -> Tensor:
+        """The samples of `draw` as the generator makes them, `[N, 3, S, S]`, in no other pose."""
+        draws = self._draws(numbers)
+        with autocast(numbers.device, self.dtype):
+            made = self.generator.synthesize(self.generator.map(draws.z).float(), draws.noise)
+            return made if self.sample_from_full_resolution else self.transformer.network_input(made)
+
     def samples(self, numbers: Tensor, psi: float | Tensor, transformer: SpatialTransformer | None = None) -> Samples:
         """The samples of `draw`, their targets at this psi, and how they are aligned."""
         generator = self.generator
