@@ -36,8 +36,9 @@ $(STAMP): $(BIN)/python $(BUILD_INPUTS)
 	$(BIN)/python -m pip install --editable '.[test]'
 	touch $(STAMP)
 
+TRAIN := $(BIN)/python -m gangealing_fast.train
 train: $(STAMP)
-	$(foreach preset,$(PRESET),$(BIN)/python -m gangealing_fast.train --preset $(preset) $(ARGS) &&) true
+	$(foreach preset,$(PRESET),$(TRAIN) --preset $(preset) $(ARGS) &&) $(if $(PRESET),true,$(TRAIN) $(ARGS))
 
 test: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) $(PYTEST_ARGS)

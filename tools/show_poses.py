@@ -14,12 +14,13 @@ import torch
 from PIL import Image
 
 from gangealing_fast import Aligner
+from gangealing_fast.alignment.config import PRESETS
 from gangealing_fast.alignment.poses import POSE_NUMBERS, PoseRange, show
 from gangealing_fast.models.spatial_transformer import resize_to
 from gangealing_fast.report.pictures import save_grid
 
 SIDE = 128
-POSES = PoseRange(30.0, (0.7, 1.2), 0.15)  # those of the preset `cats`
+POSES = PoseRange.of(PRESETS["cats"])
 
 
 def main() -> None:

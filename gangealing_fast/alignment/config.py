@@ -80,8 +80,8 @@ class TrainConfig:
     perceptual_steps: int = 1500
     """How long features are learned for --perceptual self where no weights are given."""
     pose_rotation: float = 0.0
-    """Show samples turned by up to so many degrees; with the next two, for pictures in more poses than the generator makes. Real
-    pictures are then judged under such poses too, whose truth is known."""
+    """Show samples turned by up to so many degrees; with the next two, for pictures in more poses than the generator makes. With
+    one template real pictures are then judged in such poses too, whose truth is known."""
     pose_scale: tuple[float, float] = (1.0, 1.0)
     """Show samples at a size between these factors of their own."""
     pose_shift: float = 0.0

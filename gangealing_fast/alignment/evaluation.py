@@ -17,9 +17,7 @@ from gangealing_fast.congealing.similarity import congeal
 from gangealing_fast.data.digits import SIZE as DIGIT_SIZE
 from gangealing_fast.data.digits import load_heldout_digits, object_box, random_similarity, warp_digits
 from gangealing_fast.data.pictures import Pictures, to_float
-from gangealing_fast.metrics.alignment import transform_points
 from gangealing_fast.models.spatial_transformer import Alignment, SpatialTransformer
-from gangealing_fast.ops import mipmap_warp
 
 Figures = dict[str, dict[str, Any]]
 Distance = Callable[[Tensor, Tensor], Tensor]
@@ -119,7 +117,7 @@ def evaluate_digits(
     if baseline:
         classical = congeal((torch.cat([image[:, :1] for image in pictures]) + 1) / 2)
         parts = list(classical.split(len(corners)))
-        compared = _warp_figures(warps, parts, corners) | _stack_figures(pictures[0], _apply(pictures[0], parts[0]))
+        compared = _warp_figures(warps, parts, corners) | _stack_figures(pictures[0], show(pictures[0], parts[0], "border"))
     cluster = torch.zeros(len(corners), dtype=torch.long)
     return Evaluation(figures, pictures[0], aligned[0].image, aligned[0].grid, compared, cluster)
 
@@ -181,12 +179,6 @@ def evaluate_clusters(
 def _matrix_or_grid(record: Alignment) -> Tensor:
     """The exact matrix where the warp is one; else the grid."""
     return record.grid if record.residual_flow is not None or record.matrix is None else record.matrix
-
-
-def _apply(images: Tensor, matrix: Tensor) -> Tensor:
-    height, width = images.shape[2:]
-    grid = transform_points(matrix, metrics.identity_grid(height, width).reshape(1, -1, 2).expand(len(images), -1, -1))
-    return mipmap_warp(images, grid.reshape(-1, height, width, 2), padding_mode="border")
 
 
 def _warp_figures(warps: list[Tensor], found: list[Tensor], corners: Tensor, size: int = DIGIT_SIZE) -> Figures:

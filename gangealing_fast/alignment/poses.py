@@ -15,6 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from gangealing_fast.alignment.config import TrainConfig
 from gangealing_fast.models.spatial_transformer import identity_grid, transform_points
 from gangealing_fast.ops import mipmap_warp
 
@@ -28,6 +29,11 @@ class PoseRange(NamedTuple):
     rotation: float = 0.0
     scale: tuple[float, float] = (1.0, 1.0)
     shift: float = 0.0
+
+    @classmethod
+    def of(cls, config: TrainConfig) -> PoseRange:
+        """What the options of a run ask for."""
+        return cls(config.pose_rotation, config.pose_scale, config.pose_shift)
 
     @property
     def wanted(self) -> bool:

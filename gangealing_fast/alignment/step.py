@@ -153,10 +153,15 @@ class AlignmentStep:
     @torch.no_grad()
     def generated(self, numbers: Tensor) -> Tensor:
         """The samples of `draw` as the generator makes them, `[N, 3, S, S]`, in no other pose."""
-        draws = self._draws(numbers)
         with autocast(numbers.device, self.dtype):
-            made = self.generator.synthesize(self.generator.map(draws.z).float(), draws.noise)
-            return made if self.sample_from_full_resolution else self.transformer.network_input(made)
+            return self._generated(self._draws(numbers))[1]
+
+    @torch.no_grad()
+    def _generated(self, draws: Draws) -> tuple[Tensor, Tensor]:
+        """w `[N, D]` and the pictures made from it, at the size they are warped from."""
+        w = self.generator.map(draws.z).float()
+        made = self.generator.synthesize(w, draws.noise)
+        return w, made if self.sample_from_full_resolution else self.transformer.network_input(made)
 
     def samples(self, numbers: Tensor, psi: float | Tensor, transformer: SpatialTransformer | None = None) -> Samples:
         """The samples of `draw`, their targets at this psi, and how they are aligned."""
@@ -164,12 +169,11 @@ class AlignmentStep:
         draws = self._draws(numbers)
         transformer = self.transformer if transformer is None else transformer
         with autocast(numbers.device, self.dtype):
-            with torch.no_grad():
-                w = generator.map(draws.z).float()
-                unaligned = generator.synthesize(w, draws.noise)
+            w, unaligned = self._generated(draws)
+            shown = unaligned if draws.pose is None else show(unaligned, draws.pose, self.padding_mode)
             clusters = self.target.heads
             if self.flips or (clusters > 1 and self.is_split):
-                return self._assigned_samples(w, unaligned, draws, psi, transformer)
+                return self._assigned_samples(w, unaligned, shown, draws, psi, transformer)
             mix = self.target.mix if used() == "reference" else self.target.mix_layers
             latents, noise = mix(w, psi, self.inject, generator.n_latent), draws.target_noise
             first = None
@@ -182,9 +186,6 @@ class AlignmentStep:
             with torch.set_grad_enabled(torch.is_grad_enabled() and self.is_split and not self.freeze_target):
                 target = generator.synthesize(latents, noise)
             target = self.transformer.network_input(target)
-            if not self.sample_from_full_resolution:
-                unaligned = self.transformer.network_input(unaligned)
-            shown = unaligned if draws.pose is None else show(unaligned, draws.pose, self.padding_mode)
             aligned, apart = self._align(transformer, unaligned, shown, draws.pose, None if first is None else first.cluster)
             return Samples(shown, target, aligned, first, apart)
 
@@ -199,18 +200,15 @@ class AlignmentStep:
         return aligned, equivariance_error(transformer(unaligned, assignment=assignment, **options).grid, aligned.grid, pose)
 
     def _assigned_samples(
-        self, w: Tensor, unaligned: Tensor, draws: Draws, psi: float | Tensor, transformer: SpatialTransformer
+        self, w: Tensor, unaligned: Tensor, shown: Tensor, draws: Draws, psi: float | Tensor, transformer: SpatialTransformer
     ) -> Samples:
-        """Samples `w`, `unaligned` with the cluster (and mirror) whose target each comes nearest to.
+        """Samples `w`, `unaligned`, as `shown`, with the cluster (and mirror) whose target each comes nearest to.
 
         All classes are compared without gradients, and the chosen one alone is computed again with them: the same gradient as that
         of the least of all distances, for a fraction of the work. The noise of its target is the one it was compared with.
         Before the split there is cluster 0 alone.
         """
         generator, clusters, noise, pose = self.generator, self.target.heads, draws.target_noise, draws.pose
-        if not self.sample_from_full_resolution:
-            unaligned = self.transformer.network_input(unaligned)
-        shown = unaligned if pose is None else show(unaligned, pose, self.padding_mode)
         options = {"padding_mode": self.padding_mode, "iters": self.iters}
         with torch.no_grad():
             latents = self.target.mix_layers(w, psi, self.inject, generator.n_latent)

@@ -139,7 +139,7 @@ def build(config: TrainConfig, group: Group) -> AlignmentStep:
         identity_weight=config.identity_weight,
         padding_mode=config.padding_mode,
         iters=config.iters,
-        poses=PoseRange(config.pose_rotation, config.pose_scale, config.pose_shift),
+        poses=PoseRange.of(config),
         equivariance_weight=config.equivariance_weight,
         freeze_target=config.freeze_target,
         flips=config.flips,
