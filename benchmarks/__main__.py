@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import benchmarks
-from gangealing_fast.errors import UserError
+from gangealing_fast.runtime.errors import UserError
 
 
 def operators() -> list[str]:
@@ -68,7 +68,7 @@ def measure(options: argparse.Namespace) -> int:
     from benchmarks import machine, results
     from benchmarks.harness import QUICK, Disagreement, Plan, compare
     from benchmarks.peaks import peaks
-    from gangealing_fast import memory
+    from gangealing_fast.runtime import memory
 
     device = torch.device(options.device)
     if device.type == "cuda" and not torch.cuda.is_available():

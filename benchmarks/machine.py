@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gangealing_fast import memory
+from gangealing_fast.runtime import memory
 
 TRIAD_BYTES = 256 << 20
 # The convolution that most of a 256² generator's time goes to: 512 to 512 channels at 32², a batch of 5.

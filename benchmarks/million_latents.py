@@ -17,7 +17,7 @@ from torch import Tensor
 from gangealing_fast.alignment.templates import spread_centres
 from gangealing_fast.models import Generator
 from gangealing_fast.models.latent_target import principal_components
-from gangealing_fast.randomness import normal_rows
+from gangealing_fast.runtime.randomness import normal_rows
 
 
 def peak() -> float:

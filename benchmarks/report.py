@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import results
-from gangealing_fast.errors import UserError
-from gangealing_fast.files import write_text
+from gangealing_fast.runtime.errors import UserError
+from gangealing_fast.storage.files import write_text
 
 Record = dict[str, Any]
 NOTES = "performance-notes.md"

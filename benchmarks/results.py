@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from gangealing_fast.files import read_json, write_json
+from gangealing_fast.storage.files import read_json, write_json
 
 Record = dict[str, Any]
 SECTIONS = ("records", "refused", "memory", "training_step")

@@ -21,7 +21,7 @@ from statistics import quantiles
 from typing import Any
 
 from benchmarks import machine, results
-from gangealing_fast.errors import UserError
+from gangealing_fast.runtime.errors import UserError
 
 INDEX = 500
 VARIANTS = {
@@ -61,10 +61,10 @@ def write_weights(folder: Path, size: int) -> None:
     """A random generator and a random LPIPS network as files that the trainer reads."""
     import torch
 
-    from gangealing_fast.checkpoint import export_safetensors
-    from gangealing_fast.foreign.writing import export_generator
+    from gangealing_fast.checkpoints.writing import export_generator
     from gangealing_fast.models import Generator
     from gangealing_fast.models.perceptual import Lpips
+    from gangealing_fast.storage.checkpoint import export_safetensors
 
     torch.manual_seed(0)
     export_generator(Generator(size), folder / "generator.safetensors", {}, half=False)
@@ -77,11 +77,11 @@ def serve(options: dict[str, Any]) -> None:
     some to warm up where that is needed, and prints its seconds; at the end of the input prints the peak memory."""
     import torch
 
-    from gangealing_fast import memory
     from gangealing_fast.alignment.config import TrainConfig
     from gangealing_fast.alignment.trainer import build
-    from gangealing_fast.distributed import Group
-    from gangealing_fast.runs import prepare_process
+    from gangealing_fast.runtime import memory
+    from gangealing_fast.runtime.distributed import Group
+    from gangealing_fast.runtime.setup import prepare_process
 
     folder, device = Path(options["folder"]), torch.device(options["device"])
     config = TrainConfig(

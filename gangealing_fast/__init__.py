@@ -10,14 +10,32 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from gangealing_fast.alignment.aligner import Aligner
-    from gangealing_fast.errors import UserError
+    from gangealing_fast.applications.aligner import Aligner
+    from gangealing_fast.runtime.errors import UserError
 
 __version__ = "0.1.0"
 __all__ = ["Aligner", "UserError", "__version__"]
 
-_ATTRIBUTES = {"Aligner": "gangealing_fast.alignment.aligner", "UserError": "gangealing_fast.errors"}
-_PACKAGES = {"adversarial", "alignment", "checkpoint", "data", "errors", "kernels", "metrics", "models", "ops"}
+_ATTRIBUTES = {"Aligner": "gangealing_fast.applications.aligner", "UserError": "gangealing_fast.runtime.errors"}
+_PACKAGES = {
+    "adversarial",
+    "alignment",
+    "applications",
+    "checkpoints",
+    "congealing",
+    "contrastive",
+    "data",
+    "geometry",
+    "kernels",
+    "metrics",
+    "models",
+    "ops",
+    "pretraining",
+    "report",
+    "runtime",
+    "storage",
+    "training",
+}
 
 
 def __getattr__(name: str) -> Any:

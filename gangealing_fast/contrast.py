@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
-from gangealing_fast.commands import parse, run_command
 from gangealing_fast.contrastive.config import ContrastConfig
+from gangealing_fast.runtime.commands import parse, run_command
 
 
 def main() -> None:

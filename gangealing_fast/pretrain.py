@@ -3,15 +3,15 @@
 
 from __future__ import annotations
 
-from gangealing_fast.adversarial.config import PRESETS, PretrainConfig
-from gangealing_fast.commands import parse, run_command
+from gangealing_fast.pretraining.config import PRESETS, PretrainConfig
+from gangealing_fast.runtime.commands import parse, run_command
 
 
 def main() -> None:
     config = parse(PretrainConfig, PRESETS, __doc__)
 
     def command() -> None:
-        from gangealing_fast.adversarial.pretraining import run
+        from gangealing_fast.pretraining.trainer import run
 
         generator = run(config)
         print(f"samples, report, log and checkpoint are in {config.out}; the best generator is {generator}")

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from gangealing_fast.alignment.config import PRESETS, TrainConfig
-from gangealing_fast.commands import parse, run_command
+from gangealing_fast.runtime.commands import parse, run_command
 
 
 def main() -> None:

@@ -19,8 +19,8 @@ from typing import Any
 import torch
 import triton
 
-from gangealing_fast.errors import UserError
-from gangealing_fast.files import atomic_write
+from gangealing_fast.runtime.errors import UserError
+from gangealing_fast.storage.files import atomic_write
 
 REPETITIONS = 7
 

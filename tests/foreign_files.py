@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from gangealing_fast.foreign.reading import Parts
-from gangealing_fast.foreign.writing import generator_state, transformer_state
+from gangealing_fast.checkpoints.reading import Parts
+from gangealing_fast.checkpoints.writing import generator_state, transformer_state
 from gangealing_fast.models import Generator, LatentTarget, SpatialTransformer
 
 

@@ -16,15 +16,15 @@ from typing import Any
 import pytest
 import torch
 
-from gangealing_fast.adversarial.config import PretrainConfig
 from gangealing_fast.alignment.config import TrainConfig
+from gangealing_fast.pretraining.config import PretrainConfig
 
 SIZE = 32
 
 
 def write_generator(path: Path, size: int = SIZE) -> Path:
     """An untrained slim generator, as `pretrain` would export it."""
-    from gangealing_fast.foreign.writing import export_generator
+    from gangealing_fast.checkpoints.writing import export_generator
     from gangealing_fast.models import Generator
 
     torch.manual_seed(0)
@@ -34,7 +34,7 @@ def write_generator(path: Path, size: int = SIZE) -> Path:
 
 def write_pictures(folder: Path, count: int = 12, size: int = SIZE) -> Path:
     """Noisy colour gradients."""
-    from gangealing_fast.files import save_picture
+    from gangealing_fast.storage.files import save_picture
 
     folder.mkdir(parents=True, exist_ok=True)
     generator = torch.Generator().manual_seed(0)
@@ -134,16 +134,16 @@ if __name__ == "__main__":
 
         print("cut short:", _kill_repeatedly(lambda: train(train_config(folder, **changes)), kills, 0))
     else:
-        from gangealing_fast.adversarial.pretraining import run as pretrain
+        from gangealing_fast.pretraining.trainer import run as pretrain
 
         print("cut short:", _kill_repeatedly(lambda: pretrain(pretrain_config(folder, **changes)) and None, kills, 0))
 
 
 def assert_pretraining_resumes(config: PretrainConfig, folder: Path, monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
     """Stopped in a generator step after `steps` of them and resumed, the run ends as an uninterrupted one, tensor by tensor."""
-    from gangealing_fast import checkpoint
-    from gangealing_fast.adversarial.pretraining import run
     from gangealing_fast.adversarial.step import AdversarialStep
+    from gangealing_fast.pretraining.trainer import run
+    from gangealing_fast.storage import checkpoint
 
     run(dataclasses.replace(config, out=folder / "whole"))
     original = AdversarialStep.generator_step

@@ -17,7 +17,7 @@ from runs import train_config
 
 from gangealing_fast.alignment.step import AlignmentStep
 from gangealing_fast.alignment.trainer import run
-from gangealing_fast.commands import run_command
+from gangealing_fast.runtime.commands import run_command
 
 if __name__ == "__main__":
     mode, folder, changes = sys.argv[1], Path(sys.argv[2]), json.loads(sys.argv[4])

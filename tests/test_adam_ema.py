@@ -14,7 +14,7 @@ from torch import nn
 
 from gangealing_fast import ops
 from gangealing_fast.ops.adam_ema import adam_ema, adam_ema_reference
-from gangealing_fast.optim import AdamEma
+from gangealing_fast.training.optim import AdamEma
 
 
 def test_kernel():

@@ -18,8 +18,8 @@ import numpy as np
 import pytest
 import torch
 
-from gangealing_fast import checkpoint, files
-from gangealing_fast.errors import UserError
+from gangealing_fast.runtime.errors import UserError
+from gangealing_fast.storage import checkpoint, files
 
 
 def state(step: int, size: int = 64) -> dict:

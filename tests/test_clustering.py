@@ -10,24 +10,20 @@ from runs import assert_identical, train_config, write_generator, write_pictures
 from support import assert_golden, golden, golden_state
 from test_perceptual import lpips_state
 
-from gangealing_fast import checkpoint, ops
+from gangealing_fast import ops
 from gangealing_fast.alignment import classifying
-from gangealing_fast.alignment.aligner import Aligner
-from gangealing_fast.alignment.clustering import (
-    align_assigned,
-    assign,
-    cluster_distances,
-    mirror_chosen,
-)
+from gangealing_fast.alignment.clustering import align_assigned, assign, cluster_distances, mirror_chosen
+from gangealing_fast.alignment.config import ClassifyConfig
 from gangealing_fast.alignment.step import AlignmentStep
 from gangealing_fast.alignment.templates import central_members, distance_matrix, split_template, spread_centres, start_templates
 from gangealing_fast.alignment.trainer import build, run
-from gangealing_fast.classify import ClassifyConfig
-from gangealing_fast.distributed import Group
-from gangealing_fast.errors import UserError
-from gangealing_fast.files import read_json_lines
+from gangealing_fast.applications.aligner import Aligner
 from gangealing_fast.metrics import cluster_purity
 from gangealing_fast.models import ClusterClassifier, Generator, LatentTarget, Lpips, SpatialTransformer
+from gangealing_fast.runtime.distributed import Group
+from gangealing_fast.runtime.errors import UserError
+from gangealing_fast.storage import checkpoint
+from gangealing_fast.storage.files import read_json_lines
 
 
 def test_golden_classifier():

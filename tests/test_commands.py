@@ -9,11 +9,11 @@ from PIL import Image
 from runs import write_generator, write_pictures
 
 from gangealing_fast import align, pretrain, train
-from gangealing_fast.adversarial.config import PRESETS as PRETRAIN_PRESETS
-from gangealing_fast.adversarial.config import PretrainConfig
 from gangealing_fast.alignment.config import PRESETS, TrainConfig
-from gangealing_fast.commands import parse
-from gangealing_fast.files import read_json_lines
+from gangealing_fast.pretraining.config import PRESETS as PRETRAIN_PRESETS
+from gangealing_fast.pretraining.config import PretrainConfig
+from gangealing_fast.runtime.commands import parse
+from gangealing_fast.storage.files import read_json_lines
 
 TINY = (
     "--flow-size 32 --channel-base 64 --max-channels 8 --steps 2 --batch 2 --anneal-psi 1 --period 1 --inject 3 --directions 2 "
@@ -71,7 +71,7 @@ def test_an_empty_folder_is_named(tmp_path, monkeypatch, capsys):
 
 
 def test_a_full_disk_keeps_the_previous_checkpoint(tmp_path, monkeypatch, capsys):
-    from gangealing_fast import checkpoint, files
+    from gangealing_fast.storage import checkpoint, files
 
     generator, run = write_generator(tmp_path / "generator.safetensors"), tmp_path / "run"
     original, saves = checkpoint._dump, iter(range(9))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from gangealing_fast.errors import UserError
+from gangealing_fast.runtime.errors import UserError
 
 TOOLS = Path(__file__).parents[1] / "tools"
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from gangealing_fast.errors import UserError
+from gangealing_fast.runtime.errors import UserError
 
 FILE = Path(__file__).parents[1] / "tools" / "compare_precision.py"
 specification = importlib.util.spec_from_file_location("compare_precision", FILE)

@@ -8,15 +8,15 @@ import pytest
 import torch
 from runs import assert_identical, write_pictures
 
-from gangealing_fast import checkpoint
+from gangealing_fast.checkpoints.writing import export_generator
 from gangealing_fast.contrastive import training
 from gangealing_fast.contrastive.config import ContrastConfig
 from gangealing_fast.contrastive.views import contrastive_loss, random_view
-from gangealing_fast.errors import UserError
-from gangealing_fast.files import read_json_lines, save_picture
-from gangealing_fast.foreign.writing import export_generator
 from gangealing_fast.models import Generator, build_perceptual
 from gangealing_fast.models.self_supervised import SelfSupervisedPerceptual
+from gangealing_fast.runtime.errors import UserError
+from gangealing_fast.storage import checkpoint
+from gangealing_fast.storage.files import read_json_lines, save_picture
 
 
 def config(folder, **changes) -> ContrastConfig:

@@ -22,8 +22,8 @@ from gangealing_fast.data import pictures as pictures_module
 from gangealing_fast.data.decoding import decode
 from gangealing_fast.data.pictures import PictureStream, open_pictures, to_float, to_uint8
 from gangealing_fast.data.sampler import split_held_out
-from gangealing_fast.errors import UserError
-from gangealing_fast.files import save_picture
+from gangealing_fast.runtime.errors import UserError
+from gangealing_fast.storage.files import save_picture
 
 
 def encoded(picture: Image.Image, file_format: str = "PNG", **options) -> bytes:

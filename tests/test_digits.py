@@ -11,7 +11,7 @@ import torch
 from support import shared
 
 from gangealing_fast.data import digits, mnist
-from gangealing_fast.errors import UserError
+from gangealing_fast.runtime.errors import UserError
 
 
 def generator() -> torch.Generator:

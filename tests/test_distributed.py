@@ -14,10 +14,11 @@ import pytest
 import torch
 from runs import train_config, write_generator
 
-from gangealing_fast import checkpoint, pretrain
+from gangealing_fast import pretrain
 from gangealing_fast.alignment.trainer import run
-from gangealing_fast.distributed import Group
-from gangealing_fast.files import read_json_lines
+from gangealing_fast.runtime.distributed import Group
+from gangealing_fast.storage import checkpoint
+from gangealing_fast.storage.files import read_json_lines
 
 SCRIPT = Path(__file__).with_name("several.py")
 ENVIRONMENT = {key: value for key, value in os.environ.items() if not key.startswith("TORCHELASTIC")} | {

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import gangealing_fast
-from gangealing_fast import _extension, env
+from gangealing_fast.ops import _extension, environment
 
 PACKAGE = Path(gangealing_fast.__file__).parent
 OPERATORS = {"bias_act", "bias_act_backward", "bilinear_downsample", "bilinear_downsample_backward", "upfirdn2d"}
@@ -27,27 +27,28 @@ def python(*arguments: str, path: Path | None = None, **environment: str) -> sub
 
 def copy_of_package(folder: Path) -> Path:
     """The operators alone, without the compiled library."""
-    for part in ("__init__.py", "_extension.py", "env.py", "errors.py", "memory.py"):
+    for part in ("__init__.py", "env.py"):
         (folder / "gangealing_fast").mkdir(exist_ok=True)
         shutil.copy(PACKAGE / part, folder / "gangealing_fast" / part)
-    shutil.copytree(PACKAGE / "ops", folder / "gangealing_fast" / "ops")
+    for room in ("ops", "runtime"):
+        shutil.copytree(PACKAGE / room, folder / "gangealing_fast" / room)
     return folder
 
 
 def test_every_operator_is_listed_with_a_reason_per_device():
-    record = env.collect()
+    record = environment.collect()
     assert set(record["operators"]) >= OPERATORS
     for devices in record["operators"].values():
         assert set(devices) == {"cpu", "cuda"}
         assert all(kind in ("compiled", "triton", "reference") and why for kind, why in devices.values())
-    text = env.describe(record)
+    text = environment.describe(record)
     assert "upfirdn2d" in text and record["packages"]["torch"] in text
 
 
 def test_compiled_kernels_are_reported_as_such():
     if not _extension.load():
         pytest.skip("the extension is not built")
-    record = env.collect()
+    record = environment.collect()
     assert record["library"]["loaded"] and record["library"]["build"]["library"]
     for operator in OPERATORS:
         assert record["operators"][operator]["cpu"][0] == "compiled"
@@ -56,7 +57,7 @@ def test_compiled_kernels_are_reported_as_such():
 def test_operators_served_by_triton_are_reported_as_such():
     pytest.importorskip("triton")
     for operator in ("bias_act", "bias_act_backward", "flow_regularizer", "convex_upsample", "lpips_distance", "adain", "adam_ema"):
-        kind, why = env.serving(operator, "cuda")
+        kind, why = environment.serving(operator, "cuda")
         assert kind == "triton" and f"kernels/{operator.removesuffix('_backward')}.py" in why
 
 
@@ -64,7 +65,10 @@ def test_without_triton_the_references_serve_on_cuda(monkeypatch):
     from gangealing_fast.ops import _triton
 
     monkeypatch.setattr(_triton, "available", lambda: False)
-    assert env.serving("bias_act", "cuda")[0] == "reference" and "pip install triton" in env.serving("bias_act", "cuda")[1]
+    assert (
+        environment.serving("bias_act", "cuda")[0] == "reference"
+        and "pip install triton" in environment.serving("bias_act", "cuda")[1]
+    )
 
 
 def test_json_is_one_object():

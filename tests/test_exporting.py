@@ -10,10 +10,10 @@ import torch
 from test_aligner import aligner
 
 from gangealing_fast import Aligner, convert
-from gangealing_fast.alignment import exporting
-from gangealing_fast.errors import UserError
-from gangealing_fast.foreign.writing import export_aligner
+from gangealing_fast.applications import exporting
+from gangealing_fast.checkpoints.writing import export_aligner
 from gangealing_fast.models import ClusterClassifier, SpatialTransformer
+from gangealing_fast.runtime.errors import UserError
 
 
 def clustered() -> Aligner:

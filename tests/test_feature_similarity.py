@@ -13,13 +13,14 @@ import torch
 from runs import train_config, write_generator, write_pictures
 from torch.testing import assert_close
 
-from gangealing_fast import Aligner, checkpoint
+from gangealing_fast import Aligner
 from gangealing_fast.alignment.poses import PoseRange, equivariance_error, show
 from gangealing_fast.alignment.trainer import run
-from gangealing_fast.errors import UserError
-from gangealing_fast.foreign.reading import read
-from gangealing_fast.foreign.writing import write
+from gangealing_fast.checkpoints.reading import read
+from gangealing_fast.checkpoints.writing import write
 from gangealing_fast.models import ClusterClassifier, SpatialTransformer
+from gangealing_fast.runtime.errors import UserError
+from gangealing_fast.storage import checkpoint
 
 
 def transformer(**changes) -> SpatialTransformer:

@@ -17,8 +17,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from gangealing_fast import files
-from gangealing_fast.errors import UserError
+from gangealing_fast.runtime.errors import UserError
+from gangealing_fast.storage import files
 
 
 def test_atomic_write_replaces_in_one_step(tmp_path):
@@ -153,5 +153,5 @@ def test_save_picture(tmp_path):
 
 
 def test_imports_no_torch():
-    code = "import sys, gangealing_fast.files, gangealing_fast.prepare; sys.exit('torch' in sys.modules)"
+    code = "import sys, gangealing_fast.storage.files, gangealing_fast.prepare; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

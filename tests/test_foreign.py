@@ -18,10 +18,10 @@ from foreign_files import (
 )
 from support import golden_index
 
-from gangealing_fast.errors import UserError
-from gangealing_fast.foreign.reading import read
-from gangealing_fast.foreign.writing import generator_state, transformer_state, write
+from gangealing_fast.checkpoints.reading import read
+from gangealing_fast.checkpoints.writing import generator_state, transformer_state, write
 from gangealing_fast.models import Generator, SpatialTransformer
+from gangealing_fast.runtime.errors import UserError
 
 # ---- the original
 

@@ -24,10 +24,10 @@ from foreign_files import (
 )
 
 from gangealing_fast import convert
-from gangealing_fast.errors import UserError
-from gangealing_fast.foreign.download import fetch
-from gangealing_fast.foreign.reading import read
-from gangealing_fast.foreign.writing import generator_state, write
+from gangealing_fast.checkpoints.download import fetch
+from gangealing_fast.checkpoints.reading import read
+from gangealing_fast.checkpoints.writing import generator_state, write
+from gangealing_fast.runtime.errors import UserError
 
 # ---- code
 

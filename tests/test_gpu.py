@@ -9,7 +9,8 @@ from cases import invert_grid, nearest_grid_point
 from problems import problems
 from support import assert_close, check_values
 
-from gangealing_fast import env, ops
+from gangealing_fast import ops
+from gangealing_fast.ops import environment
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")]
 
@@ -70,7 +71,7 @@ def test_invert_grid(case):
 
 def test_every_operator_has_a_kernel():
     """No reference serves where the library, or Triton, should."""
-    serving = {name: env.serving(name, "cuda")[0] for name in env.operators()}
+    serving = {name: environment.serving(name, "cuda")[0] for name in environment.operators()}
     assert {name for name, kind in serving.items() if kind == "reference"} == set()
 
 

@@ -8,12 +8,12 @@ import sys
 
 import pytest
 
-from gangealing_fast import memory
+from gangealing_fast.runtime import memory
 
 FAULTS = """
 import resource, sys
 import torch
-from gangealing_fast import memory
+from gangealing_fast.runtime import memory
 kept = memory.keep_large_blocks(int(sys.argv[1])) if len(sys.argv) > 1 else False
 def touch():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

@@ -11,7 +11,7 @@ from picture_files import noise, write_idx
 
 from gangealing_fast.data import mnist
 from gangealing_fast.data.pictures import open_pictures
-from gangealing_fast.errors import UserError
+from gangealing_fast.runtime.errors import UserError
 
 
 def test_idx_round_trip(tmp_path):

@@ -20,11 +20,7 @@ from support import (
 )
 
 from gangealing_fast.models.layers import ModulatedConv2d
-from gangealing_fast.ops.modulated_conv2d import (
-    convolution_algorithm,
-    modulated_conv2d,
-    modulated_conv2d_reference,
-)
+from gangealing_fast.ops.modulated_conv2d import convolution_algorithm, modulated_conv2d, modulated_conv2d_reference
 
 WIDE = (torch.float64, torch.float32)
 # Winograd's transforms amplify rounding (csrc/cpu/winograd.h); (output, gradient).

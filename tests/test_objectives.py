@@ -11,13 +11,12 @@ import torch
 from torch import nn
 
 from gangealing_fast.adversarial import objectives
-from gangealing_fast.adversarial.config import ObjectiveName
 from gangealing_fast.adversarial.objectives import OBJECTIVES, Reconstruction, Side, make
 from gangealing_fast.adversarial.objectives import classic as c
 from gangealing_fast.adversarial.objectives import energy as e
 from gangealing_fast.adversarial.objectives import least_squares as ls
 from gangealing_fast.adversarial.objectives import wasserstein as w
-from gangealing_fast.adversarial.penalties import (
+from gangealing_fast.adversarial.objectives.penalties import (
     gradient_norms,
     gradient_penalty,
     lines_between,
@@ -29,6 +28,7 @@ from gangealing_fast.adversarial.penalties import (
 from gangealing_fast.metrics.divergences import jensen_shannon, pearson_chi2, total_variation, wasserstein_1d
 from gangealing_fast.models import Autoencoder, DcganCritic, DcganGenerator, Discriminator, Generator
 from gangealing_fast.models.layers import EqualConv2d
+from gangealing_fast.pretraining.config import ObjectiveName
 
 double = torch.float64
 

@@ -17,7 +17,7 @@ from gangealing_fast.adversarial.objectives import classes as c
 from gangealing_fast.adversarial.step import AdversarialStep
 from gangealing_fast.models import DcganCritic
 from gangealing_fast.models.dcgan import Described
-from gangealing_fast.optim import AdamEma
+from gangealing_fast.training.optim import AdamEma
 
 double = torch.float64
 

@@ -9,11 +9,11 @@ import torch.nn.functional as F
 from support import assert_close, assert_golden, golden, golden_state, relative_error
 from torch import nn
 
-from gangealing_fast.errors import UserError
 from gangealing_fast.models import EfficientNetPerceptual, Lpips, build_perceptual
 from gangealing_fast.models import perceptual as perceptual_module
 from gangealing_fast.models.efficientnet import weights_file
 from gangealing_fast.ops import lpips_distance
+from gangealing_fast.runtime.errors import UserError
 
 
 def lpips_state(shapes):

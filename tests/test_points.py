@@ -8,7 +8,7 @@ import torch
 from cases.nearest_grid_point import Case
 from support import assert_close
 
-from gangealing_fast.alignment.points import from_template, to_template, transfer
+from gangealing_fast.geometry.points import from_template, to_template, transfer
 
 
 @pytest.fixture

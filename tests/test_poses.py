@@ -22,10 +22,11 @@ from gangealing_fast.alignment.poses import PoseRange, equivariance_error, mirro
 from gangealing_fast.alignment.results import new_samples, watch
 from gangealing_fast.alignment.trainer import build, run
 from gangealing_fast.data.digits import invert, random_similarity
-from gangealing_fast.distributed import Group
-from gangealing_fast.errors import UserError
-from gangealing_fast.files import read_json_lines
-from gangealing_fast.models.spatial_transformer import SpatialTransformer, compose, identity_grid, transform_points
+from gangealing_fast.geometry.warps import compose, identity_grid, transform_points
+from gangealing_fast.models.spatial_transformer import SpatialTransformer
+from gangealing_fast.runtime.distributed import Group
+from gangealing_fast.runtime.errors import UserError
+from gangealing_fast.storage.files import read_json_lines
 
 RANGE = PoseRange(45.0, (0.6, 1.1), 0.15)
 POSES: dict[str, Any] = {"pose_rotation": 30.0, "pose_scale": (0.8, 1.2), "pose_shift": 0.1}

@@ -14,13 +14,14 @@ import torch
 from picture_files import fill, noise, write_idx
 from PIL import Image
 
-from gangealing_fast import prepare
+from gangealing_fast.data.config import PrepareConfig
 from gangealing_fast.data.pictures import open_pictures
-from gangealing_fast.errors import UserError
+from gangealing_fast.data.preparing import run as prepare
+from gangealing_fast.runtime.errors import UserError
 
 
 def run(source, output, **options) -> None:
-    prepare.prepare(prepare.Options(source, output, **options))
+    prepare(PrepareConfig(source, output, **options))
 
 
 def test_folder_becomes_the_same_pictures(tmp_path, capsys):
@@ -100,5 +101,6 @@ def test_command(tmp_path):
     code += "from gangealing_fast.prepare import main\n"
     code += "try: main()\nexcept SystemExit: pass\nsys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
-    result = subprocess.run([*command, tmp_path / "gone", tmp_path / "out.tar"], capture_output=True, text=True)
+    arguments = [*command, "--source", tmp_path / "gone", "--out", tmp_path / "out.tar"]
+    result = subprocess.run(arguments, capture_output=True, text=True)
     assert result.returncode == 2 and result.stderr.count("\n") == 1 and result.stderr.startswith("error: there is no")

@@ -11,19 +11,18 @@ import torch
 from runs import assert_identical, assert_pretraining_resumes, pretrain_config, write_pictures
 from support import relative_error, shared
 
-from gangealing_fast import checkpoint
 from gangealing_fast.adversarial import step as step_module
 from gangealing_fast.adversarial.augment import Augmentation
-from gangealing_fast.adversarial.growing import start_critic, start_generator
-from gangealing_fast.adversarial.networks import load_plain_generator
 from gangealing_fast.adversarial.objectives import OBJECTIVES, make
-from gangealing_fast.adversarial.pretraining import run
-from gangealing_fast.adversarial.projected import ProjectedDiscriminator
-from gangealing_fast.errors import UserError
-from gangealing_fast.files import read_json_lines
-from gangealing_fast.foreign.reading import load_generator
+from gangealing_fast.checkpoints.reading import load_generator, load_plain_generator
 from gangealing_fast.models import Discriminator, EfficientNetPerceptual, Generator
 from gangealing_fast.models.layers import FusedLeakyReLU
+from gangealing_fast.pretraining.growing import start_critic, start_generator
+from gangealing_fast.pretraining.projected import ProjectedDiscriminator
+from gangealing_fast.pretraining.trainer import run
+from gangealing_fast.runtime.errors import UserError
+from gangealing_fast.storage import checkpoint
+from gangealing_fast.storage.files import read_json_lines
 
 
 @pytest.fixture

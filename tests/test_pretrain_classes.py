@@ -12,13 +12,13 @@ from picture_files import write_idx
 from runs import assert_pretraining_resumes, pretrain_config, write_pictures
 from torch import nn
 
-from gangealing_fast import checkpoint
-from gangealing_fast.adversarial.classification import Classifier, majority, settle_statistics
-from gangealing_fast.adversarial.pretraining import run
-from gangealing_fast.adversarial.source import DigitSource, balanced
-from gangealing_fast.errors import UserError
-from gangealing_fast.files import read_json_lines
 from gangealing_fast.models import DcganCritic, Discriminator
+from gangealing_fast.pretraining.classification import Classifier, majority, settle_statistics
+from gangealing_fast.pretraining.source import DigitSource, balanced
+from gangealing_fast.pretraining.trainer import run
+from gangealing_fast.runtime.errors import UserError
+from gangealing_fast.storage import checkpoint
+from gangealing_fast.storage.files import read_json_lines
 
 DIGITS = (2, 5, 7)
 

@@ -13,12 +13,12 @@ from test_commands import call
 from test_exporting import clustered, composed
 
 from gangealing_fast import Aligner, align, propagate
-from gangealing_fast.alignment.propagating import lay_over, read_edit
-from gangealing_fast.errors import UserError
-from gangealing_fast.files import read_json_lines
-from gangealing_fast.foreign.writing import export_aligner
+from gangealing_fast.applications.propagating import lay_over, read_edit
+from gangealing_fast.checkpoints.writing import export_aligner
 from gangealing_fast.models import SpatialTransformer
 from gangealing_fast.ops import flow_regularizer
+from gangealing_fast.runtime.errors import UserError
+from gangealing_fast.storage.files import read_json_lines
 
 
 def saved(path, model: Aligner):

@@ -19,8 +19,8 @@ import torch
 from PIL import Image
 
 from gangealing_fast import report
-from gangealing_fast.errors import UserError
 from gangealing_fast.metrics import identity_grid
+from gangealing_fast.runtime.errors import UserError
 
 EMPTY = {"meta", "link", "img", "br"}
 

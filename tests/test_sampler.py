@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from gangealing_fast.adversarial.source import PictureSource
 from gangealing_fast.data.pictures import open_pictures, to_uint8
 from gangealing_fast.data.sampler import InfiniteSampler
-from gangealing_fast.errors import UserError
+from gangealing_fast.pretraining.source import PictureSource
+from gangealing_fast.runtime.errors import UserError
 
 
 def test_sampler_visits_every_picture_once_an_epoch():

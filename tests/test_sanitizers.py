@@ -11,7 +11,7 @@ import sanitizers
 
 LOAD = """
 from pathlib import Path
-from gangealing_fast import _extension
+from gangealing_fast.ops import _extension
 _extension.LIBRARY = Path({library!r})
 assert _extension.load()
 """

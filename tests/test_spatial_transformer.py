@@ -9,7 +9,7 @@ import pytest
 import torch
 from support import assert_close, assert_golden, golden, golden_state, relative_error
 
-from gangealing_fast.alignment.points import (
+from gangealing_fast.geometry.points import (
     best_mirrors,
     denormalize_points,
     from_template,
@@ -20,13 +20,8 @@ from gangealing_fast.alignment.points import (
     to_template,
     transfer,
 )
-from gangealing_fast.models.spatial_transformer import (
-    SpatialTransformer,
-    compose,
-    identity_grid,
-    similarity_matrix,
-    transform_points,
-)
+from gangealing_fast.geometry.warps import compose, identity_grid, similarity_matrix, transform_points
+from gangealing_fast.models.spatial_transformer import SpatialTransformer
 from gangealing_fast.ops import flow_regularizer, mipmap_warp
 
 SLIM = {"flow_size": 32, "channel_multiplier": 0.125, "max_channels": 16}

@@ -10,13 +10,15 @@ import torch
 from runs import assert_identical, train_config, write_generator, write_pictures
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from gangealing_fast import checkpoint, ops, precision
+from gangealing_fast import ops
 from gangealing_fast.alignment import step as step_module
-from gangealing_fast.alignment.aligner import Aligner
 from gangealing_fast.alignment.trainer import build, run
-from gangealing_fast.distributed import Group
-from gangealing_fast.errors import UserError
-from gangealing_fast.files import read_json_lines
+from gangealing_fast.applications.aligner import Aligner
+from gangealing_fast.runtime import precision
+from gangealing_fast.runtime.distributed import Group
+from gangealing_fast.runtime.errors import UserError
+from gangealing_fast.storage import checkpoint
+from gangealing_fast.storage.files import read_json_lines
 
 
 @pytest.fixture

@@ -20,8 +20,8 @@ from gangealing_fast.alignment.schedules import ema_decay
 from gangealing_fast.alignment.step import AlignmentStep, NotFinite
 from gangealing_fast.models import Generator, LatentTarget, Lpips, SpatialTransformer
 from gangealing_fast.models.layers import EqualConv2d
-from gangealing_fast.optim import AdamEma
-from gangealing_fast.precision import LossScale
+from gangealing_fast.runtime.precision import LossScale
+from gangealing_fast.training.optim import AdamEma
 
 
 def pooled(x: torch.Tensor) -> torch.Tensor:

@@ -20,7 +20,8 @@ LIBRARY = ROOT / "gangealing_fast" / "_C.so"
 PROBE = """
 import sys, torch
 sys.path.insert(0, {root!r})
-from gangealing_fast import _extension, ops
+from gangealing_fast.ops import _extension
+from gangealing_fast import ops
 assert _extension.load(), "no library"
 torch.manual_seed(0)
 worst = 0.0

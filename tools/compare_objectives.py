@@ -22,11 +22,11 @@ from compare_precision import train
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # for benchmarks, which are not installed
 
 from benchmarks.objectives.distances import spearman
-from gangealing_fast.adversarial.config import PRESETS as GENERATORS
 from gangealing_fast.alignment.config import PRESETS as ALIGNERS
-from gangealing_fast.commands import run_command
-from gangealing_fast.errors import UserError
-from gangealing_fast.files import read_json_lines, write_json, write_text
+from gangealing_fast.pretraining.config import PRESETS as GENERATORS
+from gangealing_fast.runtime.commands import run_command
+from gangealing_fast.runtime.errors import UserError
+from gangealing_fast.storage.files import read_json_lines, write_json, write_text
 
 SCORES = ("score", "recall", "diversity")
 Runs = dict[str, list[dict[str, float]]]
@@ -35,7 +35,7 @@ Runs = dict[str, list[dict[str, float]]]
 def generate(objective: str, out: Path, mnist: Path, seed: int, kimg: float, threads: int) -> tuple[Path, dict[str, float]]:
     """The generator that `objective` trains, and the scores of the snapshot that it is."""
     from gangealing_fast.adversarial.objectives import make
-    from gangealing_fast.adversarial.pretraining import run
+    from gangealing_fast.pretraining.trainer import run
 
     preset = GENERATORS["digits"]
     changes = {"data": mnist, "out": out, "seed": seed, "kimg": kimg, "threads": threads}

@@ -17,9 +17,9 @@ from pathlib import Path
 from statistics import mean, stdev
 
 from gangealing_fast.alignment.config import PRESETS, TrainConfig
-from gangealing_fast.commands import run_command
-from gangealing_fast.errors import UserError
-from gangealing_fast.files import write_text
+from gangealing_fast.runtime.commands import run_command
+from gangealing_fast.runtime.errors import UserError
+from gangealing_fast.storage.files import write_text
 
 PRECISIONS = ("float32", "bfloat16")
 Ratios = dict[str, dict[int, dict[str, float]]]

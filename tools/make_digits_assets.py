@@ -13,9 +13,9 @@ from pathlib import Path
 
 import numpy
 
-from gangealing_fast.commands import run_command
 from gangealing_fast.data.mnist import find_images, read_images
-from gangealing_fast.files import write_bytes
+from gangealing_fast.runtime.commands import run_command
+from gangealing_fast.storage.files import write_bytes
 
 CLASSES = (3, 4, 7)
 EACH = 300

@@ -14,7 +14,7 @@ import torch
 from PIL import Image, ImageDraw
 
 from gangealing_fast import Aligner
-from gangealing_fast.alignment.propagating import lay_over
+from gangealing_fast.applications.propagating import lay_over
 from gangealing_fast.data.digits import load_heldout_digits, random_similarity, warp_digits
 from gangealing_fast.report.pictures import save_grid
 

@@ -16,7 +16,7 @@ from PIL import Image
 from gangealing_fast import Aligner
 from gangealing_fast.alignment.config import PRESETS
 from gangealing_fast.alignment.poses import POSE_NUMBERS, PoseRange, show
-from gangealing_fast.models.spatial_transformer import resize_to
+from gangealing_fast.models.layers import resize_to
 from gangealing_fast.report.pictures import save_grid
 
 SIDE = 128

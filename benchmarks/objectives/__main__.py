@@ -9,8 +9,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from gangealing_fast.errors import UserError
-from gangealing_fast.files import read_json, write_json
+from gangealing_fast.runtime.errors import UserError
+from gangealing_fast.storage.files import read_json, write_json
 
 PLANE = ("ring-wgan-gp", "ring-dragan", "ring-nonsaturating", "wasserstein", "circles")
 LABELS = ("catgan-unsupervised", "catgan-100", *(f"semi-supervised-{labels}" for labels in (25, 50, 100, 1000)))

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from gangealing_fast.adversarial.objectives import Side, State, make
 from gangealing_fast.adversarial.objectives.classes import conditional_entropy, marginal_entropy
 from gangealing_fast.adversarial.step import AdversarialStep
-from gangealing_fast.optim import AdamEma
+from gangealing_fast.training.optim import AdamEma
 
 RADII, DEVIATION, WIDTH, BATCH = (0.2, 1.0), 0.05, 100, 128
 RATES, BETAS = (1e-4, 1e-3), (0.5, 0.99)

@@ -11,12 +11,12 @@ from typing import Any
 import torch
 
 from benchmarks.objectives.digits import CPU, Training, options
-from gangealing_fast.adversarial.classification import Examination, settle_statistics
-from gangealing_fast.adversarial.networks import CLASSIFIER_DECAY
 from gangealing_fast.adversarial.objectives.classes import cross_entropy_of_known
 from gangealing_fast.adversarial.objectives.record import scales
-from gangealing_fast.adversarial.source import DigitSource
-from gangealing_fast.precision import autocast
+from gangealing_fast.pretraining.classification import Examination, settle_statistics
+from gangealing_fast.pretraining.networks import CLASSIFIER_DECAY
+from gangealing_fast.pretraining.source import DigitSource
+from gangealing_fast.runtime.precision import autocast
 
 PICTURES_OF_STATISTICS = 2000
 SEMI_SUPERVISED = {"labelled_share": 0.5, "batch": 64, "objective_options": ("matching=1",)}

@@ -13,15 +13,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gangealing_fast.adversarial.config import PretrainConfig
-from gangealing_fast.adversarial.networks import build, latents, make_objective, resolved
 from gangealing_fast.adversarial.objectives import Side
-from gangealing_fast.adversarial.pretraining import make_augmentation, make_trainer
-from gangealing_fast.adversarial.source import Source, open_source
 from gangealing_fast.data.digits import training_digits, warp_digits
 from gangealing_fast.data.mnist import find_images, labels_path, read_idx, read_images
 from gangealing_fast.metrics import FeatureStatistics, batch_diversity, frechet_distance
-from gangealing_fast.precision import autocast, resolve
+from gangealing_fast.pretraining.config import PretrainConfig
+from gangealing_fast.pretraining.networks import build
+from gangealing_fast.pretraining.options import make_objective, resolved
+from gangealing_fast.pretraining.sampling import latents
+from gangealing_fast.pretraining.source import Source, open_source
+from gangealing_fast.pretraining.trainer import make_augmentation, make_trainer
+from gangealing_fast.runtime.precision import autocast, resolve
 
 CPU = torch.device("cpu")
 DIGITS = tuple(range(10))

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from gangealing_fast.errors import UserError
+from gangealing_fast.runtime.errors import UserError
 
 
 def wasserstein(x: Tensor, y: Tensor) -> float:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from gangealing_fast.adversarial.objectives import Objective
 from gangealing_fast.adversarial.step import AdversarialStep
-from gangealing_fast.optim import AdamEma, RmsPropEma
+from gangealing_fast.training.optim import AdamEma, RmsPropEma
 
 RADIUS, MODES = 2.0, 8
 

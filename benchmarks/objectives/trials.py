@@ -16,8 +16,8 @@ from benchmarks.objectives.circles import circles_trial
 from benchmarks.objectives.distances import spearman, wasserstein
 from benchmarks.objectives.plane import Trial, quality, ring
 from gangealing_fast.adversarial.objectives import make
-from gangealing_fast.adversarial.penalties import gradient_norms, lines_between
-from gangealing_fast.errors import UserError
+from gangealing_fast.adversarial.objectives.penalties import gradient_norms, lines_between
+from gangealing_fast.runtime.errors import UserError
 
 DEVIATION = 0.02
 SAMPLES = 2500

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from gangealing_fast.adversarial.augment import Augmentation
 from gangealing_fast.adversarial.objectives import Objective, Output, Side
-from gangealing_fast.adversarial.penalties import path_length_penalty, path_lengths, r1_penalty
+from gangealing_fast.adversarial.objectives.penalties import path_length_penalty, path_lengths, r1_penalty
 from gangealing_fast.models.generator import Generator
-from gangealing_fast.optim import AdamEma, RmsPropEma
-from gangealing_fast.precision import autocast
+from gangealing_fast.runtime.precision import autocast
+from gangealing_fast.training.optim import AdamEma, RmsPropEma
 
 
 @dataclass

@@ -14,19 +14,20 @@ from torch import Tensor
 from gangealing_fast.alignment.clustering import assign, cluster_distances
 from gangealing_fast.alignment.evaluation import evaluate_clusters, held_out
 from gangealing_fast.alignment.results import align_command, captioned_averages, print_figures, save_averages
+from gangealing_fast.checkpoints.reading import Parts, load_generator, read
+from gangealing_fast.checkpoints.writing import write
 from gangealing_fast.data.pictures import open_pictures
-from gangealing_fast.errors import UserError
-from gangealing_fast.fitting import fit
-from gangealing_fast.foreign.reading import Parts, load_generator, read
-from gangealing_fast.foreign.writing import write
 from gangealing_fast.models import ClusterClassifier, Generator
 from gangealing_fast.models.perceptual import build_perceptual
-from gangealing_fast.precision import autocast, resolve
 from gangealing_fast.report.run import write_run_report
-from gangealing_fast.runs import choose_device, open_run, plain, prepare_process
+from gangealing_fast.runtime.errors import UserError
+from gangealing_fast.runtime.precision import autocast, resolve
+from gangealing_fast.runtime.setup import choose_device, prepare_process
+from gangealing_fast.storage.runs import open_run, plain
+from gangealing_fast.training.fitting import fit
 
 if TYPE_CHECKING:
-    from gangealing_fast.classify import ClassifyConfig
+    from gangealing_fast.alignment.config import ClassifyConfig
 
 CHECKPOINT_KIND = "classify"
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from gangealing_fast.alignment.config import TrainConfig
-from gangealing_fast.models.spatial_transformer import identity_grid, transform_points
+from gangealing_fast.geometry.warps import identity_grid, transform_points
 from gangealing_fast.ops import mipmap_warp
 
 POSE_NUMBERS = 4

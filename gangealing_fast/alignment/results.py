@@ -25,14 +25,14 @@ from gangealing_fast.alignment.evaluation import (
 from gangealing_fast.alignment.frame import keep_area
 from gangealing_fast.alignment.schedules import psi_at
 from gangealing_fast.alignment.step import AlignmentStep, Samples
+from gangealing_fast.checkpoints.writing import export_aligner
 from gangealing_fast.data.digits import load_heldout_digits, random_similarity, warp_digits
 from gangealing_fast.data.pictures import open_pictures
-from gangealing_fast.foreign.writing import export_aligner
 from gangealing_fast.metrics import average_image, identity_grid, inspect_warps
 from gangealing_fast.models.perceptual import build_perceptual
 from gangealing_fast.report.pictures import save_grid
 from gangealing_fast.report.run import write_run_report
-from gangealing_fast.runs import plain
+from gangealing_fast.storage.runs import plain
 
 WATCHED = 16
 

@@ -17,14 +17,14 @@ from gangealing_fast.alignment.losses import AlignmentLoss, alignment_loss
 from gangealing_fast.alignment.poses import POSE_NUMBERS, PoseRange, equivariance_error, mirror_pose, show
 from gangealing_fast.alignment.schedules import learning_rate_factor, psi_at
 from gangealing_fast.alignment.templates import split_template
-from gangealing_fast.distributed import Group
 from gangealing_fast.models.generator import Generator
 from gangealing_fast.models.latent_target import LatentTarget
 from gangealing_fast.models.spatial_transformer import Alignment, SpatialTransformer
 from gangealing_fast.ops import used
-from gangealing_fast.optim import AdamEma
-from gangealing_fast.precision import LossScale, autocast
-from gangealing_fast.randomness import derived_seed, normal_rows, private_stream
+from gangealing_fast.runtime.distributed import Group
+from gangealing_fast.runtime.precision import LossScale, autocast
+from gangealing_fast.runtime.randomness import derived_seed, normal_rows, private_stream
+from gangealing_fast.training.optim import AdamEma
 
 
 class Draws(NamedTuple):

@@ -16,9 +16,11 @@ import torch
 from torch import Tensor
 
 from gangealing_fast.alignment.clustering import Distance
+from gangealing_fast.geometry.warps import identity_grid
 from gangealing_fast.models.generator import Generator
 from gangealing_fast.models.latent_target import LatentTarget
-from gangealing_fast.models.spatial_transformer import SpatialTransformer, identity_grid, resize_to
+from gangealing_fast.models.layers import resize_to
+from gangealing_fast.models.spatial_transformer import SpatialTransformer
 
 
 class FeatureDistance(Protocol):

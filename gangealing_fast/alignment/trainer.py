@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from gangealing_fast import checkpoint, memory
 from gangealing_fast.alignment import results
 from gangealing_fast.alignment.config import ASSETS, TrainConfig
 from gangealing_fast.alignment.evaluation import Evaluation
@@ -20,18 +19,21 @@ from gangealing_fast.alignment.poses import PoseRange
 from gangealing_fast.alignment.schedules import ema_decay
 from gangealing_fast.alignment.step import AlignmentStep, NotFinite
 from gangealing_fast.alignment.templates import start_templates
-from gangealing_fast.distributed import Group, join
-from gangealing_fast.errors import UserError
-from gangealing_fast.files import JsonLines
-from gangealing_fast.foreign.reading import load_generator
+from gangealing_fast.checkpoints.reading import load_generator
 from gangealing_fast.models.latent_target import LatentTarget, principal_components
 from gangealing_fast.models.layers import activation_format
 from gangealing_fast.models.perceptual import build_perceptual
 from gangealing_fast.models.spatial_transformer import SpatialTransformer
-from gangealing_fast.optim import AdamEma
-from gangealing_fast.precision import autocast, resolve
-from gangealing_fast.randomness import private_stream
-from gangealing_fast.runs import open_run, prepare_process
+from gangealing_fast.runtime import memory
+from gangealing_fast.runtime.distributed import Group, join
+from gangealing_fast.runtime.errors import UserError
+from gangealing_fast.runtime.precision import autocast, resolve
+from gangealing_fast.runtime.randomness import private_stream
+from gangealing_fast.runtime.setup import prepare_process
+from gangealing_fast.storage import checkpoint
+from gangealing_fast.storage.files import JsonLines
+from gangealing_fast.storage.runs import open_run
+from gangealing_fast.training.optim import AdamEma
 
 CHECKPOINT_KIND = "train"
 # Samples of 128² whose activations fit comfortably beside everything else in a few GB.

@@ -9,18 +9,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gangealing_fast.checkpoints.reading import load_generator
 from gangealing_fast.contrastive.config import ContrastConfig
 from gangealing_fast.contrastive.views import contrastive_loss, random_view
 from gangealing_fast.data.pictures import Pictures, open_pictures, to_float
 from gangealing_fast.data.sampler import InfiniteSampler
-from gangealing_fast.errors import UserError
-from gangealing_fast.fitting import fit
-from gangealing_fast.foreign.reading import load_generator
 from gangealing_fast.models import Generator
+from gangealing_fast.models.layers import resize_to
 from gangealing_fast.models.self_supervised import EXPORT_NAME, SelfSupervisedPerceptual
-from gangealing_fast.models.spatial_transformer import resize_to
-from gangealing_fast.precision import autocast, resolve
-from gangealing_fast.runs import choose_device, open_run, prepare_process
+from gangealing_fast.runtime.errors import UserError
+from gangealing_fast.runtime.precision import autocast, resolve
+from gangealing_fast.runtime.setup import choose_device, prepare_process
+from gangealing_fast.storage.runs import open_run
+from gangealing_fast.training.fitting import fit
 
 CHECKPOINT_KIND = "contrast"
 PROJECTION = 64

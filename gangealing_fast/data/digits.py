@@ -28,7 +28,7 @@ from torch.nn.functional import avg_pool2d, grid_sample, pad
 
 from gangealing_fast.data.mnist import find_images, labels_path, read_idx, read_images
 from gangealing_fast.data.pictures import to_uint8
-from gangealing_fast.errors import UserError
+from gangealing_fast.runtime.errors import UserError
 
 SIZE = 32
 ASSET = Path(__file__).resolve().parent.parent / "assets" / "digits" / "heldout.npz"

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy
 
-from gangealing_fast.errors import UserError
-from gangealing_fast.files import read_bytes
+from gangealing_fast.runtime.errors import UserError
+from gangealing_fast.storage.files import read_bytes
 
 _GZIP = b"\x1f\x8b"
 

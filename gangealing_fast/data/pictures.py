@@ -15,7 +15,7 @@ import torch
 from gangealing_fast.data.decoding import Crop, decode, to_square
 from gangealing_fast.data.mnist import is_idx_name, read_images
 from gangealing_fast.data.sources import Entry, list_entries
-from gangealing_fast.errors import UserError
+from gangealing_fast.runtime.errors import UserError
 
 MEMORY_BUDGET = 2 << 30
 """Decoded pictures are kept in memory up to this many bytes (43 000 of 128x128, 170 000 of 64x64)."""

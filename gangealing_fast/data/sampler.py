@@ -9,8 +9,8 @@ from typing import Literal
 
 import torch
 
-from gangealing_fast.errors import UserError
-from gangealing_fast.randomness import derived_seed
+from gangealing_fast.runtime.errors import UserError
+from gangealing_fast.runtime.randomness import derived_seed
 
 
 class InfiniteSampler:

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from gangealing_fast.data.decoding import ENDINGS
-from gangealing_fast.errors import UserError
-from gangealing_fast.files import read_error
+from gangealing_fast.runtime.errors import UserError
+from gangealing_fast.storage.files import read_error
 
 
 @dataclass(frozen=True)

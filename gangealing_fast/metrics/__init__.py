@@ -30,13 +30,7 @@ from gangealing_fast.metrics.distribution import (
     precision_recall,
 )
 from gangealing_fast.metrics.health import WarpHealth, folded_share, identity_grid, inspect_warps, relative_areas
-from gangealing_fast.metrics.perceptual import (
-    average_image,
-    laplacian_variance,
-    mean_pairwise_distance,
-    random_pairs,
-    sharpness,
-)
+from gangealing_fast.metrics.perceptual import average_image, laplacian_variance, mean_pairwise_distance, random_pairs, sharpness
 
 __all__ = [
     "FeatureStatistics",

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from gangealing_fast.models.generator import Widths
-from gangealing_fast.models.layers import EqualLinear
-from gangealing_fast.models.spatial_transformer import SpatialTransformer, Trunk, resize_to
+from gangealing_fast.models.layers import EqualLinear, resize_to
+from gangealing_fast.models.spatial_transformer import SpatialTransformer, Trunk
 
 
 class ClusterClassifier(Trunk):

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from gangealing_fast.models.efficientnet import EfficientNetPerceptual
-from gangealing_fast.models.spatial_transformer import SimilarityHead
+from gangealing_fast.models.warp_heads import SimilarityHead
 
 STAGES, SCALE = (2, 3), 16  # those that still tell where things are: 8x8 and 4x4 places of a picture of 64x64
 FINE, COARSE = 40, 80

@@ -14,10 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gangealing_fast.ops._dispatch import reference_wanted
 from gangealing_fast.ops.bias_act import bias_act
+from gangealing_fast.ops.bilinear_downsample import bilinear_downsample
 from gangealing_fast.ops.modulated_conv2d import blur_padding, energy_of, modulated_conv2d
 from gangealing_fast.ops.upfirdn2d import blur_filter, upfirdn2d
+from gangealing_fast.runtime.implementation import reference_wanted
 
 
 def activation_format() -> torch.memory_format:
@@ -223,3 +224,13 @@ class ModulatedConv2d(nn.Module):
 
     def _normalized(self, weight: Tensor) -> Tensor:
         return weight[0] * (self.scale / weight[0].abs().amax((1, 2, 3), keepdim=True).clamp_min(1e-20))
+
+
+def resize_to(images: Tensor, side: int) -> Tensor:
+    """Pictures `[N, C, H, W]` at `side` x `side`: by the tent filter of `bilinear_downsample` where square and a multiple of it."""
+    height, width = images.shape[2:]
+    if height == width == side:
+        return images
+    if height == width and height % side == 0:
+        return bilinear_downsample(images, height // side)
+    return F.interpolate(images, size=(side, side), mode="bilinear", align_corners=False, antialias=True)

@@ -15,11 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gangealing_fast.errors import UserError
 from gangealing_fast.models.efficientnet import EfficientNetPerceptual
 from gangealing_fast.models.layers import FrozenCopies, activation_format, computed_dtype
 from gangealing_fast.models.self_supervised import SelfSupervisedPerceptual
 from gangealing_fast.ops.lpips_distance import lpips_distance
+from gangealing_fast.runtime.errors import UserError
 
 # (index in VGG16's list of layers, output channels) of the convolutions of each slice; a slice but the first starts
 # by pooling

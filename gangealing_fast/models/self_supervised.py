@@ -11,10 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gangealing_fast import checkpoint
-from gangealing_fast.errors import UserError
 from gangealing_fast.models.layers import activation_format
 from gangealing_fast.ops.lpips_distance import lpips_distance
+from gangealing_fast.runtime.errors import UserError
+from gangealing_fast.storage import checkpoint
 
 EXPORT_KIND = "perceptual"
 EXPORT_NAME = "perceptual.safetensors"

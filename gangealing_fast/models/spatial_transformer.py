@@ -13,23 +13,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gangealing_fast.geometry.warps import compose, identity_grid, resize_grid, transform_points
+from gangealing_fast.models.feature_similarity import FeatureSimilarityTransformer
 from gangealing_fast.models.generator import Widths
-from gangealing_fast.models.layers import ConvLayer, EqualConv2d, EqualLinear, ResBlock
-from gangealing_fast.ops.bilinear_downsample import bilinear_downsample
-from gangealing_fast.ops.convex_upsample import convex_upsample
+from gangealing_fast.models.layers import ConvLayer, EqualLinear, ResBlock, resize_to
+from gangealing_fast.models.warp_heads import FLOW_FACTOR, FlowHead, SimilarityHead
 from gangealing_fast.ops.flow_regularizer import flow_regularizer
 from gangealing_fast.ops.mipmap_warp import mipmap_warp
 
-if TYPE_CHECKING:
-    from gangealing_fast.models.feature_similarity import FeatureSimilarityTransformer
-
-FLOW_FACTOR = 8
 CONSTANT_BUFFERS = ("kernel", "kernel_horz", "kernel_vert", "one_hot", "blur_filter")
 
 
@@ -44,50 +40,6 @@ class Alignment(NamedTuple):
     grid: Tensor
     residual_flow: Tensor | None
     matrix: Tensor | None
-
-
-def similarity_matrix(rot: Tensor, scale: Tensor, shift_x: Tensor, shift_y: Tensor) -> Tensor:
-    """Matrices `[..., 2, 3]` of raw head outputs `[...]`: angle `pi tanh(rot)`, size `exp(scale)`, shifts as given."""
-    angle, size = torch.tanh(rot) * math.pi, torch.exp(scale)
-    cos, sin = size * torch.cos(angle), size * torch.sin(angle)
-    return torch.stack([torch.stack([cos, -sin, shift_x], -1), torch.stack([sin, cos, shift_y], -1)], -2)
-
-
-def identity_grid(height: int, width: int, *, device: torch.device | None = None, dtype: torch.dtype = torch.float32) -> Tensor:
-    """`[height, width, 2]`: the pixel centres themselves, pixel edges at -1 and 1."""
-    x = (torch.arange(width, device=device, dtype=dtype) * 2 + 1) / width - 1
-    y = (torch.arange(height, device=device, dtype=dtype) * 2 + 1) / height - 1
-    return torch.stack([x.expand(height, -1), y[:, None].expand(-1, width)], -1)
-
-
-def transform_points(matrix: Tensor, points: Tensor) -> Tensor:
-    """`M · (x, y, 1)` for matrices `[N, 2, 3]` and points `[N, ..., 2]`, or `[1, ..., 2]` for the same under every matrix."""
-    shape = (matrix.shape[0], *points.shape[1:])
-    flat = points.expand(shape).flatten(1, -2)
-    return (flat @ matrix[:, :, :2].mT + matrix[:, None, :, 2]).reshape(shape)
-
-
-def compose(first: Tensor, second: Tensor) -> Tensor:
-    """`first @ second` of matrices `[N, 2, 3]` taken as 3x3 with last row (0, 0, 1)."""
-    linear = first[:, :, :2] @ second
-    return torch.cat([linear[:, :, :2], linear[:, :, 2:] + first[:, :, 2:]], 2)
-
-
-def resize_grid(grid: Tensor, resolution: int) -> Tensor:
-    """A grid `[N, H, W, 2]` bilinearly resized to `[N, resolution, resolution, 2]`."""
-    return F.interpolate(grid.permute(0, 3, 1, 2), size=(resolution, resolution), mode="bilinear", align_corners=False).permute(
-        0, 2, 3, 1
-    )
-
-
-def resize_to(images: Tensor, side: int) -> Tensor:
-    """Pictures `[N, C, H, W]` at `side` x `side`: by the tent filter of `bilinear_downsample` where square and a multiple of it."""
-    height, width = images.shape[2:]
-    if height == width == side:
-        return images
-    if height == width and height % side == 0:
-        return bilinear_downsample(images, height // side)
-    return F.interpolate(images, size=(side, side), mode="bilinear", align_corners=False, antialias=True)
 
 
 class Trunk(nn.Module):
@@ -112,31 +64,6 @@ class Trunk(nn.Module):
         return self.final_conv(self.convs(x))
 
 
-def _pick_head(found: Tensor, assignment: Tensor | None) -> Tensor:
-    """Of `[N, K, ...]` the assigned head's row, `[N, ...]`; head 0 where there is no assignment."""
-    if assignment is None or found.shape[1] == 1:
-        return found[:, 0]
-    return found[torch.arange(found.shape[0], device=found.device), assignment]
-
-
-class SimilarityHead(nn.Module):
-    def __init__(self, features: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.linear = nn.Linear(features, 4 * heads)
-        nn.init.zeros_(self.linear.weight)
-        nn.init.zeros_(self.linear.bias)
-
-    def separate(self) -> list[tuple[nn.Parameter, bool]]:
-        """The parameters with rows for each head, and whether a head's rows lie together (else those of one output do)."""
-        return [(self.linear.weight, False), (self.linear.bias, False)]
-
-    def forward(self, x: Tensor, assignment: Tensor | None) -> Tensor:
-        with torch.autocast(x.device.type, enabled=False):
-            parameters = _pick_head(self.linear(x.float()).unflatten(1, (4, self.heads)).mT, assignment)
-            return similarity_matrix(*parameters.unbind(1))
-
-
 class SimilarityTransformer(Trunk):
     """Pictures `[N, 3, size, size]` to similarity matrices `[N, 2, 3]`; the identity at the start of training."""
 
@@ -153,39 +80,12 @@ class SimilarityTransformer(Trunk):
         return self.warp_head(self.features(x), assignment)
 
 
-class _FlowHead(nn.Module):
-    def __init__(self, channels: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-
-        def branch(outputs: int) -> nn.Sequential:
-            return nn.Sequential(
-                EqualConv2d(channels, channels, 3, padding=1), nn.ReLU(), EqualConv2d(channels, outputs, 3, padding=1)
-            )
-
-        self.flow_out = branch(2 * heads)
-        self.mask_out = branch(9 * FLOW_FACTOR**2 * heads)
-        nn.init.zeros_(self.flow_out[2].weight)
-
-    def separate(self) -> list[tuple[nn.Parameter, bool]]:
-        """As that of the similarity's head."""
-        return [(parameter, True) for branch in (self.flow_out, self.mask_out) for parameter in branch[2].parameters()]
-
-    def forward(self, x: Tensor, assignment: Tensor | None) -> Tensor:
-        hidden = self.flow_out[1](self.flow_out[0](x))
-        with torch.autocast(x.device.type, enabled=False):  # a flow in bfloat16 would move in coarse steps
-            coarse = self.flow_out[2](hidden.float())
-        coarse = _pick_head(coarse.unflatten(1, (self.heads, 2)), assignment)
-        mask = _pick_head(self.mask_out(x).unflatten(1, (self.heads, -1)), assignment)
-        return convex_upsample(coarse.permute(0, 2, 3, 1), mask.float(), FLOW_FACTOR)
-
-
 class FlowTransformer(Trunk):
     """Pictures `[N, 3, size, size]` to residual flows `[N, size, size, 2]`; zero at the start of training."""
 
     def __init__(self, size: int, widths: Widths, heads: int = 1) -> None:
         super().__init__(size, widths, int(math.log2(FLOW_FACTOR)))
-        self.warp_head = _FlowHead(widths.at(4), heads)
+        self.warp_head = FlowHead(widths.at(4), heads)
 
     def forward(self, x: Tensor, assignment: Tensor | None = None) -> Tensor:
         return self.warp_head(self.features(x), assignment)
@@ -235,9 +135,6 @@ class SpatialTransformer(nn.Module):
             return FlowTransformer(self.flow_size, self.widths, self.heads)
         if self.trunk == "learned":
             return SimilarityTransformer(self.flow_size, self.widths, self.heads)
-        # Only here: it is built on this module's parts.
-        from gangealing_fast.models.feature_similarity import FeatureSimilarityTransformer
-
         return FeatureSimilarityTransformer(self.flow_size, self.heads)
 
     def config(self) -> dict[str, Any]:

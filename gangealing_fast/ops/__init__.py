@@ -10,7 +10,6 @@ kernels; a new operator joins in by the two lines shown in `ops/_dispatch.py`.
 
 from __future__ import annotations
 
-from gangealing_fast.ops._dispatch import fused, reference, use, used
 from gangealing_fast.ops.adain import adain, adain_reference
 from gangealing_fast.ops.adam_ema import adam_ema, adam_ema_reference
 from gangealing_fast.ops.bias_act import bias_act, bias_act_reference
@@ -25,6 +24,7 @@ from gangealing_fast.ops.modulated_conv2d import modulated_conv2d, modulated_con
 from gangealing_fast.ops.nearest_grid_point import nearest_grid_point, nearest_grid_point_reference
 from gangealing_fast.ops.splat2d import splat2d, splat2d_reference
 from gangealing_fast.ops.upfirdn2d import blur_filter, upfirdn2d, upfirdn2d_reference
+from gangealing_fast.runtime.implementation import fused, reference, use, used
 
 __all__ = [
     "adain",

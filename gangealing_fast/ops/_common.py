@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gangealing_fast import _extension
+from gangealing_fast.ops import _extension
 
 _extension.load()
 

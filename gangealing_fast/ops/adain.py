@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 
 from gangealing_fast.ops._common import check_device, check_tensor, compute_dtype, output_format, parameter
-from gangealing_fast.ops._dispatch import reference_wanted, run_reference
+from gangealing_fast.ops._dispatch import run_reference
 from gangealing_fast.ops._eager import eager
 from gangealing_fast.ops._triton import serve_cuda
+from gangealing_fast.runtime.implementation import reference_wanted
 
 
 def _statistics(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from gangealing_fast.ops._common import FLOATING
-from gangealing_fast.ops._dispatch import reference_wanted
 from gangealing_fast.ops._triton import serve_cuda
+from gangealing_fast.runtime.implementation import reference_wanted
 
 _MUTATED = ("parameters", "first_moments", "second_moments", "averages")
 

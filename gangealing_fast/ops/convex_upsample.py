@@ -16,11 +16,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gangealing_fast.ops._common import check_device, check_tensor
-from gangealing_fast.ops._dispatch import reference_wanted, run_reference
+from gangealing_fast.ops._dispatch import run_reference
 from gangealing_fast.ops._eager import eager
 from gangealing_fast.ops._reference import reference_vjp
 from gangealing_fast.ops._triton import serve_cuda
 from gangealing_fast.ops.grid_sample import widest_dtype
+from gangealing_fast.runtime.implementation import reference_wanted
 
 
 def convex_upsample_reference(flow: Tensor, mask: Tensor, factor: int = 8) -> Tensor:

@@ -24,10 +24,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gangealing_fast.ops._dispatch import reference_wanted, run_reference
+from gangealing_fast.ops._dispatch import run_reference
 from gangealing_fast.ops._eager import eager
 from gangealing_fast.ops.grid_sample import widest_dtype
 from gangealing_fast.ops.nearest_grid_point import check_grid_and_points, nearest_grid_point_reference
+from gangealing_fast.runtime.implementation import reference_wanted
 
 MARGIN = 1e-3  # how far outside a cell, in cells, a point of the outline may lie
 LARGEST_STEP = 1e-2  # of the Newton step, in cells; where the quadratic has no solution it is larger

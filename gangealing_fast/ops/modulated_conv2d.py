@@ -24,11 +24,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gangealing_fast.ops._common import check_device, check_tensor, compute_dtype, output_format, parameter
-from gangealing_fast.ops._dispatch import reference_wanted, run_reference, without_autocast
+from gangealing_fast.ops._dispatch import run_reference, without_autocast
 from gangealing_fast.ops._reference import reference_vjp
 from gangealing_fast.ops._triton import serve_cuda
 from gangealing_fast.ops.bias_act import bias_act, bias_act_reference
 from gangealing_fast.ops.upfirdn2d import blur_filter, upfirdn2d_reference
+from gangealing_fast.runtime.implementation import reference_wanted
 
 EPSILON = 1e-8
 Algorithm = Literal["auto", "library", "fused"]

@@ -20,8 +20,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gangealing_fast.ops._common import check_device, check_tensor, check_whole, compute_dtype, output_format
-from gangealing_fast.ops._dispatch import reference_wanted, run_reference
+from gangealing_fast.ops._dispatch import run_reference
 from gangealing_fast.ops._eager import eager
+from gangealing_fast.runtime.implementation import reference_wanted
 
 Padding = tuple[int, int] | tuple[int, int, int, int]
 

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
-from gangealing_fast.files import make_folder, write_text
 from gangealing_fast.report.sections import Section
+from gangealing_fast.storage.files import make_folder, write_text
 
 STYLE = """
 :root { color-scheme: light dark; --page: #fbfbfa; --card: #ffffff; --ink: #1d2125; --soft: #5d666f; --line: #dfe3e6;

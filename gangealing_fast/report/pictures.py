@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from gangealing_fast.files import save_picture
+from gangealing_fast.storage.files import save_picture
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -8,19 +8,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gangealing_fast.files import read_json_lines
 from gangealing_fast.report.page import write_report
 from gangealing_fast.report.pictures import flow_pictures
-from gangealing_fast.report.sections import (
-    Commands,
-    Configuration,
-    Curves,
-    Metrics,
-    Pictures,
-    Rows,
-    Section,
-    Text,
-)
+from gangealing_fast.report.sections import Commands, Configuration, Curves, Metrics, Pictures, Rows, Section, Text
+from gangealing_fast.storage.files import read_json_lines
 
 if TYPE_CHECKING:
     from torch import Tensor

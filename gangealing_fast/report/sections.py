@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from html import escape
 from typing import TYPE_CHECKING, Any
 
-from gangealing_fast.files import picture_bytes
 from gangealing_fast.report.pictures import picture_grid
 from gangealing_fast.report.plots import line_plot
+from gangealing_fast.storage.files import picture_bytes
 
 if TYPE_CHECKING:
     from PIL.Image import Image

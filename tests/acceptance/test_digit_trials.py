@@ -9,8 +9,8 @@ from support import shared
 
 from benchmarks.objectives import digit_trials
 from benchmarks.objectives.digits import Judge, Training, held_out, options
-from gangealing_fast.errors import UserError
-from gangealing_fast.precision import resolve
+from gangealing_fast.runtime.errors import UserError
+from gangealing_fast.runtime.precision import resolve
 
 
 class Untrained(Judge):

@@ -7,7 +7,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from gangealing_fast.files import atomic_write
+from gangealing_fast.storage.files import atomic_write
 from tools.checkout import ROOT
 from tools.gpu_report import cuda_kernels, text, triton_kernels, triton_workloads
 from tools.gpu_report.architectures import ARCHITECTURES

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from gangealing_fast.adversarial.objectives.classic import cross_entropy_critic, nonsaturating_generator
+from gangealing_fast.adversarial.objectives.penalties import gradient_penalty, lines_between, near
 from gangealing_fast.adversarial.objectives.record import Critic, Objective, Optimiser, Output, Side, State, mean_of, whole_number
-from gangealing_fast.adversarial.penalties import gradient_penalty, lines_between, near
 
 WARM_UP, WARM_UP_STEPS = 25, 100
 INITIAL_DEVIATION = 0.02

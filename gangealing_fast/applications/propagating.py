@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What `python -m gangealing_fast.propagate` does: read an edit of the template, lay it over picture after picture."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path, PurePath
+from typing import TYPE_CHECKING
+
+import numpy
+import torch
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+from gangealing_fast.applications.aligner import Aligner
+from gangealing_fast.data.decoding import is_transparent
+from gangealing_fast.data.pictures import PictureStream, skipped_summary, to_float
+from gangealing_fast.runtime.errors import UserError
+from gangealing_fast.storage.files import JsonLines, make_folder, read_bytes, save_picture
+
+if TYPE_CHECKING:
+    from gangealing_fast.applications.config import PropagateConfig
+
+NO_EDIT = "none"
+
+
+def read_edit(path: Path) -> Tensor:
+    """A square picture with transparency as `[1, 4, R, R]` in [0, 1]: its colours times its opacity, and the opacity.
+
+    Raises UserError for anything else, and for one that is transparent everywhere.
+    """
+    try:
+        with Image.open(io.BytesIO(read_bytes(path))) as picture:
+            picture.load()
+            opaque = not is_transparent(picture)
+            values = numpy.array(picture.convert("RGBA"))
+    except UserError:
+        raise
+    except Exception as error:  # decoders raise whatever they like on damaged files
+        reason = " ".join(str(error).split())
+        raise UserError(f"the edit {path} is no picture that can be read ({reason}); save it as PNG") from None
+    if opaque:
+        raise UserError(f"the edit {path} has no transparency and would hide the pictures; save it as PNG with an alpha channel")
+    if values.shape[0] != values.shape[1]:
+        raise UserError(f"the edit {path} is {values.shape[1]}x{values.shape[0]}, but a template is square; draw on template.png")
+    edit = torch.from_numpy(values).permute(2, 0, 1)[None].float() / 255
+    if not edit[:, 3].any():
+        raise UserError(f"the edit {path} is transparent everywhere; draw something on it")
+    # Colours of transparent pixels mean nothing and must not bleed into the edit's rim when both are interpolated.
+    return torch.cat([edit[:, :3] * edit[:, 3:], edit[:, 3:]], 1)
+
+
+def lay_over(images: Tensor, edit: Tensor) -> Tensor:
+    """Pictures `[N, 3, H, W]` in [-1, 1] under `edit` `[N, 4, H, W]`, as `read_edit` returns it."""
+    return images * (1 - edit[:, 3:]) + 2 * edit[:, :3] - edit[:, 3:]
+
+
+def _edits(names: Sequence[str], clusters: int, opacity: float) -> list[Tensor | None]:
+    if len(names) != clusters:
+        raise UserError(f'--edit takes a picture, or "{NO_EDIT}", for each of the {clusters} templates, got {len(names)}')
+    return [None if name == NO_EDIT else read_edit(Path(name)) * opacity for name in names]
+
+
+def run(config: PropagateConfig) -> None:
+    """Edit all pictures. Raises UserError for a user's mistakes; finished pictures stay."""
+    if config.threads > 0:
+        torch.set_num_threads(config.threads)
+    if not 0 <= config.opacity <= 1:
+        raise UserError(f"--opacity must be in [0, 1], got {config.opacity}")
+    try:
+        aligner = Aligner.load(config.checkpoint, flips=config.flips)
+    except ValueError as error:
+        raise UserError(f"{config.checkpoint}: {error}") from None
+    aligner.check_classifier()
+    edits = _edits(config.edit, aligner.transformer.heads, config.opacity)
+    pictures = PictureStream(config.data, size=None, limit=config.limit)
+    folder = make_folder(config.out)
+    done = 0
+    with JsonLines(folder / "edits.jsonl") as lines, tqdm(total=len(pictures), unit="picture", desc="propagate") as progress:
+        for (name,), batch in pictures:
+            images = to_float(batch)
+            line: dict[str, object] = {"picture": name, "file": f"{done:06d}-{PurePath(name).stem}.png"}
+            if min(images.shape[2:]) < 2:
+                line |= {"file": None, "why": "a side of one pixel"}
+            else:
+                assignment = aligner.assign(images)
+                cluster = int(assignment[0])
+                edit, covered = edits[cluster], 0.0
+                if edit is not None:
+                    drawn, _ = aligner.maps_from_template(images, edit, assignment=assignment)
+                    images, covered = lay_over(images, drawn), drawn[:, 3].mean().item()
+                save_picture(folder / str(line["file"]), images[0].clamp(-1, 1))
+                line |= {"cluster": cluster, "mirrored": bool(assignment[1]), "covered": covered}
+                done += 1
+            lines.append(line)
+            progress.update()
+    if pictures.skipped:
+        print(skipped_summary(pictures.skipped))
+    print(f"edited {done} of {len(pictures)} pictures; they and edits.jsonl (cluster, share that is covered) are in {folder}")

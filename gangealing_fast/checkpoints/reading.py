@@ -1,0 +1,241 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Any supported checkpoint as networks of this package."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gangealing_fast.checkpoints import recover, stylegan2_ada
+from gangealing_fast.checkpoints.pickles import Persistent, damaged, read_pickle, read_torch
+from gangealing_fast.models import ClusterClassifier, DcganGenerator, Generator, LatentTarget, SpatialTransformer
+from gangealing_fast.models.spatial_transformer import CONSTANT_BUFFERS
+from gangealing_fast.runtime.errors import UserError
+from gangealing_fast.storage import checkpoint
+
+# The first bytes of torch.save's old format: a pickled magic number.
+_OLD_TORCH = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
+NO_STYLES = "its DCGAN generator has no styles to align by; train one with pretrain --architecture stylegan2"
+_EXPORTS = ("generator.safetensors", "aligner.safetensors")
+
+
+@dataclass
+class Parts:
+    """What a checkpoint holds; None for what it does not.
+
+    settings: how the aligner was trained to be used (`padding_mode`, `iters`, `inject`). options: the training options that
+    the file records, as far as they are plain values.
+    """
+
+    origin: str
+    generator: Generator | None = None
+    mean_latent: Tensor | None = None
+    transformer: SpatialTransformer | None = None
+    target: LatentTarget | None = None
+    classifier: ClusterClassifier | None = None
+    settings: dict[str, Any] = field(default_factory=lambda: {"padding_mode": "border", "iters": 1})
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def names(self) -> list[str]:
+        """The parts there are, in words."""
+        there = {
+            "generator": self.generator,
+            "transformer": self.transformer,
+            "target latent": self.target,
+            "cluster classifier": self.classifier,
+        }
+        return [name for name, value in there.items() if value is not None]
+
+
+def read(path: str | Path) -> Parts:
+    """The networks in a file or results folder, whatever project wrote it; on the CPU, in evaluation mode, float32.
+
+    Understood: this package's safetensors, checkpoints and results folders; the original's `.pt`; rosinality's StyleGAN2 `.pt`;
+    StyleGAN2-ADA's `.pkl`. No code in the file is run. Raises UserError where the file is missing, damaged or holds anything else.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return _folder(path)
+    try:
+        return _read(path)
+    except (KeyError, ValueError, RuntimeError, TypeError, AttributeError, IndexError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{path} is not a checkpoint that this package understands: {_reason(error)}") from None
+
+
+def load_generator(path: str | Path) -> Generator:
+    """The frozen generator in any file that `read` understands, float32. Raises UserError where there is none."""
+    generator = read(path).generator
+    if generator is None:
+        raise UserError(f"{path} holds no generator; give the generator.safetensors that pretrain wrote, or a StyleGAN2 checkpoint")
+    return generator
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, KeyError):
+        return f"{error.args[0] if error.args else 'a tensor'} is missing"
+    return " ".join(str(error).split())[:160]
+
+
+def _folder(path: Path) -> Parts:
+    found = [path / name for name in _EXPORTS if (path / name).is_file()]
+    if not found:
+        raise UserError(f"{path} holds neither {_EXPORTS[0]} nor {_EXPORTS[1]}; give a results folder of pretrain or train")
+    first, *others = (read(file) for file in found)
+    for more in others:
+        first.transformer, first.target, first.classifier = more.transformer, more.target, more.classifier
+        first.settings = more.settings
+    return first
+
+
+def _read(path: Path) -> Parts:
+    try:
+        with open(path, "rb") as file:
+            start = file.read(16)
+    except OSError:
+        start = b""
+    if path.suffix == ".safetensors":
+        return _safetensors(path)
+    if start[:2] != b"PK" and not start.startswith(_OLD_TORCH):
+        return _pickle(path, read_pickle(path))
+    content = read_torch(path)
+    if not isinstance(content, dict):
+        raise ValueError("it holds no dictionary")
+    if content.get("format") == checkpoint.FORMAT:
+        return _own(checkpoint.load(path), content["kind"])
+    if "t_ema" in content or "t" in content:
+        return _original(content)
+    if "g_ema" in content:
+        average = content.get("latent_avg")
+        return Parts("rosinality StyleGAN2", _generator(content["g_ema"]), average if isinstance(average, Tensor) else None)
+    raise ValueError(f"it holds {', '.join(map(str, list(content)[:6])) or 'nothing'}, but neither g_ema nor t_ema")
+
+
+def _safetensors(path: Path) -> Parts:
+    tensors, about = checkpoint.load_safetensors(path)
+    if about.get("kind") == "generator":
+        generator = Generator(**recover.check(about["generator"], recover.generator_options(tensors)))
+        _load(generator, tensors)
+        return Parts("gangealing_fast generator", _frozen(generator), options=about.get("statistics", {}))
+    if about.get("kind") == "dcgan":
+        raise ValueError(NO_STYLES)
+    if about.get("kind") != "aligner":
+        return Parts("safetensors", _generator(tensors))
+    prefixed: dict[str, dict[str, Tensor]] = {"transformer": {}, "target": {}, "classifier": {}}
+    for key, value in tensors.items():
+        part, _, name = key.partition(".")
+        prefixed[part][name] = value
+    transformer = SpatialTransformer(**recover.stated_transformer(about["transformer"], prefixed["transformer"]))
+    _load(transformer, prefixed["transformer"])
+    settings = {key: about[key] for key in ("padding_mode", "iters", "inject") if key in about or key != "inject"}
+    target = _target(prefixed["target"]) if prefixed["target"] else None
+    classifier = None
+    if prefixed["classifier"]:
+        classifier = _classifier(prefixed["classifier"], transformer.heads, about["classifier"])
+    return Parts("gangealing_fast aligner", None, None, _frozen(transformer), target, classifier, settings)
+
+
+def _own(state: dict[str, Any], kind: str) -> Parts:
+    if kind == "pretrain":
+        if "mapping_layers" not in state["config"]:
+            raise ValueError(NO_STYLES)
+        generator = Generator(**state["config"])
+        generator.load_state_dict(state["average"])
+        return Parts("gangealing_fast pretrain checkpoint", _frozen(generator))
+    if kind == "train":
+        transformer = SpatialTransformer(**state["transformer_config"])
+        transformer.load_state_dict(state["average"])
+        return Parts("gangealing_fast train checkpoint", None, None, _frozen(transformer), _target(state["target"]))
+    raise ValueError(f"it is a checkpoint of kind {kind}, which holds no generator and no aligner")
+
+
+def _original(content: dict[str, Any]) -> Parts:
+    options = content.get("args")
+    options = {k: v for k, v in options.items() if _plain(v)} if isinstance(options, dict) else {}
+    settings = {"padding_mode": str(options.get("padding_mode", "reflection")), "iters": int(options.get("iters") or 1)}
+    if "inject" in options:
+        settings["inject"] = int(options["inject"])
+    state = content.get("t_ema", content.get("t"))
+    if not any(key.startswith("stns.") for key in state):  # a single transformer is not wrapped there
+        state = {f"stns.0.{key}": value for key, value in state.items()}
+    transformer = SpatialTransformer(**recover.transformer_options(state))
+    _load(transformer, state)
+    generator = _generator(content["g_ema"]) if "g_ema" in content else None
+    target = _target(content["ll"]) if "ll" in content else None
+    mean = None if target is None else target.lat_mean[0]
+    classifier = None
+    if isinstance(content.get("classifier"), dict):
+        classifier = _classifier(content["classifier"], transformer.heads)
+    return Parts("GANgealing (original)", generator, mean, _frozen(transformer), target, classifier, settings, options)
+
+
+def _plain(value: Any) -> bool:
+    if isinstance(value, list | tuple):
+        return all(_plain(item) for item in value)
+    return value is None or isinstance(value, bool | int | float | str)
+
+
+def _pickle(path: Path, content: Any) -> Parts:
+    if isinstance(content, dict):
+        content = content.get("G_ema")
+    if not isinstance(content, Persistent):
+        raise damaged(path)
+    tensors = content.tensors()
+    if not stylegan2_ada.is_generator(set(tensors)):
+        raise ValueError(f"its {content.class_name} is no StyleGAN2 generator")
+    state, mean = stylegan2_ada.rename(tensors)
+    return Parts("StyleGAN2-ADA (PyTorch)", _generator(state), mean)
+
+
+def _generator(state: dict[str, Tensor]) -> Generator:
+    generator = Generator(**recover.generator_options(state))
+    _load(generator, state)
+    return _frozen(generator)
+
+
+def _classifier(state: dict[str, Tensor], heads: int, stated: dict[str, Any] | None = None) -> ClusterClassifier:
+    found = recover.classifier_options(state, heads)
+    classifier = ClusterClassifier(**(found if stated is None else recover.check(stated, found)))
+    _load(classifier, state)
+    return _frozen(classifier)
+
+
+def _target(state: dict[str, Tensor]) -> LatentTarget:
+    target = LatentTarget(state["directions"].float(), state["lat_mean"].float(), heads=state["coefficients"].shape[0])
+    target.load_state_dict(state)
+    return target.requires_grad_(False)
+
+
+def _load(module: nn.Module, state: dict[str, Tensor]) -> None:
+    """Load all of `state` but filters and masks, which are constants here. Raises ValueError for anything that does not fit."""
+    own = module.state_dict()
+    weights = {k: v for k, v in state.items() if k in own or k.rsplit(".", 1)[-1] not in CONSTANT_BUFFERS}
+    missing = sorted(own.keys() - weights.keys())
+    unexpected = sorted(weights.keys() - own.keys())
+    if missing or unexpected:
+        raise ValueError(f"{missing[0]} is missing" if missing else f"{unexpected[0]} has no place in this network")
+    for name, value in weights.items():
+        if not isinstance(value, Tensor) or value.shape != own[name].shape:
+            raise ValueError(f"{name} does not have the shape {list(own[name].shape)}")
+        if not torch.isfinite(value).all():
+            raise ValueError(f"{name} holds values that are not finite")
+    module.load_state_dict({name: value.to(own[name].dtype) for name, value in weights.items()})
+
+
+def _frozen(module: Any) -> Any:
+    return module.eval().requires_grad_(False)
+
+
+def load_plain_generator(path: Path) -> DcganGenerator:
+    """The DCGAN generator that `pretrain --architecture dcgan` exported. Raises UserError for anything else."""
+    tensors, about = checkpoint.load_safetensors(path)
+    if about.get("kind") != "dcgan":
+        raise UserError(f"{path} holds no DCGAN generator; give the generator.safetensors of pretrain --architecture dcgan")
+    generator = DcganGenerator(**about["generator"])
+    generator.load_state_dict(tensors)
+    return generator.eval().requires_grad_(False)

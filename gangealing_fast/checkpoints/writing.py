@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Networks of this package as files: safetensors with a model card, or the checkpoints of other projects."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from gangealing_fast.checkpoints.reading import Parts
+from gangealing_fast.models import ClusterClassifier, Generator, LatentTarget, SpatialTransformer
+from gangealing_fast.ops import blur_filter
+from gangealing_fast.runtime.errors import UserError
+from gangealing_fast.storage import checkpoint
+from gangealing_fast.storage.files import atomic_write, make_folder, write_text
+
+Format = Literal["safetensors", "rosinality", "original"]
+
+
+def write(parts: Parts, out: Path, to: Format, *, half: bool = False) -> list[Path]:
+    """Write `parts` and return the files.
+
+    safetensors: `out` becomes a folder with generator.safetensors, aligner.safetensors (whichever there are) and README.md.
+    rosinality, original: `out` is one `.pt` with the tensors that those projects' own loaders expect, constant filters included.
+    Raises UserError where a part that the format needs is missing, or the file cannot be written.
+    """
+    if to == "safetensors":
+        return _safetensors(parts, out, half)
+    if parts.generator is None:
+        raise UserError(f"the format {to} needs a generator, but the checkpoint holds only {' and '.join(parts.names())}")
+    content: dict[str, Any] = {"g_ema": generator_state(parts.generator)}
+    if to == "rosinality":
+        if parts.mean_latent is not None:
+            content["latent_avg"] = parts.mean_latent
+    else:
+        if parts.transformer is None or parts.target is None:
+            raise UserError(
+                "the format original needs a transformer and its target latent beside the generator: "
+                "give the results folder of train with its generator.safetensors in it, or use --to rosinality"
+            )
+        if parts.transformer.trunk != "learned":
+            raise UserError(f"the format original has no transformer with --trunk {parts.transformer.trunk}; use --to safetensors")
+        state = transformer_state(parts.transformer)
+        content |= {"t": state, "t_ema": state, "ll": parts.target.state_dict(), "args": argparse.Namespace(**_options(parts))}
+    with atomic_write(out) as file:
+        torch.save(content, file)
+    return [out]
+
+
+def _options(parts: Parts) -> dict[str, Any]:
+    assert parts.transformer is not None and parts.generator is not None
+    config, generator = parts.transformer.config(), parts.generator.config()
+    return parts.options | {
+        "transform": list(config["transforms"]),
+        "flow_size": config["flow_size"],
+        "real_size": config["input_size"],
+        "gen_size": generator["size"],
+        "dim_latent": generator["latent_dim"],
+        "n_mlp": generator["mapping_layers"],
+        "stn_channel_multiplier": config["channel_multiplier"],
+        "gen_channel_multiplier": generator["channel_multiplier"],
+        "num_heads": config["heads"],
+        **parts.settings,
+    }
+
+
+def generator_state(generator: Generator) -> dict[str, Tensor]:
+    """The state dict with the constant filters that other projects keep in theirs (up-sampling low-pass filters, gain 4)."""
+    state = dict(generator.state_dict())
+    kernel = blur_filter() * 4
+    for level in range(len(generator.to_rgbs)):
+        state[f"convs.{2 * level}.conv.blur.kernel"] = kernel.clone()
+        state[f"to_rgbs.{level}.upsample.kernel"] = kernel.clone()
+    return state
+
+
+def transformer_state(transformer: SpatialTransformer) -> dict[str, Tensor]:
+    """The state dict with the constants of the published transformer; a single transform loses its prefix, as there."""
+    state = dict(transformer.state_dict())
+    kernel = blur_filter()
+    taps = transformer.input_size // transformer.flow_size
+    for index, stage in enumerate(transformer.stns):
+        prefix = f"stns.{index}."
+        for name, module in stage.named_modules():
+            if type(module).__name__ == "Blur":
+                state[f"{prefix}{name}.kernel"] = kernel.clone()
+        state[f"{prefix}warp_head.warper.blur_filter"] = kernel[None, None].clone()
+        if transformer.transforms[index] == "similarity":
+            state[f"{prefix}warp_head.one_hot"] = torch.tensor([[[[0.0, 0.0, 1.0]]]])
+        if taps > 1:
+            ramp = torch.arange(1, 2 * taps, 2, dtype=torch.float32)
+            tent = torch.cat([ramp, ramp.flip(0)])
+            row = (tent / tent.sum()).reshape(1, 1, 1, -1).expand(3, 1, 1, -1)
+            state[f"{prefix}input_downsample.kernel_horz"] = row.clone()
+            state[f"{prefix}input_downsample.kernel_vert"] = row.mT.clone()
+    if len(transformer.stns) == 1:
+        state = {key.removeprefix("stns.0."): value for key, value in state.items()}
+    return state
+
+
+def export_generator(generator: Generator, path: Path, statistics: dict[str, Any], *, half: bool = True) -> None:
+    """Write generator.safetensors: the generator alone, with its configuration and `statistics` in the header."""
+    about = {"kind": "generator", "generator": generator.config(), "statistics": statistics}
+    checkpoint.export_safetensors(path, generator.state_dict(), about, half=half)
+
+
+def export_aligner(
+    path: Path,
+    transformer: SpatialTransformer,
+    target: LatentTarget | None,
+    settings: dict[str, Any],
+    classifier: ClusterClassifier | None = None,
+    *,
+    half: bool = False,
+) -> None:
+    """Write aligner.safetensors: the transformer and what there is beside it, with `settings` (how it is used) in the header."""
+    about: dict[str, Any] = {"kind": "aligner", "transformer": transformer.config(), **settings}
+    if classifier is not None:
+        about["classifier"] = classifier.config()
+    modules = {"transformer": transformer, "target": target, "classifier": classifier}
+    there = {name: module.state_dict() for name, module in modules.items() if module is not None}
+    tensors = {f"{name}.{key}": value for name, state in there.items() for key, value in state.items()}
+    checkpoint.export_safetensors(path, tensors, about, half=half)
+
+
+def _safetensors(parts: Parts, out: Path, half: bool) -> list[Path]:
+    make_folder(out)
+    written = []
+    if parts.generator is not None:
+        written.append(out / "generator.safetensors")
+        export_generator(parts.generator, written[-1], {"origin": parts.origin}, half=half)
+    if parts.transformer is not None:
+        written.append(out / "aligner.safetensors")
+        export_aligner(written[-1], parts.transformer, parts.target, parts.settings, parts.classifier, half=half)
+    write_text(out / "README.md", model_card(parts, half))
+    return [*written, out / "README.md"]
+
+
+def model_card(parts: Parts, half: bool) -> str:
+    """What the files are and how to use them, in Markdown."""
+    lines = [f"# {' and '.join(parts.names()).capitalize()}", "", f"Converted from: {parts.origin}.", ""]
+    lines.append(f"Weights in {'half' if half else 'single'} precision, safetensors; the configuration is in the files' headers.")
+    for title, module in (("Generator", parts.generator), ("Transformer", parts.transformer)):
+        if module is not None:
+            lines += ["", f"## {title}", "", "| option | value |", "|---|---|"]
+            lines += [f"| {key} | {value} |" for key, value in module.config().items()]
+            lines.append(f"| weights | {sum(p.numel() for p in module.parameters()):,} |")
+    if parts.transformer is not None:
+        use = 'aligned = Aligner.load("aligner.safetensors").align(images)'
+        lines += ["", "```python", "from gangealing_fast import Aligner", "", use, "```"]
+    if parts.options:
+        lines += ["", "## Recorded options", "", "| option | value |", "|---|---|"]
+        lines += [f"| {key} | {value} |" for key, value in sorted(parts.options.items())]
+    lines += ["", "The licence of the weights is that of their source; ask there before passing them on.", ""]
+    return "\n".join(lines)

@@ -1,9 +1,0 @@
-# SPDX-License-Identifier: Apache-2.0
-"""Checkpoints of other projects, read without running code.
-
-pickles.py        bytes → tensors and plain containers, everything else refused by name
-stylegan2_ada.py  names of NVIDIA's StyleGAN2-ADA (PyTorch) → names of our generator
-recover.py        the shape of a network from its tensors
-reading.py        any supported file → `Parts`
-writing.py        `Parts` → files of this package and of others, with a model card
-"""
