@@ -5,7 +5,8 @@
 #   make test             all tests on WORKERS processes of one thread; PYTEST_ARGS="-m 'not slow'" and the like
 #   make fuzz             10 000 random calls of every operator against its float64 reference; FUZZ_EXAMPLES=... for another number
 #   make gpu-report       docs/gpu-report.md: what can be shown about the GPU kernels without a GPU (needs nvcc)
-#   make lint             ruff
+#   make lint             ruff, mypy and clang-format
+#   make format           put Python and C++ into the form that lint asks for
 #   make bench            time operators and the training step on this CPU, write docs/performance.md (15 to 20 minutes)
 #   make bench-gpu        the same on a CUDA device, docs/performance-gpu.md
 #   make rebuild          recompile what changed in csrc
@@ -23,7 +24,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 BUILD_INPUTS := pyproject.toml setup.py $(wildcard _build/*.py) $(shell find csrc -type f 2>/dev/null)
 
-.PHONY: train test fuzz gpu-report lint bench bench-gpu rebuild env clean install
+.PHONY: train test fuzz gpu-report lint format bench bench-gpu rebuild env clean install
 
 install: $(STAMP)
 
@@ -33,7 +34,7 @@ $(BIN)/python:
 # --editable in the environment itself: torch is installed first, so that the build finds it and needs no second one.
 $(STAMP): $(BIN)/python $(BUILD_INPUTS)
 	$(BIN)/python -c "import torch" 2>/dev/null || $(BIN)/python -m pip install "torch>=2.10"
-	$(BIN)/python -m pip install --editable '.[test]'
+	$(BIN)/python -m pip install --editable '.[test,lint]'
 	touch $(STAMP)
 
 TRAIN := $(BIN)/python -m gangealing_fast.train
@@ -47,8 +48,17 @@ test: $(STAMP)
 fuzz: $(STAMP)
 	OMP_NUM_THREADS=1 GGF_FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) $(BIN)/python -m pytest -n $(WORKERS) --durations=0 tests/test_fuzz.py
 
+CPP := $(shell find csrc tests/emulation -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' 2>/dev/null)
 lint: $(STAMP)
 	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --check .
+	$(BIN)/python -m mypy
+	$(BIN)/clang-format --dry-run --Werror $(CPP)
+
+format: $(STAMP)
+	$(BIN)/python -m ruff check --fix .
+	$(BIN)/python -m ruff format .
+	$(BIN)/clang-format -i $(CPP)
 
 # A variant that computes something else is an error, but what can be measured is measured and reported.
 bench: $(STAMP)

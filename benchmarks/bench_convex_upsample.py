@@ -23,6 +23,7 @@ def _torch(flow: Tensor, mask: Tensor) -> Tensor:
 def cases() -> list[Case]:
     result = []
     for batch, size in ((5, 16), (40, 16)):
+
         def inputs(device: torch.device, n: int = batch, side: int = size) -> tuple[Tensor, ...]:
             flow, mask = torch.randn(n, side, side, 2), torch.randn(n, 9 * FACTOR**2, side, side)
             return flow.to(device).requires_grad_(), mask.to(device).requires_grad_()

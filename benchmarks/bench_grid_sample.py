@@ -28,6 +28,7 @@ SHAPES = (
 def cases() -> list[Case]:
     result = []
     for batch, channels, size, points, padding, corners in SHAPES:
+
         def inputs(device: torch.device, shape=(batch, channels, size, size), side: int = points) -> tuple[Tensor, ...]:
             grid = warp_grid(shape[0], side, zoom=0.9, wobble=0.02)
             return torch.randn(shape).to(device).requires_grad_(), grid.to(device).requires_grad_()

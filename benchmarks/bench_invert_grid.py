@@ -22,6 +22,7 @@ def _reference(grid: Tensor, points: Tensor) -> Tensor:
 def cases() -> list[Case]:
     result = []
     for batch, size, points in ((5, 128, 20), (5, 128, 100)):
+
         def inputs(device: torch.device, batch=batch, size=size, points=points) -> tuple[Tensor, ...]:
             grid = warp_grid(batch, size, zoom=0.9, wobble=0.02)
             points = torch.rand(batch, points, 2) * 1.6 - 0.8

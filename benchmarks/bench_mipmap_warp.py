@@ -24,6 +24,7 @@ SHAPES = (
 def cases() -> list[Case]:
     result = []
     for size, points, levels, zoom, name, target in SHAPES:
+
         def inputs(device: torch.device, side: int = size, out: int = points, scale: float = zoom) -> tuple[Tensor, ...]:
             grid = warp_grid(BATCH, out, zoom=scale, wobble=0.02)
             return torch.randn(BATCH, 3, side, side).to(device).requires_grad_(), grid.to(device).requires_grad_()

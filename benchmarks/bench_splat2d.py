@@ -33,6 +33,7 @@ def _products(background: Tensor, xy: Tensor, values: Tensor, sigma: Tensor) -> 
 def cases() -> list[Case]:
     result = []
     for batch, size, points, sigma in ((5, 256, 1000, 1.2), (5, 256, 10_000, 1.2), (1, 512, 20_000, 2.0)):
+
         def inputs(device: torch.device, batch=batch, size=size, points=points, sigma=sigma) -> tuple[Tensor, ...]:
             tensors = (
                 torch.rand(batch, 3, size, size),

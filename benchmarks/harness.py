@@ -170,9 +170,7 @@ class Runner:
         flags = [isinstance(value, Tensor) and value.requires_grad for value in inputs]
         with torch.no_grad():
             inputs = variant.prepare(inputs) if variant.prepare else inputs
-        self.inputs = tuple(
-            value.detach().requires_grad_() if flag else value for value, flag in zip(inputs, flags, strict=True)
-        )
+        self.inputs = tuple(value.detach().requires_grad_() if flag else value for value, flag in zip(inputs, flags, strict=True))
         self.leaves = [value for value, flag in zip(self.inputs, flags, strict=True) if flag]
         self.seconds = 0.0
         self._cotangents: list[Tensor] = []
@@ -321,17 +319,19 @@ def compare(case: Case, threads: int, *, plan: Plan | None = None, device: torch
             aimed = case.everywhere or (what == case.passes[-1] and threads == 1)
             calls = {runner.variant.name: partial(runner.run, what) for runner in runners}
             known = {runner.variant.name: runner.seconds for runner in runners}
-            records.append({
-                "operator": case.operator,
-                "case": case.name,
-                "pass": what,
-                "threads": threads,
-                "device": device.type,
-                "dtype": str(case.dtype).removeprefix("torch."),
-                "bytes": case.moved.get(what),
-                "operations": case.operations.get(what),
-                "targets": case.targets if aimed and device.type == "cpu" else {},
-                "notes": {variant.name: variant.note for variant in case.variants if variant.note},
-                "variants": {**summarise(interleave(calls, plan, _clock(device), known)), **failures},
-            })
+            records.append(
+                {
+                    "operator": case.operator,
+                    "case": case.name,
+                    "pass": what,
+                    "threads": threads,
+                    "device": device.type,
+                    "dtype": str(case.dtype).removeprefix("torch."),
+                    "bytes": case.moved.get(what),
+                    "operations": case.operations.get(what),
+                    "targets": case.targets if aimed and device.type == "cpu" else {},
+                    "notes": {variant.name: variant.note for variant in case.variants if variant.note},
+                    "variants": {**summarise(interleave(calls, plan, _clock(device), known)), **failures},
+                }
+            )
     return records

@@ -120,15 +120,17 @@ def _operator(name: str, records: list[Record], found: Record) -> list[str]:
     body = []
     for record in sorted(records, key=lambda record: (record["threads"], record["pass"] != records[-1]["pass"])):
         ours, reached = record["variants"]["ours"], fractions(record, found["limits"])
-        body.append([
-            record["case"] + ("" if record["dtype"] == "float32" else f", {record['dtype']}"),
-            record["pass"],
-            str(record["threads"]),
-            f"{_number(ours['ms'])} [{_number(ours['lower_ms'])}, {_number(ours['upper_ms'])}]",
-            *(_cell(record, variant) for variant in others),
-            _share(reached.get("bandwidth")),
-            _share(reached.get("throughput")),
-        ])
+        body.append(
+            [
+                record["case"] + ("" if record["dtype"] == "float32" else f", {record['dtype']}"),
+                record["pass"],
+                str(record["threads"]),
+                f"{_number(ours['ms'])} [{_number(ours['lower_ms'])}, {_number(ours['upper_ms'])}]",
+                *(_cell(record, variant) for variant in others),
+                _share(reached.get("bandwidth")),
+                _share(reached.get("throughput")),
+            ]
+        )
     columns = [f"{OTHERS.get(variant, variant)}, ms (ratio)" for variant in others]
     heads = ["case", "pass", "threads", "ours, ms [quartiles]", *columns, "bandwidth", "throughput"]
     filled = [index for index in range(len(heads)) if any(row[index] for row in body)]

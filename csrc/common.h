@@ -142,9 +142,7 @@ inline Tensor in_layout(const Tensor& x, bool channels_last) {
 }
 
 // `x` itself where it is of the type already, else a copy in it.
-inline Tensor in_type(const Tensor& x, ScalarType type) {
-  return x.scalar_type() == type ? x : torch::stable::to(x, type);
-}
+inline Tensor in_type(const Tensor& x, ScalarType type) { return x.scalar_type() == type ? x : torch::stable::to(x, type); }
 
 // `x` contiguous and of the type: itself, or a copy.
 inline Tensor converted(const Tensor& x, ScalarType type) { return in_layout(in_type(x, type), false); }
@@ -162,9 +160,9 @@ inline Tensor empty(const std::vector<int64_t>& size, ScalarType type, bool chan
     for (size_t axis = size.size(); axis-- > 0;) take(axis);
   }
   AtenTensorHandle handle = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
-      static_cast<int64_t>(size.size()), size.data(), stride.data(),
-      torch::stable::detail::to<int32_t>(torch::stable::detail::from(type)), aoti_torch_device_type_cpu(), 0, &handle));
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(size.size()), size.data(), stride.data(),
+                                                         torch::stable::detail::to<int32_t>(torch::stable::detail::from(type)),
+                                                         aoti_torch_device_type_cpu(), 0, &handle));
   return Tensor(handle);
 }
 

@@ -60,8 +60,7 @@ template <typename A>
 GGF_INLINE bool is_finite(const Cell<A>& cell) {
   A zero = 0;  // NaN once anything is not finite
   const Vector<A> corners[4] = {cell.first, cell.right, cell.lower, cell.last};
-  for (int i = 0; i < 4; ++i)
-    zero += (corners[i].x - corners[i].x) + (corners[i].y - corners[i].y);
+  for (int i = 0; i < 4; ++i) zero += (corners[i].x - corners[i].x) + (corners[i].y - corners[i].y);
   return zero == 0;
 }
 
@@ -117,8 +116,8 @@ GGF_INLINE Place<A> solve(const Cell<A>& cell, Vector<A> point) {
   const A step_u = cross(rest, lower) / area, step_v = cross(right, rest) / area;
   u += step_u;
   v += step_v;
-  const bool solved = any && std::fabs(area) > A(smallest_area) && std::fabs(step_u) < A(largest_step) &&
-                      std::fabs(step_v) < A(largest_step);
+  const bool solved =
+      any && std::fabs(area) > A(smallest_area) && std::fabs(step_u) < A(largest_step) && std::fabs(step_v) < A(largest_step);
   const A reach = A(0.5) + A(margin);
   return {u, v, solved && std::fabs(u - A(0.5)) <= reach && std::fabs(v - A(0.5)) <= reach};
 }

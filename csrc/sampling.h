@@ -68,8 +68,7 @@ GGF_INLINE Position<A> locate(A coordinate, const Axis<A>& axis) {
 }
 
 inline ScalarType widest(const Tensor& a, const Tensor& b) {
-  return a.scalar_type() == ScalarType::Double || b.scalar_type() == ScalarType::Double ? ScalarType::Double
-                                                                                       : ScalarType::Float;
+  return a.scalar_type() == ScalarType::Double || b.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 }
 
 }  // namespace ggf

@@ -192,9 +192,7 @@ def adain(x: Tensor, scale: Tensor, shift: Tensor, eps: float) -> tuple[Tensor, 
     return y, mean, rstd
 
 
-def adain_backward(
-    grad: Tensor, x: Tensor, scale: Tensor, mean: Tensor, rstd: Tensor, eps: float
-) -> tuple[Tensor, Tensor, Tensor]:
+def adain_backward(grad: Tensor, x: Tensor, scale: Tensor, mean: Tensor, rstd: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     """The registered operator `adain_backward`."""
     layout, compute = output_format(x), compute_dtype(x.dtype)
     x, channels_last, samples, channels, pixels = dense(x)
@@ -210,7 +208,5 @@ def adain_backward(
     mean, rstd, scale = mean.contiguous(), rstd.contiguous(), scale.contiguous()
     launch(adain_sums_kernel, programs, grad, x, mean, rstd, sums, products, channels, pixels, **constants)
     sums, products = sums.sum(1), products.sum(1)
-    launch(
-        adain_backward_kernel, programs, grad, x, mean, rstd, scale, sums, products, grad_x, channels, pixels, **constants
-    )
+    launch(adain_backward_kernel, programs, grad, x, mean, rstd, scale, sums, products, grad_x, channels, pixels, **constants)
     return grad_x, products, sums

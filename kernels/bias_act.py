@@ -253,9 +253,7 @@ def activate_backward(
     return grad_x, bias, plane, products
 
 
-def bias_act(
-    x: Tensor, b: Tensor | None, noise: Tensor | None, noise_strength: Tensor | None, slope: float, gain: float
-) -> Tensor:
+def bias_act(x: Tensor, b: Tensor | None, noise: Tensor | None, noise_strength: Tensor | None, slope: float, gain: float) -> Tensor:
     """The registered operator `bias_act`."""
     return activate(x, b, noise, noise_strength, None, slope, gain)
 

@@ -114,9 +114,7 @@ def convex_upsample_backward_kernel(
 
 
 @triton.jit
-def convex_upsample_gather_kernel(
-    sums, grad_flow, height, width, GROUPS: tl.constexpr, COMPUTE: tl.constexpr, BLOCK: tl.constexpr
-):
+def convex_upsample_gather_kernel(sums, grad_flow, height, width, GROUPS: tl.constexpr, COMPUTE: tl.constexpr, BLOCK: tl.constexpr):
     tiles = tl.cdiv(height * width * 2, BLOCK)
     e = tl.program_id(0) % tiles * BLOCK + tl.arange(0, BLOCK)
     n = (tl.program_id(0) // tiles).to(tl.int64)

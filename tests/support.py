@@ -276,9 +276,7 @@ def check_registration(function, tensors, kwargs, differentiable=(0,), second_or
     for operator, (args, keywords) in recorder.calls.items():
         if not second_order and "_backward" in operator.name():
             args = tuple(a.detach() if isinstance(a, Tensor) else a for a in args)
-        torch.library.opcheck(
-            operator, _fresh(args), {k: _fresh(v) for k, v in keywords.items()}, test_utils=OPCHECKS
-        )
+        torch.library.opcheck(operator, _fresh(args), {k: _fresh(v) for k, v in keywords.items()}, test_utils=OPCHECKS)
 
 
 def check_compile(function, tensors, kwargs, differentiable=(0,)):

@@ -22,9 +22,7 @@ from gangealing_fast.ops import adain, adain_reference
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_reference(case):
-    check_values(
-        adain, adain_reference, case.tensors(), {"eps": case.eps}, DIFFERENTIABLE, images=(0,), tolerance=case.tolerance
-    )
+    check_values(adain, adain_reference, case.tensors(), {"eps": case.eps}, DIFFERENTIABLE, images=(0,), tolerance=case.tolerance)
 
 
 @pytest.mark.parametrize("case", SMALL, ids=lambda case: case.name)

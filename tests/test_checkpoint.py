@@ -41,9 +41,7 @@ def test_round_trip(tmp_path):
     assert checkpoint.kind_of(tmp_path / "a.pt") == "train"
 
 
-@pytest.mark.parametrize(
-    "value", [np.float64(1), np.zeros(3), {1, 2}, object(), torch.nn.Linear(1, 1), {"a": [{"b": print}]}]
-)
+@pytest.mark.parametrize("value", [np.float64(1), np.zeros(3), {1, 2}, object(), torch.nn.Linear(1, 1), {"a": [{"b": print}]}])
 def test_refuses_what_could_not_be_loaded(tmp_path, value):
     with pytest.raises(TypeError, match=r"cannot hold state\['x'\]"):
         checkpoint.save(tmp_path / "a.pt", {"x": value}, kind="train")

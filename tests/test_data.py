@@ -52,9 +52,7 @@ def test_padding_keeps_everything():
     pixels = noise(10, 16)
     result = decode(encoded(Image.fromarray(pixels)), 16, "pad")
     assert np.array_equal(result[3:13], pixels)
-    assert np.array_equal(result[:3], np.repeat(pixels[:1], 3, 0)) and np.array_equal(
-        result[13:], result[12:13].repeat(3, 0)
-    )
+    assert np.array_equal(result[:3], np.repeat(pixels[:1], 3, 0)) and np.array_equal(result[13:], result[12:13].repeat(3, 0))
 
 
 def test_shrinking_does_not_alias():
@@ -133,9 +131,7 @@ def test_truncated_files_are_refused(file_format):
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
 def test_damage_never_ends_in_another_error(data):
-    content = bytearray(
-        encoded(Image.fromarray(noise(16, 16)), data.draw(st.sampled_from(["PNG", "JPEG", "GIF", "BMP"])))
-    )
+    content = bytearray(encoded(Image.fromarray(noise(16, 16)), data.draw(st.sampled_from(["PNG", "JPEG", "GIF", "BMP"]))))
     for _ in range(data.draw(st.integers(1, 5))):
         content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
     try:
@@ -246,9 +242,7 @@ def test_tar_equals_folder(tmp_path):
 
 def test_shards(tmp_path):
     for shard in range(2):
-        make_tar(
-            tmp_path / f"{shard}.tar", {f"{shard}{i}.png": encoded(Image.fromarray(noise(8, 8))) for i in range(3)}
-        )
+        make_tar(tmp_path / f"{shard}.tar", {f"{shard}{i}.png": encoded(Image.fromarray(noise(8, 8))) for i in range(3)})
     assert open_pictures(tmp_path, size=8).names == ["00.png", "01.png", "02.png", "10.png", "11.png", "12.png"]
 
 

@@ -146,9 +146,7 @@ def test_heldout_digits_are_mnists_test_digits():
     path = shared("data", "mnist", "t10k-images-idx3-ubyte.gz")
     images, labels = mnist.read_idx(path), mnist.read_idx(mnist.labels_path(path))
     stored = digits.load_heldout_digits()
-    assert np.array_equal(stored.images.numpy(), images[stored.ids]) and np.array_equal(
-        stored.labels, labels[stored.ids]
-    )
+    assert np.array_equal(stored.images.numpy(), images[stored.ids]) and np.array_equal(stored.labels, labels[stored.ids])
 
 
 def test_training_digits():

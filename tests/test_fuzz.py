@@ -14,9 +14,7 @@ DRAWN = {function.__name__: function for function in (*images.OPERATORS, *grids.
 
 
 @pytest.mark.parametrize("operator", DRAWN)
-@settings(
-    max_examples=EXAMPLES, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
-)
+@settings(max_examples=EXAMPLES, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_operator(operator, data):
     draw = Draw(data)

@@ -330,9 +330,7 @@ def test_pulling_away_by_brute_force():
 
 def test_ebgan_by_hand():
     real, fake = reconstruction(), reconstruction()
-    energies = [
-        [float((s.samples[i] - s.output.samples[i]).square().sum()) / 12 for i in range(4)] for s in (real, fake)
-    ]
+    energies = [[float((s.samples[i] - s.output.samples[i]).square().sum()) / 12 for i in range(4)] for s in (real, fake)]
     objective = make("ebgan", margin=1.1, pulling=0.2)
     hinge = sum(max(0.0, 1.1 - value) for value in energies[1]) / 4
     torch.testing.assert_close(objective.critic(real, fake, {}).item(), sum(energies[0]) / 4 + hinge)

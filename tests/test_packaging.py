@@ -78,9 +78,7 @@ def test_library_needs_no_python_and_no_cuda():
 
 def test_library_uses_only_the_stable_abi():
     """Of torch and c10 it may ask for the C shims alone: no mangled C++ symbol of theirs, which change between releases."""
-    listing = subprocess.run(
-        [needs("nm"), "-D", "--undefined-only", str(LIBRARY)], capture_output=True, text=True
-    ).stdout
+    listing = subprocess.run([needs("nm"), "-D", "--undefined-only", str(LIBRARY)], capture_output=True, text=True).stdout
     symbols = [line.split()[-1].split("@")[0] for line in listing.splitlines()]
     assert any(symbol.startswith(("aoti_torch", "torch_")) for symbol in symbols)
     unstable = [symbol for symbol in symbols if re.match(r"_ZNK?(2at|3c10|5torch)|Py", symbol)]

@@ -36,9 +36,7 @@ def test_folder_becomes_the_same_pictures(tmp_path, capsys):
     assert after.names == ["deep/000.png", "deep/000.png.png", "deep/001.png", "deep/002.png", "wide.png"]
     assert torch.equal(before.batch(range(5)), after.batch(range(5)))
     report = json.loads((tmp_path / "new" / "out.json").read_text())
-    assert report["pictures"] == 5 and report["skipped"] == [
-        {"name": "bad.png", "reason": "not a picture in a known format"}
-    ]
+    assert report["pictures"] == 5 and report["skipped"] == [{"name": "bad.png", "reason": "not a picture in a known format"}]
 
 
 def test_same_bytes_every_time(tmp_path):

@@ -170,9 +170,7 @@ def test_killed_at_random_moments_equals_uninterrupted(folder):
 def test_start_from_continues_a_generator(folder):
     first = run(pretrain_config(folder, kimg=0.004, score_pictures=0))
     config = pretrain_config(folder, start_from=first, out=folder / "second", kimg=0.004, score_pictures=0)
-    torch.testing.assert_close(
-        load_generator(run(config)).input.input, load_generator(first).input.input, rtol=0, atol=0.02
-    )
+    torch.testing.assert_close(load_generator(run(config)).input.input, load_generator(first).input.input, rtol=0, atol=0.02)
     grown = pretrain_config(folder, size=32, start_from=first.parent, out=folder / "grown", kimg=0.004, score_pictures=0)
     assert load_generator(run(grown)).size == 32
     with pytest.raises(UserError, match="size 16"):

@@ -15,7 +15,9 @@ from gangealing_fast.ops import _extension
 _extension.LIBRARY = Path({library!r})
 assert _extension.load()
 """
-EVERY_CASE = LOAD + """
+EVERY_CASE = (
+    LOAD
+    + """
 import torch
 from problems import problems
 from cases import adam_ema, invert_grid, lpips_distance
@@ -48,12 +50,16 @@ for algorithm in ("library", "fused"):
             run(problem.function, problem.tensors(torch.float32), problem.differentiable)
 print(done, "cases")
 """
+)
 # Not tests/test_large_sizes.py, which needs gigabytes of addresses, for which the sanitizer keeps books.
-TESTS = LOAD + """
+TESTS = (
+    LOAD
+    + """
 import pytest
 chosen = ["-k", "operator or finite or options or long or registered", "tests/test_fuzz.py", "tests/test_bad_input.py"]
 raise SystemExit(pytest.main(["-q", "-x", "-p", "no:cacheprovider", *chosen]))
 """
+)
 
 
 @pytest.fixture(scope="module")

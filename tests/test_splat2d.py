@@ -25,9 +25,7 @@ from gangealing_fast.ops import splat2d, splat2d_reference
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_reference(case):
-    check_values(
-        splat2d, splat2d_reference, case.tensors(), case.kwargs, DIFFERENTIABLE, images=(0,), tolerance=TOLERANCE
-    )
+    check_values(splat2d, splat2d_reference, case.tensors(), case.kwargs, DIFFERENTIABLE, images=(0,), tolerance=TOLERANCE)
 
 
 def naive(background, xy, values, sigma, soft):

@@ -31,9 +31,7 @@ def test_operator(name):
 def test_golden(case):
     case_settings, arrays = golden(f"upfirdn2d_{case}")
     x = arrays["x"].requires_grad_()
-    y = upfirdn2d(
-        x, arrays["kernel"], up=case_settings["up"], down=case_settings["down"], padding=tuple(case_settings["pad"])
-    )
+    y = upfirdn2d(x, arrays["kernel"], up=case_settings["up"], down=case_settings["down"], padding=tuple(case_settings["pad"]))
     assert_golden(y, arrays["y"])
     (grad,) = torch.autograd.grad(y, x, arrays["grad_out"])
     assert_golden(grad, arrays["grad_x"], gradient=True)

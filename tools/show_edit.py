@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Draw marks once on the template of a digits run and show them in held-out real digits: docs/images/digits-edited.png.
 
-    python tools/show_edit.py runs/digits docs/images/digits-edited.png
+python tools/show_edit.py runs/digits docs/images/digits-edited.png
 """
 
 from __future__ import annotations

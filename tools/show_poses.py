@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Show one picture in random poses and how an aligner undoes them: a row of poses, a row of what becomes of them.
 
-    python tools/show_poses.py --checkpoint runs/cats --picture FILE --out docs/images/cats-poses.png [--crop LEFT TOP SIDE]
+python tools/show_poses.py --checkpoint runs/cats --picture FILE --out docs/images/cats-poses.png [--crop LEFT TOP SIDE]
 """
 
 from __future__ import annotations

@@ -37,9 +37,7 @@ def error_of(training: Training, examine: Examination) -> float:
     return examine(classifier)[1]["test_error"]
 
 
-def with_generator(
-    mnist: Path, objective: str, seed: int, steps: int, **changes: Any
-) -> tuple[float, Training, dict[str, float]]:
+def with_generator(mnist: Path, objective: str, seed: int, steps: int, **changes: Any) -> tuple[float, Training, dict[str, float]]:
     """The test error after the last step, which no label of another digit has chosen; the run; its last statistics."""
     training = small(mnist, objective, seed, **changes)
     examine = Examination(training.config, training.objective.categories, training.dtype)

@@ -144,9 +144,9 @@ void check_vectors(const Tensor& x, std::initializer_list<const Tensor*> vectors
   STD_TORCH_CHECK(x.dim() >= 3, "adain: x must have at least three dimensions");
   const ScalarType type = x.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
   for (const Tensor* vector : vectors)
-    STD_TORCH_CHECK(vector->dim() == 2 && vector->size(0) == x.size(0) && vector->size(1) == x.size(1) &&
-                        vector->scalar_type() == type,
-                    "adain: scale, shift and the statistics must be [N, C] in the dtype computed in");
+    STD_TORCH_CHECK(
+        vector->dim() == 2 && vector->size(0) == x.size(0) && vector->size(1) == x.size(1) && vector->scalar_type() == type,
+        "adain: scale, shift and the statistics must be [N, C] in the dtype computed in");
 }
 
 std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& x_, const Tensor& scale_, const Tensor& shift_, double eps) {
@@ -174,8 +174,7 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& x_, const Tensor& scale
       parallel_for(0, batch * ceil_divide(channels, strip), grain(strip * positions),
                    [&](int64_t begin, int64_t end) { forward_strips<T>(p, begin, end); });
     else
-      parallel_for(0, batch * channels, grain(positions),
-                   [&](int64_t begin, int64_t end) { forward_rows<T>(p, begin, end); });
+      parallel_for(0, batch * channels, grain(positions), [&](int64_t begin, int64_t end) { forward_rows<T>(p, begin, end); });
   });
   return {y, mean, rstd};
 }
@@ -276,8 +275,8 @@ GGF_MULTIVERSION void backward_strips(const Backward<T>& p, int64_t begin, int64
 }
 
 // eps is the derivative's, not the kernel's: rstd holds it already.
-std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad_, const Tensor& x_, const Tensor& scale_,
-                                            const Tensor& mean_, const Tensor& rstd_, double /*eps*/) {
+std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad_, const Tensor& x_, const Tensor& scale_, const Tensor& mean_,
+                                            const Tensor& rstd_, double /*eps*/) {
   check_vectors(x_, {&scale_, &mean_, &rstd_});
   STD_TORCH_CHECK(sizes_of(grad_) == sizes_of(x_) && grad_.scalar_type() == x_.scalar_type(),
                   "adain_backward: grad and x must agree in shape and dtype");
@@ -307,8 +306,7 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad_, const Tensor& x
       parallel_for(0, batch * ceil_divide(channels, strip), grain(strip * positions),
                    [&](int64_t begin, int64_t end) { backward_strips<T>(p, begin, end); });
     else
-      parallel_for(0, batch * channels, grain(positions),
-                   [&](int64_t begin, int64_t end) { backward_rows<T>(p, begin, end); });
+      parallel_for(0, batch * channels, grain(positions), [&](int64_t begin, int64_t end) { backward_rows<T>(p, begin, end); });
   });
   return {grad_x, grad_scale, grad_shift};
 }

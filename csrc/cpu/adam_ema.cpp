@@ -103,14 +103,16 @@ struct Settings {
 
 template <typename T, typename G>
 void run(const Job& job, const Settings& s, int64_t begin, int64_t end) {
-  const Coefficients<T> c{
-      static_cast<T>(s.beta1), static_cast<T>(1 - s.beta1), static_cast<T>(s.beta2), static_cast<T>(1 - s.beta2),
-      static_cast<T>(s.learning_rate / (1 - std::pow(s.beta1, job.step))),
-      static_cast<T>(1 / std::sqrt(1 - std::pow(s.beta2, job.step))),
-      static_cast<T>(s.epsilon), static_cast<T>(1 - s.decay)};
-  const Arrays<T, G> arrays{job.parameter.mutable_data_ptr<T>(), job.gradient.const_data_ptr<G>(),
-                            job.first.mutable_data_ptr<T>(), job.second.mutable_data_ptr<T>(),
-                            job.average ? job.average->mutable_data_ptr<T>() : nullptr};
+  const Coefficients<T> c{static_cast<T>(s.beta1),
+                          static_cast<T>(1 - s.beta1),
+                          static_cast<T>(s.beta2),
+                          static_cast<T>(1 - s.beta2),
+                          static_cast<T>(s.learning_rate / (1 - std::pow(s.beta1, job.step))),
+                          static_cast<T>(1 / std::sqrt(1 - std::pow(s.beta2, job.step))),
+                          static_cast<T>(s.epsilon),
+                          static_cast<T>(1 - s.decay)};
+  const Arrays<T, G> arrays{job.parameter.mutable_data_ptr<T>(), job.gradient.const_data_ptr<G>(), job.first.mutable_data_ptr<T>(),
+                            job.second.mutable_data_ptr<T>(), job.average ? job.average->mutable_data_ptr<T>() : nullptr};
   if (job.dense) {
     update_dense<T, G>(c, arrays, begin, end);
   } else {
@@ -128,9 +130,9 @@ void run_block(const Job& job, const Settings& settings, int64_t begin, int64_t 
   });
 }
 
-void adam_ema(std::vector<Tensor> parameters, std::vector<Tensor> gradients, std::vector<Tensor> first,
-              std::vector<Tensor> second, std::vector<Tensor> averages, std::vector<double> steps, double learning_rate,
-              double beta1, double beta2, double epsilon, double decay) {
+void adam_ema(std::vector<Tensor> parameters, std::vector<Tensor> gradients, std::vector<Tensor> first, std::vector<Tensor> second,
+              std::vector<Tensor> averages, std::vector<double> steps, double learning_rate, double beta1, double beta2,
+              double epsilon, double decay) {
   const size_t count = parameters.size();
   STD_TORCH_CHECK(gradients.size() == count && first.size() == count && second.size() == count && steps.size() == count &&
                       (averages.empty() || averages.size() == count),
@@ -162,8 +164,7 @@ void adam_ema(std::vector<Tensor> parameters, std::vector<Tensor> gradients, std
     check(job.first, false);
     check(job.second, false);
     if (job.average) check(*job.average, false);
-    for (int64_t begin = 0; begin < p.numel(); begin += kBlock)
-      blocks.push_back({k, begin, std::min(p.numel(), begin + kBlock)});
+    for (int64_t begin = 0; begin < p.numel(); begin += kBlock) blocks.push_back({k, begin, std::min(p.numel(), begin + kBlock)});
     total += p.numel();
     jobs.push_back(std::move(job));
   }

@@ -27,24 +27,29 @@ inline Tensor convolution(const Tensor& x, const Tensor& weight, const Geometry&
       (x.size(3) + 2 * g.padding_x - weight.size(3)) / g.stride == 0)
     return in_type(convolution(in_type(x, ScalarType::Float), in_type(weight, ScalarType::Float), g), ScalarType::BFloat16);
   const std::vector<int64_t> stride{g.stride, g.stride}, padding{g.padding_y, g.padding_x}, one{1, 1}, zero{0, 0};
-  const auto stack = call("aten::convolution", x, weight, std::optional<Tensor>(), stride, padding, one, g.transposed, zero,
-                          int64_t(1));
+  const auto stack =
+      call("aten::convolution", x, weight, std::optional<Tensor>(), stride, padding, one, g.transposed, zero, int64_t(1));
   return torch::stable::detail::to<Tensor>(stack[0]);
 }
 
 // Gradients of the input and of the weight, the ones wanted; `x` lends no more than its shape where the weight's is not.
-inline std::tuple<Tensor, Tensor> convolution_backward(const Tensor& grad, const Tensor& x, const Tensor& weight,
-                                                       const Geometry& g, bool need_x, bool need_weight) {
+inline std::tuple<Tensor, Tensor> convolution_backward(const Tensor& grad, const Tensor& x, const Tensor& weight, const Geometry& g,
+                                                       bool need_x, bool need_weight) {
   const std::vector<int64_t> stride{g.stride, g.stride}, padding{g.padding_y, g.padding_x}, one{1, 1}, zero{0, 0};
   const std::array<bool, 3> mask{need_x, need_weight, false};
   std::array<StableIValue, 11> stack{
-      torch::stable::detail::from(grad), torch::stable::detail::from(x), torch::stable::detail::from(weight),
-      torch::stable::detail::from(std::optional<std::vector<int64_t>>()), torch::stable::detail::from(stride),
-      torch::stable::detail::from(padding), torch::stable::detail::from(one), torch::stable::detail::from(g.transposed),
-      torch::stable::detail::from(zero), torch::stable::detail::from(int64_t(1)),
+      torch::stable::detail::from(grad),
+      torch::stable::detail::from(x),
+      torch::stable::detail::from(weight),
+      torch::stable::detail::from(std::optional<std::vector<int64_t>>()),
+      torch::stable::detail::from(stride),
+      torch::stable::detail::from(padding),
+      torch::stable::detail::from(one),
+      torch::stable::detail::from(g.transposed),
+      torch::stable::detail::from(zero),
+      torch::stable::detail::from(int64_t(1)),
       torch::stable::detail::from(torch::headeronly::HeaderOnlyArrayRef<bool>(mask.data(), mask.size()))};
-  STABLE_TORCH_ERROR_CODE_CHECK(
-      torch_call_dispatcher("aten::convolution_backward", "", stack.data(), TORCH_ABI_VERSION));
+  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::convolution_backward", "", stack.data(), TORCH_ABI_VERSION));
   // All three results are owned by the stack, undefined ones included.
   Tensor results[3] = {torch::stable::detail::to<Tensor>(stack[0]), torch::stable::detail::to<Tensor>(stack[1]),
                        torch::stable::detail::to<Tensor>(stack[2])};
@@ -53,8 +58,7 @@ inline std::tuple<Tensor, Tensor> convolution_backward(const Tensor& grad, const
 
 // gangealing_fast::upfirdn2d with square padding.
 inline Tensor upfirdn2d(const Tensor& x, const Tensor& f, int64_t before, int64_t after, double gain, bool mirrored) {
-  const auto stack = call("gangealing_fast::upfirdn2d", x, f, int64_t(1), int64_t(1), before, after, before, after, gain,
-                          mirrored);
+  const auto stack = call("gangealing_fast::upfirdn2d", x, f, int64_t(1), int64_t(1), before, after, before, after, gain, mirrored);
   return torch::stable::detail::to<Tensor>(stack[0]);
 }
 

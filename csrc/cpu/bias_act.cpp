@@ -46,8 +46,7 @@ GGF_MULTIVERSION void forward_planes(const Forward<T>& p, int64_t begin, int64_t
       fetch_ahead(x, count);
       if (p.noise) {
         const A* GGF_RESTRICT noise = p.noise + plane / p.channels * p.noise_stride + first;
-        for (int64_t i = 0; i < count; ++i)
-          y[i] = store<T>(activate(load(x[i]) + noise[i] * strength + bias, positive, negative));
+        for (int64_t i = 0; i < count; ++i) y[i] = store<T>(activate(load(x[i]) + noise[i] * strength + bias, positive, negative));
       } else {
         for (int64_t i = 0; i < count; ++i) y[i] = store<T>(activate(load(x[i]) + bias, positive, negative));
       }
@@ -73,8 +72,7 @@ GGF_MULTIVERSION void forward_pixels(const Forward<T>& p, int64_t begin, int64_t
       fetch_ahead(x, count);
       if (p.bias) {
         const A* GGF_RESTRICT bias = p.bias + first;
-        for (int64_t c = 0; c < count; ++c)
-          y[c] = store<T>(activate(load(x[c]) + shift + bias[c], positive, negative));
+        for (int64_t c = 0; c < count; ++c) y[c] = store<T>(activate(load(x[c]) + shift + bias[c], positive, negative));
       } else {
         for (int64_t c = 0; c < count; ++c) y[c] = store<T>(activate(load(x[c]) + shift, positive, negative));
       }
@@ -103,19 +101,24 @@ Tensor forward(const Tensor& x_, const std::optional<Tensor>& b_, const std::opt
     const std::optional<Tensor> b = b_ ? std::optional(torch::stable::contiguous(*b_)) : std::nullopt;
     const std::optional<Tensor> noise = noise_ ? std::optional(torch::stable::contiguous(*noise_)) : std::nullopt;
     STD_TORCH_CHECK(!b || b->numel() == channels, "bias_act: b must have one entry per channel");
-    STD_TORCH_CHECK(!noise || (strength_ && strength_->numel() == 1 &&
-                               (noise->numel() == positions || noise->numel() == batch * positions)),
-                    "bias_act: noise does not fit x");
-    const Forward<T> p{x.const_data_ptr<T>(), y.mutable_data_ptr<T>(), b ? b->const_data_ptr<A>() : nullptr,
-                       noise ? noise->const_data_ptr<A>() : nullptr, noise ? *strength_->const_data_ptr<A>() : A(0),
-                       channels, positions, noise && noise->numel() > positions ? positions : 0,
-                       static_cast<A>(slope), static_cast<A>(gain), x.numel()};
+    STD_TORCH_CHECK(
+        !noise || (strength_ && strength_->numel() == 1 && (noise->numel() == positions || noise->numel() == batch * positions)),
+        "bias_act: noise does not fit x");
+    const Forward<T> p{x.const_data_ptr<T>(),
+                       y.mutable_data_ptr<T>(),
+                       b ? b->const_data_ptr<A>() : nullptr,
+                       noise ? noise->const_data_ptr<A>() : nullptr,
+                       noise ? *strength_->const_data_ptr<A>() : A(0),
+                       channels,
+                       positions,
+                       noise && noise->numel() > positions ? positions : 0,
+                       static_cast<A>(slope),
+                       static_cast<A>(gain),
+                       x.numel()};
     if (channels_last) {
-      parallel_for(0, batch * positions, grain(channels),
-                   [&](int64_t begin, int64_t end) { forward_pixels<T>(p, begin, end); });
+      parallel_for(0, batch * positions, grain(channels), [&](int64_t begin, int64_t end) { forward_pixels<T>(p, begin, end); });
     } else {
-      parallel_for(0, batch * channels, grain(positions),
-                   [&](int64_t begin, int64_t end) { forward_planes<T>(p, begin, end); });
+      parallel_for(0, batch * channels, grain(positions), [&](int64_t begin, int64_t end) { forward_planes<T>(p, begin, end); });
     }
   });
   return y;
@@ -147,8 +150,8 @@ GGF_INLINE A add_lanes(const A* sums) {
 // result = grad * (y > 0 ? positive : negative) for `count` elements. Adds the results to `sums`, lane by lane, and to
 // `partial`, element by element, as wanted.
 template <bool sum, bool accumulate, typename T, typename A = Compute<T>>
-GGF_INLINE void backward_run(const T* GGF_RESTRICT grad, const T* GGF_RESTRICT y, T* GGF_RESTRICT result, int64_t count,
-                             A positive, A negative, A* GGF_RESTRICT sums, A* GGF_RESTRICT partial) {
+GGF_INLINE void backward_run(const T* GGF_RESTRICT grad, const T* GGF_RESTRICT y, T* GGF_RESTRICT result, int64_t count, A positive,
+                             A negative, A* GGF_RESTRICT sums, A* GGF_RESTRICT partial) {
   constexpr int64_t L = lanes<A>;
   const int64_t whole = sum ? count / L * L : 0;
   for (int64_t i = 0; i < whole; i += L)
@@ -250,8 +253,8 @@ void add_rows(const A* GGF_RESTRICT source, A* GGF_RESTRICT target, int64_t rows
     for (int64_t i = 0; i < width; ++i) target[i] += source[row * width + i];
 }
 
-std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad_, const Tensor& y_, double slope, double gain,
-                                            bool need_bias, int64_t noise_batch) {
+std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad_, const Tensor& y_, double slope, double gain, bool need_bias,
+                                            int64_t noise_batch) {
   const bool channels_last = y_.dim() == 2 || is_channels_last(y_);
   STD_TORCH_CHECK(y_.dim() >= 2 && sizes_of(grad_) == sizes_of(y_) && grad_.scalar_type() == y_.scalar_type(),
                   "bias_act_backward: grad and y must agree in shape and dtype");
@@ -280,19 +283,23 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad_, const Tensor& y
     A* plane_data = noise_batch < 0 ? nullptr : share ? own_plane.data() : plane.template mutable_data_ptr<A>();
     const int64_t rows = channels_last ? ceil_divide(pixels, piece) : batch;
     std::vector<A> partial(need_bias ? rows * channels : 0);
-    const Backward<T> p{grad.template const_data_ptr<T>(), y.template const_data_ptr<T>(),
-                        result.template mutable_data_ptr<T>(), need_bias ? partial.data() : nullptr, plane_data,
-                        channels, positions, pixels, static_cast<A>(slope), static_cast<A>(gain)};
+    const Backward<T> p{grad.template const_data_ptr<T>(),
+                        y.template const_data_ptr<T>(),
+                        result.template mutable_data_ptr<T>(),
+                        need_bias ? partial.data() : nullptr,
+                        plane_data,
+                        channels,
+                        positions,
+                        pixels,
+                        static_cast<A>(slope),
+                        static_cast<A>(gain)};
     if (channels_last) {
-      parallel_for(0, rows, grain(piece * channels),
-                   [&](int64_t begin, int64_t end) { backward_pixels<T>(p, begin, end); });
+      parallel_for(0, rows, grain(piece * channels), [&](int64_t begin, int64_t end) { backward_pixels<T>(p, begin, end); });
     } else {
-      parallel_for(0, batch * channels, grain(positions),
-                   [&](int64_t begin, int64_t end) { backward_planes<T>(p, begin, end); });
+      parallel_for(0, batch * channels, grain(positions), [&](int64_t begin, int64_t end) { backward_planes<T>(p, begin, end); });
       if (plane_data)
         for (int64_t sample = 0; sample < batch; ++sample)
-          parallel_for(0, positions, grain(channels),
-                       [&](int64_t begin, int64_t end) { plane_sums<T>(p, sample, begin, end); });
+          parallel_for(0, positions, grain(channels), [&](int64_t begin, int64_t end) { plane_sums<T>(p, sample, begin, end); });
     }
     if (need_bias) add_rows(partial.data(), bias.template mutable_data_ptr<A>(), rows, channels);
     if (share) add_rows(own_plane.data(), plane.template mutable_data_ptr<A>(), batch, positions);

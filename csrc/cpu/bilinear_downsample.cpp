@@ -19,8 +19,8 @@ GGF_INLINE int64_t reflect(int64_t i, int64_t size) { return i < 0 ? -i : i >= s
 
 // The horizontal passes know the usual numbers of channels C and strides S beforehand; 0 stands for any other.
 template <typename T, int64_t C, int64_t S>
-GGF_INLINE void downsample_row(const Plan<Compute<T>>& p, const Compute<T>* GGF_RESTRICT v,
-                               Compute<T>* GGF_RESTRICT scratch, T* GGF_RESTRICT out) {
+GGF_INLINE void downsample_row(const Plan<Compute<T>>& p, const Compute<T>* GGF_RESTRICT v, Compute<T>* GGF_RESTRICT scratch,
+                               T* GGF_RESTRICT out) {
   using A = Compute<T>;
   const int64_t channels = C ? C : p.channels, stride = S ? S : p.stride;
   const A* GGF_RESTRICT taps = p.taps.data();
@@ -81,8 +81,7 @@ GGF_MULTIVERSION void downsample_rows(const Plan<Compute<T>>& p, const T* x, T* 
     for (int64_t b = 0; b < size; ++b) {
       const int64_t row = top + b;
       const T* image = x + row / p.out_height * p.height * p.width * C;
-      for (int64_t k = 0; k < 2 * s; ++k)
-        rows[k] = image + reflect(row % p.out_height * s + k - p.pad, p.height) * p.width * C;
+      for (int64_t k = 0; k < 2 * s; ++k) rows[k] = image + reflect(row % p.out_height * s + k - p.pad, p.height) * p.width * C;
       A* inner = buffer.data() + b * wide + p.pad * C;
       add_rows<T>(rows.data(), p.taps.data(), 2 * s, 0, p.width * C, inner);
       for (int64_t j = 1; j <= p.pad; ++j) {

@@ -25,9 +25,8 @@ struct Problem {
 // Calls body(k) for k = 0 to 8 as constants, so that what it indexes by k stays in registers.
 template <typename Body>
 GGF_INLINE void for_nine(const Body& body) {
-  const auto call = [&]<int64_t... k>(std::integer_sequence<int64_t, k...>) GGF_INLINE_LAMBDA {
-    (body(std::integral_constant<int64_t, k>{}), ...);
-  };
+  const auto call = [&]<int64_t... k>(std::integer_sequence<int64_t, k...>)
+                        GGF_INLINE_LAMBDA { (body(std::integral_constant<int64_t, k>{}), ...); };
   call(std::make_integer_sequence<int64_t, 9>{});
 }
 
@@ -47,8 +46,7 @@ GGF_INLINE A exponentials(const A* logits, int64_t stride, A (&weight)[9]) {
 
 // The neighbours of a block of cells.
 template <int64_t block, typename A>
-GGF_INLINE void copy_neighbours(const A* neighbours, int64_t cells, int64_t begin, int64_t count,
-                                A (&near)[9][2][block]) {
+GGF_INLINE void copy_neighbours(const A* neighbours, int64_t cells, int64_t begin, int64_t count, A (&near)[9][2][block]) {
   for (int64_t k = 0; k < 9; ++k)
     for (int64_t c = 0; c < 2; ++c) std::copy_n(neighbours + (2 * k + c) * cells + begin, count, near[k][c]);
 }
@@ -68,8 +66,8 @@ GGF_INLINE void fine_offsets(const Problem<A>& problem, int64_t begin, int64_t e
 
 // output: [h * factor, w * factor, 2] of the sample whose neighbours and mask are given
 template <typename A>
-GGF_MULTIVERSION void forward_cells(const Problem<A>& problem, const A* neighbours, const A* mask, A* output,
-                                    int64_t begin, int64_t end) {
+GGF_MULTIVERSION void forward_cells(const Problem<A>& problem, const A* neighbours, const A* mask, A* output, int64_t begin,
+                                    int64_t end) {
   constexpr int64_t block = forward_block;
   const int64_t factor = problem.factor, cells = problem.cells, width = problem.width, count = end - begin;
   const int64_t stride = factor * factor * cells;
@@ -98,8 +96,8 @@ GGF_MULTIVERSION void forward_cells(const Problem<A>& problem, const A* neighbou
 
 // grad: [h * factor, w * factor, 2]; grad_mask like mask; grad_neighbours like neighbours, without the factor
 template <typename A>
-GGF_MULTIVERSION void backward_cells(const Problem<A>& problem, const A* neighbours, const A* mask, const A* grad,
-                                     A* grad_mask, A* grad_neighbours, int64_t begin, int64_t end) {
+GGF_MULTIVERSION void backward_cells(const Problem<A>& problem, const A* neighbours, const A* mask, const A* grad, A* grad_mask,
+                                     A* grad_neighbours, int64_t begin, int64_t end) {
   constexpr int64_t block = backward_block;
   const int64_t factor = problem.factor, cells = problem.cells, width = problem.width, count = end - begin;
   const int64_t stride = factor * factor * cells;
@@ -131,8 +129,7 @@ GGF_MULTIVERSION void backward_cells(const Problem<A>& problem, const A* neighbo
       }
     }
   for (int64_t k = 0; k < 9; ++k)
-    for (int64_t c = 0; c < 2; ++c)
-      std::copy_n(sums[k][c], count, grad_neighbours + (2 * k + c) * cells + begin);
+    for (int64_t c = 0; c < 2; ++c) std::copy_n(sums[k][c], count, grad_neighbours + (2 * k + c) * cells + begin);
 }
 
 // Calls body(k, cell, neighbour, count) for runs of `count` cells whose k-th neighbours, from `neighbour` on, exist.
@@ -182,8 +179,8 @@ bool any_double(const Tensor& a, const Tensor& b) {
 
 void check(const Tensor& flow, const Tensor& mask, int64_t factor) {
   STD_TORCH_CHECK(flow.dim() == 4 && flow.size(3) == 2 && mask.dim() == 4 && factor >= 1 && factor <= 64 &&
-                      mask.size(0) == flow.size(0) && mask.size(1) == 9 * factor * factor &&
-                      mask.size(2) == flow.size(1) && mask.size(3) == flow.size(2),
+                      mask.size(0) == flow.size(0) && mask.size(1) == 9 * factor * factor && mask.size(2) == flow.size(1) &&
+                      mask.size(3) == flow.size(2),
                   "convex_upsample: mask does not fit flow and factor");
 }
 
@@ -218,16 +215,14 @@ Tensor forward_as(const Tensor& flow_, const Tensor& mask_, int64_t factor) {
   A* data = output.mutable_data_ptr<A>();
   const int64_t fine = factor * factor * cells;
   for_each_block(batch, cells, factor, forward_block, [&](int64_t n, int64_t begin, int64_t end) {
-    forward_cells<A>(problem, problem.neighbours + n * 18 * cells, problem.mask + n * 9 * fine, data + n * 2 * fine,
-                     begin, end);
+    forward_cells<A>(problem, problem.neighbours + n * 18 * cells, problem.mask + n * 9 * fine, data + n * 2 * fine, begin, end);
   });
   return output;
 }
 
 Tensor forward(const Tensor& flow, const Tensor& mask, int64_t factor) {
   check(flow, mask, factor);
-  const Tensor output =
-      any_double(flow, mask) ? forward_as<double>(flow, mask, factor) : forward_as<float>(flow, mask, factor);
+  const Tensor output = any_double(flow, mask) ? forward_as<double>(flow, mask, factor) : forward_as<float>(flow, mask, factor);
   return in_type(output, flow.scalar_type());
 }
 
@@ -246,15 +241,13 @@ std::tuple<Tensor, Tensor> backward_as(const Tensor& grad_, const Tensor& flow_,
   A* mask_data = grad_mask.mutable_data_ptr<A>();
   const int64_t fine = factor * factor * cells;
   for_each_block(batch, cells, factor, backward_block, [&](int64_t n, int64_t begin, int64_t end) {
-    backward_cells<A>(problem, problem.neighbours + n * 18 * cells, problem.mask + n * 9 * fine,
-                      grad_data + n * 2 * fine, mask_data + n * 9 * fine, grad_neighbours.data() + n * 18 * cells,
-                      begin, end);
+    backward_cells<A>(problem, problem.neighbours + n * 18 * cells, problem.mask + n * 9 * fine, grad_data + n * 2 * fine,
+                      mask_data + n * 9 * fine, grad_neighbours.data() + n * 18 * cells, begin, end);
   });
   A* flow_data = grad_flow.mutable_data_ptr<A>();
   std::fill_n(flow_data, grad_flow.numel(), A(0));
   for (int64_t n = 0; n < batch; ++n)
-    add_neighbours(grad_neighbours.data() + n * 18 * cells, flow_data + n * 2 * cells, height, width,
-                   static_cast<A>(factor));
+    add_neighbours(grad_neighbours.data() + n * 18 * cells, flow_data + n * 2 * cells, height, width, static_cast<A>(factor));
   return {grad_flow, grad_mask};
 }
 
@@ -263,8 +256,8 @@ std::tuple<Tensor, Tensor> backward(const Tensor& grad, const Tensor& flow, cons
   STD_TORCH_CHECK(grad.dim() == 4 && grad.size(0) == flow.size(0) && grad.size(1) == flow.size(1) * factor &&
                       grad.size(2) == flow.size(2) * factor && grad.size(3) == 2,
                   "convex_upsample_backward: grad does not fit flow and factor");
-  const auto [grad_flow, grad_mask] = any_double(flow, mask) ? backward_as<double>(grad, flow, mask, factor)
-                                                             : backward_as<float>(grad, flow, mask, factor);
+  const auto [grad_flow, grad_mask] =
+      any_double(flow, mask) ? backward_as<double>(grad, flow, mask, factor) : backward_as<float>(grad, flow, mask, factor);
   return {in_type(grad_flow, flow.scalar_type()), in_type(grad_mask, mask.scalar_type())};
 }
 

@@ -107,8 +107,7 @@ std::tuple<Tensor, Tensor> forward(const Tensor& flow_) {
       if (row > 2) value += total.horizontal / static_cast<double>(height * (row - 2));
       if (height > 1) value += total.vertical / static_cast<double>((height - 1) * row);
       variation.template mutable_data_ptr<A>()[sample] = static_cast<A>(value);
-      identity.template mutable_data_ptr<A>()[sample] =
-          static_cast<A>(total.square / static_cast<double>(height * row));
+      identity.template mutable_data_ptr<A>()[sample] = static_cast<A>(total.square / static_cast<double>(height * row));
     }
     return std::tuple(variation, identity);
   });
@@ -122,8 +121,8 @@ struct Factors {
 // Rows [begin, end) of a sample. Every limited difference is the derivative by two neighbours: it is worked out once, for
 // a row at a time, in `lines`, which has room for 3 row + 4 numbers.
 template <typename T>
-GGF_MULTIVERSION void gradient_rows(const T* flow, T* output, const Factors<Compute<T>> factors, int64_t height,
-                                    int64_t row, int64_t begin, int64_t end, Compute<T>* lines) {
+GGF_MULTIVERSION void gradient_rows(const T* flow, T* output, const Factors<Compute<T>> factors, int64_t height, int64_t row,
+                                    int64_t begin, int64_t end, Compute<T>* lines) {
   using A = Compute<T>;
   A* GGF_RESTRICT across = lines;  // of element i and the one before it in its row, at i; 0 at both ends
   A* GGF_RESTRICT above = lines + row + 4;
@@ -172,8 +171,8 @@ Tensor backward(const Tensor& grad_variation_, const Tensor& grad_identity_, con
         const Factors<A> factors{height > 1 ? tv[sample] / static_cast<A>((height - 1) * row) : A(0),
                                  row > 2 ? tv[sample] / static_cast<A>(height * (row - 2)) : A(0),
                                  2 * identity[sample] / static_cast<A>(height * row)};
-        gradient_rows<T>(data + offset, out + offset, factors, height, row, first,
-                         std::min(height, first + piece_rows), lines.data());
+        gradient_rows<T>(data + offset, out + offset, factors, height, row, first, std::min(height, first + piece_rows),
+                         lines.data());
       }
     });
   });

@@ -90,8 +90,7 @@ GGF_MULTIVERSION void find_points(const Problem<A>& problem, const A* GGF_RESTRI
 
 // Points [begin, begin + count) of a sample. `broken` becomes the weight of points that are not finite.
 template <bool derivatives, typename A>
-inline void find_points(const Problem<A>& problem, int64_t sample, int64_t begin, int64_t count, A broken,
-                        Points<A>& points) {
+inline void find_points(const Problem<A>& problem, int64_t sample, int64_t begin, int64_t count, A broken, Points<A>& points) {
   const A* grid = problem.grid + 2 * (sample * problem.points + begin);
   if (problem.padding == zeros) find_points<zeros, derivatives>(problem, grid, count, broken, points);
   if (problem.padding == border) find_points<border, derivatives>(problem, grid, count, broken, points);
@@ -153,8 +152,7 @@ struct Row {
 // Texels of channel c, read from `x`, the image of a sample or the same moved down by a row. Of triples all channels are
 // fetched when the first is asked for.
 template <Layout layout, typename A>
-GGF_INLINE Texels<A> fetch(const Problem<A>& problem, const A* x, int64_t c, const Points<A>& points, int64_t count,
-                           Row<A>& row) {
+GGF_INLINE Texels<A> fetch(const Problem<A>& problem, const A* x, int64_t c, const Points<A>& points, int64_t count, Row<A>& row) {
   A* texels = row.texels[0];
   if constexpr (layout == Layout::rows) {
     fetch_pairs(x + c * problem.channel_stride, points.offset, count, texels);
@@ -195,8 +193,8 @@ GGF_INLINE void sample_channel(const Problem<A>& problem, const A* x, int64_t c,
 
 // As sample_channel, with the derivatives by the normalised coordinates: value(p, v, by_x, by_y).
 template <Layout layout, typename A, typename Value>
-GGF_INLINE void differentiate_channel(const Problem<A>& problem, const A* x, int64_t c, const Points<A>& points,
-                                      int64_t count, Rows<A>& rows, const Value& value) {
+GGF_INLINE void differentiate_channel(const Problem<A>& problem, const A* x, int64_t c, const Points<A>& points, int64_t count,
+                                      Rows<A>& rows, const Value& value) {
   const Texels<A> top = fetch<layout>(problem, x, c, points, count, rows.upper);
   const Texels<A> bottom = fetch<layout>(problem, x + step_down(problem), c, points, count, rows.lower);
   for (int64_t p = 0; p < count; ++p) {
@@ -213,8 +211,8 @@ GGF_INLINE void differentiate_channel(const Problem<A>& problem, const A* x, int
 
 // Adds a block's gradient to one plane [height, width], through points found for such a plane.
 template <typename A>
-GGF_INLINE void scatter_channel(const Problem<A>& problem, const A (&weight)[4][block], const Points<A>& points,
-                                int64_t count, const A* GGF_RESTRICT grad, A* plane) {
+GGF_INLINE void scatter_channel(const Problem<A>& problem, const A (&weight)[4][block], const Points<A>& points, int64_t count,
+                                const A* GGF_RESTRICT grad, A* plane) {
   const int64_t across = problem.width > 1 ? 1 : 0, down = problem.height > 1 ? problem.width : 0;
   for (int64_t p = 0; p < count; ++p) {
     A* texel = plane + points.offset[p];

@@ -25,8 +25,7 @@ GGF_MULTIVERSION void forward_channels(const Problem<A>& problem, const Run& run
   Rows<A> rows;
   for (int64_t c = 0; c < problem.channels; ++c) {
     A* GGF_RESTRICT out = output + (run.sample * problem.channels + c) * problem.points + run.begin;
-    sample_channel<layout>(problem, x, c, points, run.count, rows,
-                           [&](int64_t p, A value) GGF_INLINE_LAMBDA { out[p] = value; });
+    sample_channel<layout>(problem, x, c, points, run.count, rows, [&](int64_t p, A value) GGF_INLINE_LAMBDA { out[p] = value; });
   }
 }
 
@@ -87,8 +86,8 @@ GGF_MULTIVERSION void forward_vectors(const Problem<A>& problem, const Run& run,
 
 // As grid_channels, likewise.
 template <typename A>
-GGF_MULTIVERSION void grid_vectors(const Problem<A>& problem, const Run& run, const Points<A>& points, int64_t begin,
-                                   int64_t end, const A* grad, A* GGF_RESTRICT grad_grid) {
+GGF_MULTIVERSION void grid_vectors(const Problem<A>& problem, const Run& run, const Points<A>& points, int64_t begin, int64_t end,
+                                   const A* grad, A* GGF_RESTRICT grad_grid) {
   const int64_t across = step_across(problem), down = step_down(problem);
   A gradient[few][lanes], by_x[few][lanes], by_y[few][lanes];
   for (int64_t p = begin; p < end; ++p)
@@ -131,8 +130,8 @@ GGF_MULTIVERSION void grid_vectors(const Problem<A>& problem, const Run& run, co
 
 // Adds a run's gradient to planes [begin, end) of the image's gradient, counted over all samples; grad: [N, C, points]
 template <typename A>
-GGF_MULTIVERSION void scatter(const Problem<A>& problem, const Run& run, const Points<A>& points, const A* grad,
-                              A* grad_x, int64_t begin, int64_t end) {
+GGF_MULTIVERSION void scatter(const Problem<A>& problem, const Run& run, const Points<A>& points, const A* grad, A* grad_x,
+                              int64_t begin, int64_t end) {
   A weight[4][block];
   multiply_weights(points, run.count, weight);
   for (int64_t item = begin; item < end; ++item)
@@ -142,9 +141,9 @@ GGF_MULTIVERSION void scatter(const Problem<A>& problem, const Run& run, const P
 
 void check(const Tensor& x, const Tensor& grid, int64_t padding) {
   STD_TORCH_CHECK(padding >= zeros && padding <= reflection, "grid_sample: padding mode must be 0, 1 or 2");
-  STD_TORCH_CHECK(x.dim() == 4 && grid.dim() == 4 && grid.size(3) == 2 && x.size(0) == grid.size(0) && x.size(2) > 0 &&
-                      x.size(3) > 0,
-                  "grid_sample: x must be [N, C, H, W] and grid [N, h, w, 2]");
+  STD_TORCH_CHECK(
+      x.dim() == 4 && grid.dim() == 4 && grid.size(3) == 2 && x.size(0) == grid.size(0) && x.size(2) > 0 && x.size(3) > 0,
+      "grid_sample: x must be [N, C, H, W] and grid [N, h, w, 2]");
   STD_TORCH_CHECK(x.size(2) <= INT32_MAX / x.size(3) && x.size(2) < (1 << 24) && x.size(3) < (1 << 24),
                   "grid_sample: a plane of x must have fewer than 2^31 texels, an axis fewer than 2^24");
 }
@@ -234,22 +233,20 @@ std::tuple<Tensor, Tensor> backward_as(const Tensor& grad_, const Tensor& x_, co
   }
   if (grad_grid.numel() > 0) {
     const Tensor x = readable<A>(x_);
-    grid_gradient(problem_of<A>(x, grid, padding, align_corners), x.size(0), grad_data,
-                  grad_grid.mutable_data_ptr<A>());
+    grid_gradient(problem_of<A>(x, grid, padding, align_corners), x.size(0), grad_data, grad_grid.mutable_data_ptr<A>());
   }
   return {grad_x, grad_grid};
 }
 
-std::tuple<Tensor, Tensor> backward(const Tensor& grad, const Tensor& x, const Tensor& grid, int64_t padding,
-                                    bool align_corners, bool need_x, bool need_grid) {
+std::tuple<Tensor, Tensor> backward(const Tensor& grad, const Tensor& x, const Tensor& grid, int64_t padding, bool align_corners,
+                                    bool need_x, bool need_grid) {
   check(x, grid, padding);
-  STD_TORCH_CHECK(grad.dim() == 4 && grad.size(0) == x.size(0) && grad.size(1) == x.size(1) &&
-                      grad.size(2) == grid.size(1) && grad.size(3) == grid.size(2),
+  STD_TORCH_CHECK(grad.dim() == 4 && grad.size(0) == x.size(0) && grad.size(1) == x.size(1) && grad.size(2) == grid.size(1) &&
+                      grad.size(3) == grid.size(2),
                   "grid_sample_backward: grad does not fit x and grid");
-  const auto [grad_x, grad_grid] =
-      widest(x, grid) == ScalarType::Double
-          ? backward_as<double>(grad, x, grid, padding, align_corners, need_x, need_grid)
-          : backward_as<float>(grad, x, grid, padding, align_corners, need_x, need_grid);
+  const auto [grad_x, grad_grid] = widest(x, grid) == ScalarType::Double
+                                       ? backward_as<double>(grad, x, grid, padding, align_corners, need_x, need_grid)
+                                       : backward_as<float>(grad, x, grid, padding, align_corners, need_x, need_grid);
   return {in_type(grad_x, x.scalar_type()), in_type(grad_grid, grid.scalar_type())};
 }
 

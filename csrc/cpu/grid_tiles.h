@@ -32,18 +32,12 @@ struct TiledGrid {
   std::vector<A> memory;
 
   TiledGrid(const A* grid, int64_t samples, int64_t height, int64_t width)
-      : grid(grid),
-        height(height),
-        width(width),
-        rows(ceil_divide(height, tile_height)),
-        columns(ceil_divide(width, tile_width)),
-        boxes(ceil_divide(rows * columns, tile_width) * tile_width),
-        memory(samples * 4 * boxes) {}
+      : grid(grid), height(height), width(width), rows(ceil_divide(height, tile_height)), columns(ceil_divide(width, tile_width)),
+        boxes(ceil_divide(rows * columns, tile_width) * tile_width), memory(samples * 4 * boxes) {}
 
   Tiles<A> sample(int64_t n) const {
     const A* box = memory.data() + n * 4 * boxes;
-    return {grid + n * height * width * 2, height, width, rows, columns, box, box + boxes, box + 2 * boxes,
-            box + 3 * boxes};
+    return {grid + n * height * width * 2, height, width, rows, columns, box, box + boxes, box + 2 * boxes, box + 3 * boxes};
   }
 };
 
@@ -134,8 +128,7 @@ GGF_INLINE Nearest<A> find_nearest(const Tiles<A>& tiles, int64_t boxes, A x, A 
   for (int64_t first = 0; first < boxes; first += tile_width)
     for (int64_t k = 0; k < tile_width; ++k) {
       const int64_t tile = first + k;
-      const A bound =
-          squared_distance_to_box(tiles.left[tile], tiles.right[tile], tiles.top[tile], tiles.bottom[tile], x, y);
+      const A bound = squared_distance_to_box(tiles.left[tile], tiles.right[tile], tiles.top[tile], tiles.bottom[tile], x, y);
       bounds[tile] = bound;
       lane[k] = bound < lane[k] ? bound : lane[k];
     }

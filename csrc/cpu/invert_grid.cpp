@@ -71,8 +71,8 @@ struct Output {
 };
 
 template <typename A>
-GGF_MULTIVERSION void invert_points(const TiledGrid<A>& tiled, const A* points, const Output<A>& output,
-                                    int64_t per_sample, int64_t begin, int64_t end) {
+GGF_MULTIVERSION void invert_points(const TiledGrid<A>& tiled, const A* points, const Output<A>& output, int64_t per_sample,
+                                    int64_t begin, int64_t end) {
   constexpr A nan = std::numeric_limits<A>::quiet_NaN();
   std::vector<A> bounds(tiled.boxes);
   for (int64_t p = begin; p < end; ++p) {
@@ -129,16 +129,15 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& grid_, const Tensor& po
       const A* data = points.template const_data_ptr<A>();
       const Output<A> output{cell.template mutable_data_ptr<int64_t>(), offset.template mutable_data_ptr<A>(),
                              confidence.template mutable_data_ptr<A>()};
-      parallel_for(0, batch, grain(2 * height * width),
-                   [&](int64_t begin, int64_t end) { build_boxes<A>(tiled, 1, begin, end); });
+      parallel_for(0, batch, grain(2 * height * width), [&](int64_t begin, int64_t end) { build_boxes<A>(tiled, 1, begin, end); });
       parallel_for(0, batch * per_sample, grain(2 * tiled.boxes + 16 * tile_width * tile_height),
                    [&](int64_t begin, int64_t end) { invert_points<A>(tiled, data, output, per_sample, begin, end); });
     });
   return {cell, offset, confidence};
 }
 
-std::tuple<Tensor, Tensor> backward(const Tensor& grad_, const Tensor& grid_, const Tensor& cell_,
-                                    const Tensor& offset_, const Tensor& confidence_) {
+std::tuple<Tensor, Tensor> backward(const Tensor& grad_, const Tensor& grid_, const Tensor& cell_, const Tensor& offset_,
+                                    const Tensor& confidence_) {
   const Tensor grad = in_layout(grad_, false), grid = in_layout(grid_, false);
   const Tensor cell = in_layout(cell_, false), offset = in_layout(offset_, false);
   const Tensor confidence = in_layout(confidence_, false);

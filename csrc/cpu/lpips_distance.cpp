@@ -27,8 +27,8 @@ struct Problem {
   const A* grad;  // [N], times 2 / positions; null in the forward
   T* grad_a;      // null where not wanted
   T* grad_b;
-  A* head_sums;  // [pieces, C], or null
-  A* distance;   // [pieces], forward only
+  A* head_sums;                              // [pieces, C], or null
+  A* distance;                               // [pieces], forward only
   int64_t channels, positions, pieces_each;  // pieces_each: pieces of one sample
   int64_t elements;                          // of a map
 };
@@ -180,9 +180,8 @@ GGF_MULTIVERSION void backward_pixels(const Problem<T>& p, int64_t begin, int64_
         const T* GGF_RESTRICT b = g.b + k * C;
         for (int64_t c = 0; c < C; c += Writer<T>::step) {
           const int64_t count = std::min(C - c, Writer<T>::step);
-          const auto slope = [&](int64_t i) GGF_INLINE_LAMBDA {
-            return head[c + i] * (load(a[c + i]) * of_a - load(b[c + i]) * of_b);
-          };
+          const auto slope = [&](int64_t i)
+                                 GGF_INLINE_LAMBDA { return head[c + i] * (load(a[c + i]) * of_a - load(b[c + i]) * of_b); };
           T* GGF_RESTRICT grad_a = writer_a.room();
           T* GGF_RESTRICT grad_b = writer_b.room();
           if (p.grad_a && p.grad_b) {
@@ -322,8 +321,7 @@ GGF_MULTIVERSION void backward_planes(const Problem<T>& p, int64_t begin, int64_
 
 // (Whether channels-last, both maps in the layout of the first, the head in the type computed in).
 std::tuple<bool, Tensor, Tensor, Tensor> arguments(const Tensor& a, const Tensor& b, const Tensor& head) {
-  STD_TORCH_CHECK(a.dim() == 4 && sizes_of(a) == sizes_of(b) && a.scalar_type() == b.scalar_type() &&
-                      head.numel() == a.size(1),
+  STD_TORCH_CHECK(a.dim() == 4 && sizes_of(a) == sizes_of(b) && a.scalar_type() == b.scalar_type() && head.numel() == a.size(1),
                   "lpips_distance: a and b must agree in shape and dtype, head must have one entry per channel");
   const ScalarType compute = a.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
   const bool channels_last = is_channels_last(a);
@@ -339,8 +337,18 @@ Tensor forward(const Tensor& a_, const Tensor& b_, const Tensor& head_) {
   dispatch_floating(a.scalar_type(), "lpips_distance", [&]<typename T>() {
     using A = Compute<T>;
     std::vector<A> distance(batch * each);
-    const Problem<T> p{a.const_data_ptr<T>(), b.const_data_ptr<T>(), head.const_data_ptr<A>(), nullptr, nullptr, nullptr,
-                       nullptr, distance.data(), channels, positions, each, a.numel()};
+    const Problem<T> p{a.const_data_ptr<T>(),
+                       b.const_data_ptr<T>(),
+                       head.const_data_ptr<A>(),
+                       nullptr,
+                       nullptr,
+                       nullptr,
+                       nullptr,
+                       distance.data(),
+                       channels,
+                       positions,
+                       each,
+                       a.numel()};
     parallel_for(0, batch * each, grain(piece * channels), [&](int64_t begin, int64_t end) {
       channels_last ? forward_pixels<T>(p, begin, end) : forward_planes<T>(p, begin, end);
     });
@@ -369,9 +377,18 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad_, const Tensor& a
     using A = Compute<T>;
     std::vector<A> scales(batch), sums(need_head ? pieces * channels : 0);
     for (int64_t n = 0; n < batch; ++n) scales[n] = 2 * grad.const_data_ptr<A>()[n] / static_cast<A>(positions);
-    const Problem<T> p{a.const_data_ptr<T>(), b.const_data_ptr<T>(), head.const_data_ptr<A>(), scales.data(),
-                       need_a ? grad_a.mutable_data_ptr<T>() : nullptr, need_b ? grad_b.mutable_data_ptr<T>() : nullptr,
-                       need_head ? sums.data() : nullptr, nullptr, channels, positions, each, a.numel()};
+    const Problem<T> p{a.const_data_ptr<T>(),
+                       b.const_data_ptr<T>(),
+                       head.const_data_ptr<A>(),
+                       scales.data(),
+                       need_a ? grad_a.mutable_data_ptr<T>() : nullptr,
+                       need_b ? grad_b.mutable_data_ptr<T>() : nullptr,
+                       need_head ? sums.data() : nullptr,
+                       nullptr,
+                       channels,
+                       positions,
+                       each,
+                       a.numel()};
     parallel_for(0, pieces, grain(piece * channels), [&](int64_t begin, int64_t end) {
       channels_last ? backward_pixels<T>(p, begin, end) : backward_planes<T>(p, begin, end);
     });

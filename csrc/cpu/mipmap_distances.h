@@ -12,8 +12,7 @@ namespace ggf::mipmap_warp {
 // The largest squared distance to the four neighbours, 1 or more (NaN or infinity where one is not finite), and which
 // neighbour it is: 0 left, 1 right, 2 above, 3 below. Returns the largest finite one of the row.
 template <typename A>
-GGF_MULTIVERSION A measure_row(const Problem<A>& problem, int64_t row, A* GGF_RESTRICT squared,
-                                  int32_t* GGF_RESTRICT nearest) {
+GGF_MULTIVERSION A measure_row(const Problem<A>& problem, int64_t row, A* GGF_RESTRICT squared, int32_t* GGF_RESTRICT nearest) {
   const int64_t columns = problem.columns, y = row % problem.rows;
   const A* here = problem.image.grid + 2 * row * columns;
   const A* above = y > 0 ? here - 2 * columns : here;

@@ -66,8 +66,7 @@ Pyramid<A> plan_pyramid(int64_t channels, int64_t height, int64_t width, int64_t
     };
     for (int64_t i = 0; i < 4 * level.height; ++i)
       level.rows.push_back(finer(i / 4 * 2 - 1 + i % 4, finer_height, pyramid.top, height));
-    for (int64_t i = 0; i < 2 * level.width + 2; ++i)
-      level.columns.push_back(finer(i - 1, finer_width, pyramid.left, width));
+    for (int64_t i = 0; i < 2 * level.width + 2; ++i) level.columns.push_back(finer(i - 1, finer_width, pyramid.left, width));
     texels += (level.height + margin) * level.stride();
     finer_height = level.height;
     finer_width = level.width;
@@ -150,8 +149,7 @@ GGF_INLINE void mix_rows(const A* finer, int64_t stride, int64_t step, const Lev
   if (step == 1)
     for (int64_t i = 0; i < count; ++i) out[i] = tent<A>[0] * (r0[i] + r3[i]) + tent<A>[1] * (r1[i] + r2[i]);
   else
-    for (int64_t i = 0; i < count * step; i += step)
-      *out++ = tent<A>[0] * (r0[i] + r3[i]) + tent<A>[1] * (r1[i] + r2[i]);
+    for (int64_t i = 0; i < count * step; i += step) *out++ = tent<A>[0] * (r0[i] + r3[i]) + tent<A>[1] * (r1[i] + r2[i]);
 }
 
 // The adjoint of `mix_rows` where step is 1: adds to the finer rows.
@@ -190,8 +188,8 @@ GGF_INLINE void gather_margin(A* texels, const Level& level) {
 
 // Up to four channels of an image with these strides -> level 1. `line` has room for pyramid.longest_line() numbers.
 template <typename A>
-GGF_MULTIVERSION void halve_image(const A* x, const std::array<int64_t, 3>& strides, int64_t channels,
-                                  const Pyramid<A>& pyramid, A* texels, A* line) {
+GGF_MULTIVERSION void halve_image(const A* x, const std::array<int64_t, 3>& strides, int64_t channels, const Pyramid<A>& pyramid,
+                                  A* texels, A* line) {
   const Level& level = pyramid.levels[1];
   const int64_t width = pyramid.levels[0].width, begin = 1 + pyramid.left;
   const int64_t length = 2 * level.width + 2;
@@ -230,8 +228,7 @@ GGF_MULTIVERSION void halve_level(const A* finer, const Level& finer_level, cons
 
 // Adds to the planes [channels, height, width] of the image's gradient.
 template <typename A>
-GGF_MULTIVERSION void halve_image_adjoint(const A* texels, int64_t channels, const Pyramid<A>& pyramid, A* planes,
-                                          A* line) {
+GGF_MULTIVERSION void halve_image_adjoint(const A* texels, int64_t channels, const Pyramid<A>& pyramid, A* planes, A* line) {
   const Level& level = pyramid.levels[1];
   const int64_t height = pyramid.levels[0].height, width = pyramid.levels[0].width, begin = 1 + pyramid.left;
   A* extended = line;
@@ -247,8 +244,7 @@ GGF_MULTIVERSION void halve_image_adjoint(const A* texels, int64_t channels, con
 
 // Adds to the finer level.
 template <typename A>
-GGF_MULTIVERSION void halve_level_adjoint(const A* texels, const Level& level, const Level& finer_level, A* finer,
-                                          A* line) {
+GGF_MULTIVERSION void halve_level_adjoint(const A* texels, const Level& level, const Level& finer_level, A* finer, A* line) {
   for (int64_t y = 0; y < level.height; ++y) {
     halve_line_adjoint<4>(texels + 4 * y * level.stride(), level.width, line);
     extend_adjoint<4>(line, level, 1, finer_level.width);
@@ -258,8 +254,8 @@ GGF_MULTIVERSION void halve_level_adjoint(const A* texels, const Level& level, c
 
 // Fills the levels of all groups of one sample `x`, whose strides are those of its axes (channel, row, column).
 template <typename A>
-void build_pyramid(const Pyramid<A>& pyramid, const A* x, const std::array<int64_t, 3>& strides, int64_t channels,
-                   A* texels, A* line) {
+void build_pyramid(const Pyramid<A>& pyramid, const A* x, const std::array<int64_t, 3>& strides, int64_t channels, A* texels,
+                   A* line) {
   const std::vector<Level>& levels = pyramid.levels;
   for (int64_t group = 0; group < pyramid.groups && levels.size() > 1; ++group) {
     A* start = texels + 4 * group * pyramid.texels;

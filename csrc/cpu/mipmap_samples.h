@@ -98,8 +98,7 @@ GGF_MULTIVERSION void locate_block(const Problem<A>& problem, const A* GGF_RESTR
 }
 
 template <typename A>
-inline void locate_block(const Problem<A>& problem, int64_t point, const A* squared, int64_t count,
-                         Samples<A>& samples) {
+inline void locate_block(const Problem<A>& problem, int64_t point, const A* squared, int64_t count, Samples<A>& samples) {
   const A* grid = problem.image.grid + 2 * point;
   squared += point;
   if (problem.image.padding == zeros) locate_block<zeros>(problem, grid, squared, count, samples);
@@ -136,8 +135,8 @@ GGF_INLINE A axis_taps(A low, A part, A slope, A last, A shift, A scale, int64_t
 
 // Taps of a block in its levels plus `up`; where that level does not exist, no fraction asks for it.
 template <bool derivatives, typename A>
-GGF_MULTIVERSION void find_taps(const Problem<A>& problem, const Pyramid<A>& pyramid, const Samples<A>& samples,
-                                int64_t count, int32_t up, Taps<A>& taps) {
+GGF_MULTIVERSION void find_taps(const Problem<A>& problem, const Pyramid<A>& pyramid, const Samples<A>& samples, int64_t count,
+                                int32_t up, Taps<A>& taps) {
   const int32_t deepest = static_cast<int32_t>(pyramid.levels.size()) - 1;
   const int32_t lowest = std::min(samples.lowest + up, deepest), highest = std::min(samples.highest + up, deepest);
   const A last_x = problem.image.horizontal.size - 1, last_y = problem.image.vertical.size - 1;
@@ -156,10 +155,10 @@ GGF_MULTIVERSION void find_taps(const Problem<A>& problem, const Pyramid<A>& pyr
     }
   }
   for (int64_t p = 0; p < count; ++p) {
-    const A x = axis_taps<derivatives>(samples.low_x[p], samples.part_x[p], samples.slope_x[p], last_x, shift_x,
-                                       scale_x[p], p, taps.x);
-    const A y = axis_taps<derivatives>(samples.low_y[p], samples.part_y[p], samples.slope_y[p], last_y, shift_y,
-                                       scale_y[p], p, taps.y);
+    const A x =
+        axis_taps<derivatives>(samples.low_x[p], samples.part_x[p], samples.slope_x[p], last_x, shift_x, scale_x[p], p, taps.x);
+    const A y =
+        axis_taps<derivatives>(samples.low_y[p], samples.part_y[p], samples.slope_y[p], last_y, shift_y, scale_y[p], p, taps.y);
     taps.offset[p] += static_cast<int32_t>(y) * taps.stride[p] + 4 * static_cast<int32_t>(x);
   }
 }

@@ -20,8 +20,8 @@ namespace ggf::mipmap_warp {
 
 // Four channels of the part of a block that is read from the pyramid; 0 for points on level 0 with no fraction.
 template <typename A>
-GGF_MULTIVERSION void sample_pyramid(const A* texels, const Samples<A>& samples, const Taps<A>& lower,
-                                     const Taps<A>& upper, int64_t count, A (&values)[block][4]) {
+GGF_MULTIVERSION void sample_pyramid(const A* texels, const Samples<A>& samples, const Taps<A>& lower, const Taps<A>& upper,
+                                     int64_t count, A (&values)[block][4]) {
   for (int64_t p = 0; p < count; ++p) {
     Vec4<A> value{};
     if (samples.level[p] > 0) value = (1 - samples.fraction[p]) * sample<false>(texels, lower, p).value;
@@ -48,17 +48,15 @@ GGF_MULTIVERSION void find_mixture(const Samples<A>& samples, int64_t count, Mix
 // Finishes channel c of a block; x: level 0 of the sample, values: what the pyramid gives.
 template <Layout layout, typename A>
 GGF_MULTIVERSION void finish_channel(const Problem<A>& problem, const A* x, int64_t c, const Samples<A>& samples,
-                                     const grid_sample::Points<A>& points, const Mixture<A>& mixture,
-                                     const A (&values)[block][4], int64_t count, grid_sample::Rows<A>& rows,
-                                     A* GGF_RESTRICT out) {
+                                     const grid_sample::Points<A>& points, const Mixture<A>& mixture, const A (&values)[block][4],
+                                     int64_t count, grid_sample::Rows<A>& rows, A* GGF_RESTRICT out) {
   A coarse[block];
   for (int64_t p = 0; p < count; ++p) coarse[p] = values[p][c % 4] + mixture.poison[p];
   if (samples.on_image())
-    grid_sample::sample_channel<layout>(problem.image, x, c, points, count, rows,
-                                        [&](int64_t p, A value) GGF_INLINE_LAMBDA {
-                                          const A fine = mixture.weight[p] * value;
-                                          coarse[p] += mixture.weight[p] > 0 ? fine : A(0);
-                                        });
+    grid_sample::sample_channel<layout>(problem.image, x, c, points, count, rows, [&](int64_t p, A value) GGF_INLINE_LAMBDA {
+      const A fine = mixture.weight[p] * value;
+      coarse[p] += mixture.weight[p] > 0 ? fine : A(0);
+    });
   std::copy_n(coarse, count, out);
 }
 
@@ -88,12 +86,10 @@ void forward_block(const Problem<A>& problem, const Pyramid<A>& pyramid, const A
   locate_block(problem, run.sample * plane + run.point, squared, run.count, samples);
   find_taps<false>(problem, pyramid, samples, run.count, lower, upper);
   find_mixture(samples, run.count, mixture);
-  if (samples.on_image())
-    grid_sample::find_points<false>(problem.image, run.sample, run.point, run.count, A(0), points);
+  if (samples.on_image()) grid_sample::find_points<false>(problem.image, run.sample, run.point, run.count, A(0), points);
   const A* x = problem.image.x + run.sample * problem.image.sample_stride;
   for (int64_t c = 0; c < channels; ++c) {
-    if (c % 4 == 0 && samples.on_pyramid())
-      sample_pyramid(texels + c * pyramid.texels, samples, lower, upper, run.count, values);
+    if (c % 4 == 0 && samples.on_pyramid()) sample_pyramid(texels + c * pyramid.texels, samples, lower, upper, run.count, values);
     finish_channel<layout>(problem, x, c, samples, points, mixture, values, run.count, rows,
                            output + (run.sample * channels + c) * plane + run.point);
   }
@@ -117,18 +113,18 @@ struct Plan {
   Pyramid<A> pyramid;
 
   Plan(const Tensor& x_, const Tensor& grid_, int64_t padding, double max_levels)
-      : x(grid_sample::readable<A>(x_)),
-        grid(converted(grid_, compute_scalar_type<A>)),
-        squared(grid.numel() / 2),
-        nearest(grid.numel() / 2),
-        problem{grid_sample::problem_of<A>(x, grid, padding, false), grid.size(1), grid.size(2),
-                static_cast<A>(x.size(3) - 1) / 2, static_cast<A>(x.size(2) - 1) / 2, static_cast<A>(max_levels - 1)} {
+      : x(grid_sample::readable<A>(x_)), grid(converted(grid_, compute_scalar_type<A>)), squared(grid.numel() / 2),
+        nearest(grid.numel() / 2), problem{grid_sample::problem_of<A>(x, grid, padding, false),
+                                           grid.size(1),
+                                           grid.size(2),
+                                           static_cast<A>(x.size(3) - 1) / 2,
+                                           static_cast<A>(x.size(2) - 1) / 2,
+                                           static_cast<A>(max_levels - 1)} {
     const int64_t rows = x.size(0) * problem.rows;
     std::vector<A> largest(rows);
     parallel_for(0, rows, grain(8 * problem.columns), [&](int64_t begin, int64_t end) {
       for (int64_t row = begin; row < end; ++row)
-        largest[row] = measure_row<A>(problem, row, squared.get() + row * problem.columns,
-                                      nearest.get() + row * problem.columns);
+        largest[row] = measure_row<A>(problem, row, squared.get() + row * problem.columns, nearest.get() + row * problem.columns);
     });
     // A little more than the logarithm, so that its rounding cannot ask for a level that is not there.
     const double distance = *std::max_element(largest.begin(), largest.end());
@@ -139,8 +135,8 @@ struct Plan {
 
   void build(int64_t sample, A* texels, A* line) const {
     const grid_sample::Problem<A>& image = problem.image;
-    build_pyramid(pyramid, image.x + sample * image.sample_stride,
-                  {image.channel_stride, image.row_stride, image.column_stride}, image.channels, texels, line);
+    build_pyramid(pyramid, image.x + sample * image.sample_stride, {image.channel_stride, image.row_stride, image.column_stride},
+                  image.channels, texels, line);
   }
 
   // Calls body(run) for the blocks of rows [first, last) of a sample.
@@ -192,8 +188,8 @@ Tensor forward(const Tensor& x, const Tensor& grid, int64_t padding, double max_
 }
 
 template <typename A>
-std::tuple<Tensor, Tensor> backward_as(const Tensor& grad_, const Tensor& x, const Tensor& grid, int64_t padding,
-                                       double max_levels, bool need_x, bool need_grid) {
+std::tuple<Tensor, Tensor> backward_as(const Tensor& grad_, const Tensor& x, const Tensor& grid, int64_t padding, double max_levels,
+                                       bool need_x, bool need_grid) {
   const Tensor grad = converted(grad_, compute_scalar_type<A>);
   const Tensor grad_x = empty(need_x ? sizes_of(x) : std::vector<int64_t>{0}, compute_scalar_type<A>);
   const Tensor grad_grid = empty(need_grid ? sizes_of(grid) : std::vector<int64_t>{0}, compute_scalar_type<A>);
@@ -217,13 +213,11 @@ std::tuple<Tensor, Tensor> backward_as(const Tensor& grad_, const Tensor& x, con
     const Scratch<A> texels(need_grid ? size : 0), scattered(need_x ? size : 0), line(plan.pyramid.longest_line());
     for (int64_t n = begin; n < end; ++n) {
       if (need_grid) plan.build(n, texels.get(), line.get());
-      const Gradients<A> gradients{grid_data, by_square.get(), active.data(), need_x ? scattered.get() : nullptr,
-                                   image_data};
+      const Gradients<A> gradients{grid_data, by_square.get(), active.data(), need_x ? scattered.get() : nullptr, image_data};
       dispatch_layout(problem, [&]<Layout layout>() {
         const auto rows = [&](int64_t first, int64_t last) {
           plan.for_each_block(n, first, last, [&](const Run& run) {
-            backward_block<layout>(problem, contiguous, plan.pyramid, texels.get(), plan.squared.get(), grad_data,
-                                   gradients, run);
+            backward_block<layout>(problem, contiguous, plan.pyramid, texels.get(), plan.squared.get(), grad_data, gradients, run);
           });
         };
         if (need_x) {
@@ -236,19 +230,18 @@ std::tuple<Tensor, Tensor> backward_as(const Tensor& grad_, const Tensor& x, con
         }
       });
       for (int64_t row = n * problem.rows; need_grid && row < (n + 1) * problem.rows; ++row)
-        if (active[row] || (row > n * problem.rows && active[row - 1]) ||
-            (row + 1 < (n + 1) * problem.rows && active[row + 1]))
+        if (active[row] || (row > n * problem.rows && active[row - 1]) || (row + 1 < (n + 1) * problem.rows && active[row + 1]))
           distance_gradient_row(problem, row, plan.nearest.get(), by_square.get(), grid_data);
     }
   });
   return {grad_x, grad_grid};
 }
 
-std::tuple<Tensor, Tensor> backward(const Tensor& grad, const Tensor& x, const Tensor& grid, int64_t padding,
-                                    double max_levels, bool need_x, bool need_grid) {
+std::tuple<Tensor, Tensor> backward(const Tensor& grad, const Tensor& x, const Tensor& grid, int64_t padding, double max_levels,
+                                    bool need_x, bool need_grid) {
   check(x, grid, padding, max_levels);
-  STD_TORCH_CHECK(grad.dim() == 4 && grad.size(0) == x.size(0) && grad.size(1) == x.size(1) &&
-                      grad.size(2) == grid.size(1) && grad.size(3) == grid.size(2),
+  STD_TORCH_CHECK(grad.dim() == 4 && grad.size(0) == x.size(0) && grad.size(1) == x.size(1) && grad.size(2) == grid.size(1) &&
+                      grad.size(3) == grid.size(2),
                   "mipmap_warp_backward: grad does not fit x and grid");
   const auto [grad_x, grad_grid] = widest(x, grid) == ScalarType::Double
                                        ? backward_as<double>(grad, x, grid, padding, max_levels, need_x, need_grid)

@@ -55,15 +55,33 @@ struct Problem {
 
 OptionalTensor compact(const OptionalTensor& t) { return t ? OptionalTensor(torch::stable::contiguous(*t)) : std::nullopt; }
 
-Problem problem(const Tensor& x, const Tensor& weight, const Tensor& style, const OptionalTensor& demodulation,
-                const Tensor& f, const OptionalTensor& bias, const OptionalTensor& noise, const OptionalTensor& strength,
-                bool up, bool down, double slope, double gain, std::string algorithm) {
+Problem problem(const Tensor& x, const Tensor& weight, const Tensor& style, const OptionalTensor& demodulation, const Tensor& f,
+                const OptionalTensor& bias, const OptionalTensor& noise, const OptionalTensor& strength, bool up, bool down,
+                double slope, double gain, std::string algorithm) {
   STD_TORCH_CHECK(x.dim() == 4 && weight.dim() == 4 && weight.size(1) == x.size(1) && weight.size(2) == weight.size(3) &&
                       style.numel() == x.size(0) * x.size(1) && f.dim() == 2 && !(up && down),
                   "modulated_conv2d: x must be [N, Cin, H, W], weight [Cout, Cin, k, k], style [N, Cin]");
-  Problem p{in_layout(x, true), weight, torch::stable::contiguous(style), compact(demodulation), f,
-            compact(bias), compact(noise), compact(strength), up, down, slope, gain, std::move(algorithm),
-            x.size(0), x.size(1), weight.size(0), weight.size(2), x.size(2), x.size(3), 0, 0};
+  Problem p{in_layout(x, true),
+            weight,
+            torch::stable::contiguous(style),
+            compact(demodulation),
+            f,
+            compact(bias),
+            compact(noise),
+            compact(strength),
+            up,
+            down,
+            slope,
+            gain,
+            std::move(algorithm),
+            x.size(0),
+            x.size(1),
+            weight.size(0),
+            weight.size(2),
+            x.size(2),
+            x.size(3),
+            0,
+            0};
   const int64_t even = 1 - p.k % 2;
   p.out_height = up ? 2 * p.height : down ? p.height / 2 : p.height + even;
   p.out_width = up ? 2 * p.width : down ? p.width / 2 : p.width + even;
@@ -83,16 +101,19 @@ const A* data(const OptionalTensor& t) {
 template <typename A>
 modulation::Activation<A> activation_of(const Problem& p) {
   const int64_t positions = p.out_height * p.out_width;
-  return {data<A>(p.demodulation), data<A>(p.bias), data<A>(p.noise),
-          p.noise && p.noise->numel() > positions ? positions : 0, p.noise ? *data<A>(p.strength) : A(0),
-          static_cast<A>(p.slope), static_cast<A>(p.gain)};
+  return {data<A>(p.demodulation),
+          data<A>(p.bias),
+          data<A>(p.noise),
+          p.noise && p.noise->numel() > positions ? positions : 0,
+          p.noise ? *data<A>(p.strength) : A(0),
+          static_cast<A>(p.slope),
+          static_cast<A>(p.gain)};
 }
 
 template <typename T>
 Tensor scaled(const Problem& p) {
   const Tensor result = empty(sizes_of(p.x), p.x.scalar_type(), true);
-  modulation::scale<T>(p.shape_in(), p.x.const_data_ptr<T>(), p.style.const_data_ptr<Compute<T>>(),
-                       result.mutable_data_ptr<T>());
+  modulation::scale<T>(p.shape_in(), p.x.const_data_ptr<T>(), p.style.const_data_ptr<Compute<T>>(), result.mutable_data_ptr<T>());
   return result;
 }
 
@@ -251,9 +272,9 @@ void backward_to_few(const Problem& p, const Tensor& grad, bool need_x, bool nee
 
 // ---- the operator
 
-Tensor forward(const Tensor& x, const Tensor& weight, const Tensor& style, const OptionalTensor& demodulation,
-               const Tensor& f, const OptionalTensor& bias, const OptionalTensor& noise, const OptionalTensor& strength,
-               bool up, bool down, double slope, double gain, std::string algorithm) {
+Tensor forward(const Tensor& x, const Tensor& weight, const Tensor& style, const OptionalTensor& demodulation, const Tensor& f,
+               const OptionalTensor& bias, const OptionalTensor& noise, const OptionalTensor& strength, bool up, bool down,
+               double slope, double gain, std::string algorithm) {
   const Problem p = problem(x, weight, style, demodulation, f, bias, noise, strength, up, down, slope, gain, algorithm);
   const std::vector<int64_t> size{p.batch, p.out, p.out_height, p.out_width};
   const bool channels_last = is_channels_last(x);
@@ -280,8 +301,8 @@ Tensor forward(const Tensor& x, const Tensor& weight, const Tensor& style, const
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> backward(
     const Tensor& grad_, const Tensor& x, const Tensor& weight, const Tensor& style, const OptionalTensor& demodulation,
     const Tensor& f, const OptionalTensor& bias, const OptionalTensor& noise, const OptionalTensor& strength,
-    const OptionalTensor& y_, bool up, bool down, double slope, double gain, std::string algorithm, bool need_x,
-    bool need_weight, bool need_style, bool need_demodulation, bool need_activation) {
+    const OptionalTensor& y_, bool up, bool down, double slope, double gain, std::string algorithm, bool need_x, bool need_weight,
+    bool need_style, bool need_demodulation, bool need_activation) {
   const Problem p = problem(x, weight, style, demodulation, f, bias, noise, strength, up, down, slope, gain, algorithm);
   // Outputs must not share memory.
   const auto none = [&] { return empty({0}, x.scalar_type()); };
@@ -307,12 +328,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> backward(
       std::vector<A> dots(need_demodulation ? out.batch * out.pieces() * p.out : 0);
       std::vector<A> sums(need_activation ? out.batch * out.pieces() * p.out : 0);
       std::vector<A> plane(need_activation && p.noise ? out.batch * out.positions : 0);
-      const modulation::Backward<T> b{grad.const_data_ptr<T>(), y && (p.bias || need_demodulation) ? data<T>(y) : nullptr,
-                                      before.mutable_data_ptr<T>(), dots.empty() ? nullptr : dots.data(),
-                                      sums.empty() ? nullptr : sums.data(), plane.empty() ? nullptr : plane.data()};
-      parallel_for(0, out.batch * out.pieces(), grain(modulation::piece * p.out), [&](int64_t begin, int64_t end) {
-        modulation::backward_pieces<T>(out, a, b, begin, end);
-      });
+      const modulation::Backward<T> b{grad.const_data_ptr<T>(),
+                                      y && (p.bias || need_demodulation) ? data<T>(y) : nullptr,
+                                      before.mutable_data_ptr<T>(),
+                                      dots.empty() ? nullptr : dots.data(),
+                                      sums.empty() ? nullptr : sums.data(),
+                                      plane.empty() ? nullptr : plane.data()};
+      parallel_for(0, out.batch * out.pieces(), grain(modulation::piece * p.out),
+                   [&](int64_t begin, int64_t end) { modulation::backward_pieces<T>(out, a, b, begin, end); });
       if (need_demodulation) {
         grad_demodulation = empty(sizes_of(*p.demodulation), compute);
         A* d = grad_demodulation.mutable_data_ptr<A>();
@@ -354,8 +377,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> backward(
     if constexpr (std::is_same_v<T, float>) {
       if (winograd && (need_x || need_style)) {
         found.x = empty(sizes_of(x), x.scalar_type(), true);
-        winograd::Convolution c{grad.const_data_ptr<float>(), p.batch, p.height, p.width, winograd::transform(p.weight, true),
-                                found.x.mutable_data_ptr<float>(), demodulated ? nullptr : a.demodulation,
+        winograd::Convolution c{grad.const_data_ptr<float>(),
+                                p.batch,
+                                p.height,
+                                p.width,
+                                winograd::transform(p.weight, true),
+                                found.x.mutable_data_ptr<float>(),
+                                demodulated ? nullptr : a.demodulation,
                                 p.style.const_data_ptr<float>()};
         c.other = need_style ? p.x.const_data_ptr<float>() : nullptr;
         c.dots = dots;
@@ -369,9 +397,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> backward(
         modulation::scale<T>(out, grad.const_data_ptr<T>(), a.demodulation, before.mutable_data_ptr<T>());
         grad = before;
       }
-      const auto [grad_x, grad_weight] =
-          convolve_backward(p, grad, need_weight ? scaled<T>(p) : p.x, torch::stable::to(p.weight, x.scalar_type()), convolve_x,
-                            need_weight);
+      const auto [grad_x, grad_weight] = convolve_backward(p, grad, need_weight ? scaled<T>(p) : p.x,
+                                                           torch::stable::to(p.weight, x.scalar_type()), convolve_x, need_weight);
       if (need_weight) found.weight = grad_weight;
       if (convolve_x) {
         found.x = in_layout(grad_x, true);

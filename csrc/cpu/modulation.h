@@ -37,8 +37,8 @@ void scale(const Shape& s, const T* x, const Compute<T>* scale, T* out) {
 
 // out = x * scale[n, c] in place, and dots[n, c] = sum over positions of x * other.
 template <typename T>
-GGF_MULTIVERSION void scale_dot_pieces(const Shape& s, T* x, const Compute<T>* scale, const T* other,
-                                       Compute<T>* partial, int64_t begin, int64_t end) {
+GGF_MULTIVERSION void scale_dot_pieces(const Shape& s, T* x, const Compute<T>* scale, const T* other, Compute<T>* partial,
+                                       int64_t begin, int64_t end) {
   for (int64_t part = begin; part < end; ++part) {
     const int64_t sample = part / s.pieces(), first = part % s.pieces() * piece;
     const int64_t last = std::min(first + piece, s.positions);
@@ -68,9 +68,8 @@ void add_pieces(const Shape& s, const std::vector<A>& partial, int64_t width, A*
 template <typename T>
 void scale_dot(const Shape& s, T* x, const Compute<T>* scale, const T* other, Compute<T>* dots) {
   std::vector<Compute<T>> partial(s.batch * s.pieces() * s.channels);
-  parallel_for(0, s.batch * s.pieces(), grain(piece * s.channels), [&](int64_t begin, int64_t end) {
-    scale_dot_pieces<T>(s, x, scale, other, partial.data(), begin, end);
-  });
+  parallel_for(0, s.batch * s.pieces(), grain(piece * s.channels),
+               [&](int64_t begin, int64_t end) { scale_dot_pieces<T>(s, x, scale, other, partial.data(), begin, end); });
   add_pieces(s, partial, s.channels, dots);
 }
 

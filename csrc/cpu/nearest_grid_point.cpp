@@ -12,8 +12,8 @@
 namespace ggf::nearest_grid_point {
 
 template <typename A>
-GGF_MULTIVERSION void find_points(const TiledGrid<A>& tiled, const A* points, int64_t* found, int64_t per_sample,
-                                  int64_t begin, int64_t end) {
+GGF_MULTIVERSION void find_points(const TiledGrid<A>& tiled, const A* points, int64_t* found, int64_t per_sample, int64_t begin,
+                                  int64_t end) {
   std::vector<A> bounds(tiled.boxes);
   for (int64_t point = begin; point < end; ++point) {
     const Tiles<A> tiles = tiled.sample(point / per_sample);
@@ -37,17 +37,13 @@ Tensor forward(const Tensor& grid_, const Tensor& points_) {
     TiledGrid<A> tiled(grid.template const_data_ptr<A>(), batch, height, width);
     const A* data = points.template const_data_ptr<A>();
     int64_t* indices = found.template mutable_data_ptr<int64_t>();
-    parallel_for(0, batch, grain(2 * height * width),
-                 [&](int64_t begin, int64_t end) { build_boxes<A>(tiled, 0, begin, end); });
-    parallel_for(0, batch * per_sample, grain(tiled.boxes + 4 * tile_width * tile_height), [&](int64_t begin, int64_t end) {
-      find_points<A>(tiled, data, indices, per_sample, begin, end);
-    });
+    parallel_for(0, batch, grain(2 * height * width), [&](int64_t begin, int64_t end) { build_boxes<A>(tiled, 0, begin, end); });
+    parallel_for(0, batch * per_sample, grain(tiled.boxes + 4 * tile_width * tile_height),
+                 [&](int64_t begin, int64_t end) { find_points<A>(tiled, data, indices, per_sample, begin, end); });
   });
   return found;
 }
 
 }  // namespace ggf::nearest_grid_point
 
-STABLE_TORCH_LIBRARY_IMPL(gangealing_fast, CPU, m) {
-  m.impl("nearest_grid_point", TORCH_BOX(&ggf::nearest_grid_point::forward));
-}
+STABLE_TORCH_LIBRARY_IMPL(gangealing_fast, CPU, m) { m.impl("nearest_grid_point", TORCH_BOX(&ggf::nearest_grid_point::forward)); }

@@ -28,8 +28,7 @@ GGF_INLINE void add_rows(const T* const* rows, const Compute<T>* weights, int64_
       for (int64_t i = 0; i < n; ++i) out[i] = wa * load(a[i]) + wb * load(b[i]) + wc * load(c[i]);
       break;
     default:
-      for (int64_t i = 0; i < n; ++i)
-        out[i] = (wa * load(a[i]) + wb * load(b[i])) + (wc * load(c[i]) + wd * load(d[i]));
+      for (int64_t i = 0; i < n; ++i) out[i] = (wa * load(a[i]) + wb * load(b[i])) + (wc * load(c[i]) + wd * load(d[i]));
       for (int64_t k = 4; k < count; ++k) {
         const T* GGF_RESTRICT row = rows[k] + offset;
         const A weight = weights[k];

@@ -24,9 +24,7 @@ struct Points {
   const A *xy, *values, *sigma;  // [N, P, 2], [N, P, C], [N, P]
   int64_t count, channels, height, width;
 
-  bool paint(int64_t p) const {
-    return paints(xy[2 * p], xy[2 * p + 1], sigma[p], static_cast<A>(width), static_cast<A>(height));
-  }
+  bool paint(int64_t p) const { return paints(xy[2 * p], xy[2 * p + 1], sigma[p], static_cast<A>(width), static_cast<A>(height)); }
   Window columns(int64_t p) const { return window(xy[2 * p], sigma[p], static_cast<A>(width)); }
   Window rows(int64_t p) const { return window(xy[2 * p + 1], sigma[p], static_cast<A>(height)); }
 };
@@ -152,8 +150,7 @@ GGF_MULTIVERSION void paint_bands(const Forward<A>& p, const Bands& bands, int64
           const A* GGF_RESTRICT background = p.background + offset + c * p.layout.channel;
           A* GGF_RESTRICT result = p.result + offset + c * p.layout.channel;
           const A* GGF_RESTRICT scale = across.data();
-          for (int64_t x = 0; x < width; ++x)
-            result[x * step] = (background[x * step] + painted[x * numbers + c]) * scale[x];
+          for (int64_t x = 0; x < width; ++x) result[x * step] = (background[x * step] + painted[x * numbers + c]) * scale[x];
         }
       });
     }
@@ -161,11 +158,10 @@ GGF_MULTIVERSION void paint_bands(const Forward<A>& p, const Bands& bands, int64
 }
 
 void check_points(const Tensor& image, const Tensor& xy, const Tensor& values, const Tensor& sigma) {
-  STD_TORCH_CHECK(image.dim() == 4 && xy.dim() == 3 && xy.size(0) == image.size(0) && xy.size(2) == 2 &&
-                      values.dim() == 3 && values.size(0) == xy.size(0) && values.size(1) == xy.size(1) &&
-                      values.size(2) == image.size(1) && sigma.dim() == 2 && sigma.size(0) == xy.size(0) &&
-                      sigma.size(1) == xy.size(1) && image.size(2) < (1 << 24) && image.size(3) < (1 << 24) &&
-                      xy.size(1) <= INT32_MAX,
+  STD_TORCH_CHECK(image.dim() == 4 && xy.dim() == 3 && xy.size(0) == image.size(0) && xy.size(2) == 2 && values.dim() == 3 &&
+                      values.size(0) == xy.size(0) && values.size(1) == xy.size(1) && values.size(2) == image.size(1) &&
+                      sigma.dim() == 2 && sigma.size(0) == xy.size(0) && sigma.size(1) == xy.size(1) && image.size(2) < (1 << 24) &&
+                      image.size(3) < (1 << 24) && xy.size(1) <= INT32_MAX,
                   "splat2d: the arguments do not fit together");
   for (const Tensor* tensor : {&xy, &values, &sigma})
     STD_TORCH_CHECK(tensor->scalar_type() == image.scalar_type(), "splat2d: the arguments must be of one dtype");
@@ -173,13 +169,12 @@ void check_points(const Tensor& image, const Tensor& xy, const Tensor& values, c
 
 template <typename A>
 Points<A> points_of(const Tensor& image, const Tensor& xy, const Tensor& values, const Tensor& sigma) {
-  return {xy.const_data_ptr<A>(), values.const_data_ptr<A>(), sigma.const_data_ptr<A>(),
-          xy.size(1),             image.size(1),              image.size(2),
+  return {xy.const_data_ptr<A>(), values.const_data_ptr<A>(), sigma.const_data_ptr<A>(), xy.size(1), image.size(1), image.size(2),
           image.size(3)};
 }
 
-std::tuple<Tensor, Tensor> forward(const Tensor& background_, const Tensor& xy_, const Tensor& values_,
-                                   const Tensor& sigma_, bool soft) {
+std::tuple<Tensor, Tensor> forward(const Tensor& background_, const Tensor& xy_, const Tensor& values_, const Tensor& sigma_,
+                                   bool soft) {
   check_points(background_, xy_, values_, sigma_);
   const bool channels_last = is_channels_last(background_);
   const Tensor background = in_layout(background_, channels_last), xy = in_layout(xy_, false);
@@ -303,8 +298,7 @@ GGF_MULTIVERSION void gather_points(const Backward<A>& p, int64_t begin, int64_t
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Tensor& grad_, const Tensor& result_, const Tensor& total_,
-                                                    const Tensor& xy_, const Tensor& values_, const Tensor& sigma_,
-                                                    bool soft) {
+                                                    const Tensor& xy_, const Tensor& values_, const Tensor& sigma_, bool soft) {
   check_points(result_, xy_, values_, sigma_);
   STD_TORCH_CHECK(sizes_of(grad_) == sizes_of(result_) && grad_.scalar_type() == result_.scalar_type() &&
                       total_.numel() == result_.size(0) * result_.size(2) * result_.size(3) &&

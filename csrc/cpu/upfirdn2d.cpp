@@ -19,8 +19,8 @@ struct Plan {
   int64_t channels, height, width, out_height, out_width;
   int64_t fh, fw, up, down, px0, py0;
   bool separable;
-  std::vector<A> vertical;    // [fh], separable only
-  std::vector<A> horizontal;  // [fw], or [fh, fw] where not separable; correlated, not convolved, and times the gain
+  std::vector<A> vertical;      // [fh], separable only
+  std::vector<A> horizontal;    // [fw], or [fh, fw] where not separable; correlated, not convolved, and times the gain
   int64_t elements;             // of the output
   int64_t tile;                 // output columns made together, so that the buffers stay in the cache
   std::vector<int64_t> counts;  // [up], how many taps meet samples at each phase
@@ -41,8 +41,8 @@ GGF_INLINE Meeting meet(int64_t output, int64_t up, int64_t down, int64_t pad) {
 
 // Output columns [begin, end) from `v`, whose first column is input column `origin`. `fixed` channels, or any number where 0.
 template <typename T, bool accumulate, int64_t fixed, typename Out>
-GGF_INLINE void filter_row(const Plan<Compute<T>>& p, const Compute<T>* taps, const Compute<T>* GGF_RESTRICT v,
-                           int64_t origin, int64_t begin, int64_t end, Out* GGF_RESTRICT out) {
+GGF_INLINE void filter_row(const Plan<Compute<T>>& p, const Compute<T>* taps, const Compute<T>* GGF_RESTRICT v, int64_t origin,
+                           int64_t begin, int64_t end, Out* GGF_RESTRICT out) {
   using A = Compute<T>;
   const int64_t C = fixed ? fixed : p.channels;
   auto put = [&](int64_t i, A value) GGF_INLINE_LAMBDA {
@@ -54,13 +54,11 @@ GGF_INLINE void filter_row(const Plan<Compute<T>>& p, const Compute<T>* taps, co
     const A t0 = taps[0], t1 = taps[1], t2 = taps[2], t3 = taps[3];
     const int64_t n = (end - begin) * C;
     if (p.down == 1) {
-      for (int64_t i = 0; i < n; ++i)
-        put(i, (t0 * w[i] + t1 * w[i + C]) + (t2 * w[i + 2 * C] + t3 * w[i + 3 * C]));
+      for (int64_t i = 0; i < n; ++i) put(i, (t0 * w[i] + t1 * w[i + C]) + (t2 * w[i + 2 * C] + t3 * w[i + 3 * C]));
       return;
     }
     if (p.down == 2) {
-      for (int64_t i = 0; i < n; ++i)
-        put(i, (t0 * w[2 * i] + t1 * w[2 * i + 1]) + (t2 * w[2 * i + 2] + t3 * w[2 * i + 3]));
+      for (int64_t i = 0; i < n; ++i) put(i, (t0 * w[2 * i] + t1 * w[2 * i + 1]) + (t2 * w[2 * i + 2] + t3 * w[2 * i + 3]));
       return;
     }
   }
@@ -98,8 +96,7 @@ GGF_INLINE void filter_row(const Plan<Compute<T>>& p, const Compute<T>* taps, co
       for (int64_t c = 0; c < C; ++c) put_at(c, t0 * w[c] + t1 * w[c + C]);
     } else if (count == 4) {
       const A t0 = t[0], t1 = t[p.up], t2 = t[2 * p.up], t3 = t[3 * p.up];
-      for (int64_t c = 0; c < C; ++c)
-        put_at(c, (t0 * w[c] + t1 * w[c + C]) + (t2 * w[c + 2 * C] + t3 * w[c + 3 * C]));
+      for (int64_t c = 0; c < C; ++c) put_at(c, (t0 * w[c] + t1 * w[c + C]) + (t2 * w[c + 2 * C] + t3 * w[c + 3 * C]));
     } else {
       for (int64_t c = 0; c < C; ++c) {
         A sum = 0;
@@ -258,8 +255,7 @@ GGF_MULTIVERSION void filter_rows(const Plan<Compute<T>>& p, const T* x, T* y, i
         A* v = buffer.data() + r * span * C;
         std::fill(v, v + (inner - origin) * C, A(0));
         std::fill(v + (inner_stop - origin) * C, v + (stop - origin) * C, A(0));
-        if (p.separable)
-          add_rows<T>(&rows[r * most], &weights[r * most], counts[r], inner * C, n, v + (inner - origin) * C);
+        if (p.separable) add_rows<T>(&rows[r * most], &weights[r * most], counts[r], inner * C, n, v + (inner - origin) * C);
       }
       for (int64_t r = 0; r < size; ++r) {
         A* v = buffer.data() + r * span * C;
@@ -307,8 +303,8 @@ void split(const A* f, bool mirrored, A gain, Plan<A>& p) {
   for (A& tap : p.horizontal) tap *= gain;
 }
 
-Tensor forward(const Tensor& x_, const Tensor& f_, int64_t up, int64_t down, int64_t px0, int64_t px1, int64_t py0,
-               int64_t py1, double gain, bool mirrored) {
+Tensor forward(const Tensor& x_, const Tensor& f_, int64_t up, int64_t down, int64_t px0, int64_t px1, int64_t py0, int64_t py1,
+               double gain, bool mirrored) {
   STD_TORCH_CHECK(x_.dim() == 4 && f_.dim() == 2 && f_.numel() > 0, "upfirdn2d: x must be [N, C, H, W], f [fh, fw]");
   STD_TORCH_CHECK(up >= 1 && down >= 1, "upfirdn2d: up and down must be at least 1");
   const bool channels_last = is_channels_last(x_);
@@ -323,8 +319,7 @@ Tensor forward(const Tensor& x_, const Tensor& f_, int64_t up, int64_t down, int
     using A = Compute<T>;
     const int64_t channels = channels_last ? x.size(1) : 1;
     const int64_t tile = std::clamp<int64_t>(4096 / channels * up / down, 16, std::max<int64_t>(out_width, 16));
-    Plan<A> p{channels, height, width, out_height, out_width, fh, fw, up, down, px0, py0, false, {}, {},
-              y.numel(), tile, {}};
+    Plan<A> p{channels, height, width, out_height, out_width, fh, fw, up, down, px0, py0, false, {}, {}, y.numel(), tile, {}};
     for (int64_t phase = 0; phase < up; ++phase) p.counts.push_back(phase < fw ? ceil_divide(fw - phase, up) : 0);
     split<A>(f.const_data_ptr<A>(), mirrored, static_cast<A>(gain), p);
     const T* source = x.const_data_ptr<T>();

@@ -19,9 +19,8 @@ inline constexpr int64_t depth = 256;  // input channels per pass of the product
 // c [rows, vectors * lanes] = or += a [rows, depth] b [depth, 32]: the sums stay in registers. On the way the lines of
 // `next` are asked for, so that the panel that comes next is there when its turn comes.
 template <int rows, int vectors, int width>
-GGF_INLINE void product_block(const float* GGF_RESTRICT a, int64_t a_stride, const float* GGF_RESTRICT b,
-                              float* GGF_RESTRICT c, int64_t c_stride, int64_t count, bool accumulate,
-                              const float* next) {
+GGF_INLINE void product_block(const float* GGF_RESTRICT a, int64_t a_stride, const float* GGF_RESTRICT b, float* GGF_RESTRICT c,
+                              int64_t c_stride, int64_t count, bool accumulate, const float* next) {
   typedef float Lanes __attribute__((vector_size(4 * width)));
   Lanes sums[rows][vectors];
 #pragma GCC unroll 16
@@ -160,7 +159,7 @@ GGF_MULTIVERSION void transform_in(const Plan& p, float* points, int64_t begin, 
           for (int64_t i = 0; i < 6; ++i) {
             const int64_t y = top + i, x = left + j;
             d[i] = inside || (y >= 0 && y < H && x >= 0 && x < W) ? load_some(image + (y * W + x) * C + c, count) * scale
-                                                                : Vector<float>{};
+                                                                  : Vector<float>{};
           }
           to_points(d, out);
           for (int64_t i = 0; i < 6; ++i) columns[i][j] = out[i];
@@ -275,8 +274,7 @@ void convolve(const Convolution& c) {
   });
   if (row_dots.empty()) return;
   for (int64_t row = 0; row < rows; ++row)
-    for (int64_t channel = 0; channel < out; ++channel)
-      c.dots[row / tile_rows * out + channel] += row_dots[row * out + channel];
+    for (int64_t channel = 0; channel < out; ++channel) c.dots[row / tile_rows * out + channel] += row_dots[row * out + channel];
 }
 
 }  // namespace ggf::winograd

@@ -28,7 +28,7 @@ struct Convolution {
   const float* x;  // [N, H, W, Cin]
   int64_t batch, height, width;
   Weights weights;
-  float* y;  // [N, H, W, Cout]
+  float* y;                          // [N, H, W, Cout]
   const float* scale_in = nullptr;   // [N, Cin], or null
   const float* scale_out = nullptr;  // [N, Cout], or null
   // y = gain * lrelu(y + noise * strength + bias), where there is a bias

@@ -47,8 +47,8 @@ GGF_MULTIVERSION void transform_panels(const View& w, float* target, int64_t beg
     for (int64_t first = 0; first < w.in; first += block) {
       const int64_t ins = std::min(block, w.in - first);
       for (int64_t tap = 0; tap < 9; ++tap) {
-        const float* source = w.data + p * panel * w.out_stride + first * w.in_stride + tap / 3 * w.row_stride +
-                              tap % 3 * w.column_stride;
+        const float* source =
+            w.data + p * panel * w.out_stride + first * w.in_stride + tap / 3 * w.row_stride + tap % 3 * w.column_stride;
         if (w.out_stride == 1) {
           for (int64_t i = 0; i < ins; ++i) std::copy_n(source + i * w.in_stride, outs, taps[tap][i]);
         } else {
@@ -119,8 +119,7 @@ bool same_bits(const float* a, const float* b, int64_t count) { return std::memc
 }  // namespace
 
 Weights transform(const Tensor& weight_, bool transposed) {
-  STD_TORCH_CHECK(weight_.dim() == 4 && weight_.size(2) == 3 && weight_.size(3) == 3 &&
-                      weight_.scalar_type() == ScalarType::Float,
+  STD_TORCH_CHECK(weight_.dim() == 4 && weight_.size(2) == 3 && weight_.size(3) == 3 && weight_.scalar_type() == ScalarType::Float,
                   "winograd: weight must be [Cout, Cin, 3, 3] of float32");
   const Tensor weight = is_channels_last(weight_) ? weight_ : torch::stable::contiguous(weight_);
   const int64_t out = weight.size(0), in = weight.size(1), count = weight.numel();
@@ -134,8 +133,8 @@ Weights transform(const Tensor& weight_, bool transposed) {
   std::shared_ptr<const float[]> copy;
   {
     const std::lock_guard guard(mutex);
-    auto entry = std::find_if(entries.begin(), entries.end(),
-                              [&](const Entry& e) { return e.place == data && e.layout == layout; });
+    auto entry =
+        std::find_if(entries.begin(), entries.end(), [&](const Entry& e) { return e.place == data && e.layout == layout; });
     if (entry == entries.end()) entry = entries.insert(entries.begin(), Entry{data, layout, {}, 0, 0, nullptr, {}});
     entries.splice(entries.begin(), entries, entry);
     if (entry->fingerprint.size() != fingerprint.size() ||

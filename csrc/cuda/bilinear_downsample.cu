@@ -57,8 +57,7 @@ GGF_INLINE Use use_of(int32_t which, int32_t position, int32_t size, int32_t out
 }
 
 template <typename T>
-__global__ void __launch_bounds__(block_threads)
-    adjoint(Problem<T> p, uint32_t per_image, int64_t first_image, uint32_t threads) {
+__global__ void __launch_bounds__(block_threads) adjoint(Problem<T> p, uint32_t per_image, int64_t first_image, uint32_t threads) {
   using A = Compute<T>;
   const uint32_t thread = blockIdx.x * block_threads + threadIdx.x;
   if (thread >= threads) return;
@@ -77,8 +76,7 @@ __global__ void __launch_bounds__(block_threads)
 #pragma unroll 1
     for (int32_t j = 0; j < 6; ++j) {
       const Use horizontal = use_of(j, column, p.width, p.out_width, p.stride);
-      if (horizontal.tap != 0)
-        across += horizontal.tap * load(source[static_cast<int64_t>(horizontal.index) * p.channels]);
+      if (horizontal.tap != 0) across += horizontal.tap * load(source[static_cast<int64_t>(horizontal.index) * p.channels]);
     }
     sum += vertical.tap * across;
   }
@@ -94,16 +92,10 @@ void check(int64_t height, int64_t width, int64_t channels, int64_t stride) {
 }
 
 template <typename T>
-Problem<T> problem_of(const Tensor& source, const Tensor& target, int64_t channels, int64_t height, int64_t width,
-                      int64_t stride) {
-  return {source.const_data_ptr<T>(),
-          target.mutable_data_ptr<T>(),
-          static_cast<int32_t>(channels),
-          static_cast<int32_t>(height),
-          static_cast<int32_t>(width),
-          static_cast<int32_t>(height / stride),
-          static_cast<int32_t>(width / stride),
-          static_cast<int32_t>(stride)};
+Problem<T> problem_of(const Tensor& source, const Tensor& target, int64_t channels, int64_t height, int64_t width, int64_t stride) {
+  return {source.const_data_ptr<T>(),           target.mutable_data_ptr<T>(), static_cast<int32_t>(channels),
+          static_cast<int32_t>(height),         static_cast<int32_t>(width),  static_cast<int32_t>(height / stride),
+          static_cast<int32_t>(width / stride), static_cast<int32_t>(stride)};
 }
 
 Tensor forward(const Tensor& x_, int64_t stride) {

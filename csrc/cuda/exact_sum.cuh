@@ -67,9 +67,8 @@ GGF_INLINE A exact_sum(const Word* sum, int64_t stride, const SumScale<A>& scale
 // The largest absolute value of each of `rows` rows of x, as bits; beyond the bits of infinity where there is a NaN. largest
 // holds zeros before.
 template <typename T>
-__global__ void __launch_bounds__(block_threads)
-    largest_of_rows(const T* x, Bits<Compute<T>>* largest, int64_t per_row, uint32_t per_item, int64_t first_row,
-                 uint32_t threads) {
+__global__ void __launch_bounds__(block_threads) largest_of_rows(const T* x, Bits<Compute<T>>* largest, int64_t per_row,
+                                                                 uint32_t per_item, int64_t first_row, uint32_t threads) {
   using A = Compute<T>;
   const uint32_t thread = blockIdx.x * block_threads + threadIdx.x;
   const int64_t row = first_row + (thread < threads ? thread : threads - 1) / per_item;
@@ -97,9 +96,8 @@ void find_largest(const char* operation, const T* x, Bits<Compute<T>>* largest, 
 // The first per_plane sums of every plane as numbers. result: [planes, per_plane]
 template <typename T>
 __global__ void __launch_bounds__(block_threads)
-    round_sums(const Word* sums, int64_t word_stride, int64_t plane_stride, const Bits<Compute<T>>* largest,
-               int32_t count_bits, int32_t channels, T* result, uint32_t per_plane, int64_t first_plane,
-               uint32_t threads) {
+    round_sums(const Word* sums, int64_t word_stride, int64_t plane_stride, const Bits<Compute<T>>* largest, int32_t count_bits,
+               int32_t channels, T* result, uint32_t per_plane, int64_t first_plane, uint32_t threads) {
   const uint32_t thread = blockIdx.x * block_threads + threadIdx.x;
   if (thread >= threads) return;
   const int64_t plane = first_plane + thread / per_plane;

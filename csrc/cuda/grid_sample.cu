@@ -107,8 +107,7 @@ __global__ void __launch_bounds__(block_threads)
 // grad: [N, C, points]; grad_grid: [N, points, 2]. All channels of a point in one thread.
 template <typename T>
 __global__ void __launch_bounds__(block_threads)
-    grid_gradient(Problem<T> p, const T* grad, Compute<T>* grad_grid, uint32_t per_sample, int64_t first_sample,
-                  uint32_t threads) {
+    grid_gradient(Problem<T> p, const T* grad, Compute<T>* grad_grid, uint32_t per_sample, int64_t first_sample, uint32_t threads) {
   using A = Compute<T>;
   const uint32_t thread = blockIdx.x * block_threads + threadIdx.x;
   if (thread >= threads) return;
@@ -140,8 +139,8 @@ __global__ void __launch_bounds__(block_threads)
 // sums: [words, N, C, H, W]
 template <typename T>
 __global__ void __launch_bounds__(block_threads)
-    scatter(Problem<T> p, const T* grad, const Bits<Compute<T>>* largest, int32_t count_bits, Word* sums,
-            int64_t word_stride, uint32_t per_sample, int64_t first_sample, uint32_t threads) {
+    scatter(Problem<T> p, const T* grad, const Bits<Compute<T>>* largest, int32_t count_bits, Word* sums, int64_t word_stride,
+            uint32_t per_sample, int64_t first_sample, uint32_t threads) {
   using A = Compute<T>;
   const uint32_t thread = blockIdx.x * block_threads + threadIdx.x;
   if (thread >= threads) return;
@@ -156,19 +155,19 @@ __global__ void __launch_bounds__(block_threads)
     for (int k = 0; k < 4; ++k) {
       const A weight = taps.y.weight[k / 2] * taps.x.weight[k % 2];
       if (weight != 0)
-        add_exactly(target + static_cast<int64_t>(taps.y.index[k / 2]) * p.width + taps.x.index[k % 2], word_stride,
-                    weight * value, scale);
+        add_exactly(target + static_cast<int64_t>(taps.y.index[k / 2]) * p.width + taps.x.index[k % 2], word_stride, weight * value,
+                    scale);
     }
   }
 }
 
 void check(const Tensor& x, const Tensor& grid, int64_t padding) {
   STD_TORCH_CHECK(padding >= zeros && padding <= reflection, "grid_sample: padding mode must be 0, 1 or 2");
-  STD_TORCH_CHECK(x.dim() == 4 && grid.dim() == 4 && grid.size(3) == 2 && x.size(0) == grid.size(0) && x.size(2) > 0 &&
-                      x.size(3) > 0,
-                  "grid_sample: x must be [N, C, H, W] and grid [N, h, w, 2]");
-  STD_TORCH_CHECK(x.size(2) <= INT32_MAX / x.size(3) && x.size(2) < (1 << 24) && x.size(3) < (1 << 24) &&
-                      x.size(1) <= INT32_MAX && grid.size(1) * grid.size(2) <= INT32_MAX,
+  STD_TORCH_CHECK(
+      x.dim() == 4 && grid.dim() == 4 && grid.size(3) == 2 && x.size(0) == grid.size(0) && x.size(2) > 0 && x.size(3) > 0,
+      "grid_sample: x must be [N, C, H, W] and grid [N, h, w, 2]");
+  STD_TORCH_CHECK(x.size(2) <= INT32_MAX / x.size(3) && x.size(2) < (1 << 24) && x.size(3) < (1 << 24) && x.size(1) <= INT32_MAX &&
+                      grid.size(1) * grid.size(2) <= INT32_MAX,
                   "grid_sample: a plane of x and a grid must have fewer than 2^31 points, an axis of x fewer than 2^24");
 }
 
@@ -210,7 +209,8 @@ Tensor forward(const Tensor& x_, const Tensor& grid_, int64_t padding, bool alig
     dispatch_floating(x.scalar_type(), "grid_sample", [&]<typename T>() {
       const Problem<T> p = problem_of<T>(x, grid, padding, align_corners);
       const int64_t per_sample = int64_t(p.points) * p.chunks;
-      launch_items("grid_sample", &sample_points<T>, x.size(0), per_sample, device.stream(), p, output.mutable_data_ptr<T>(), per_sample);
+      launch_items("grid_sample", &sample_points<T>, x.size(0), per_sample, device.stream(), p, output.mutable_data_ptr<T>(),
+                   per_sample);
     });
   return torch::stable::to(output, x_.scalar_type());
 }
@@ -230,14 +230,14 @@ void image_gradient(Problem<T> p, const Tensor& grad, const Tensor& grad_x, cuda
   const int32_t count_bits = bits_of_count(p.points);
   find_largest<T>("grid_sample_backward", g, largest, batch, int64_t(p.channels) * p.points, stream);
   const int64_t per_sample = int64_t(p.points) * p.chunks;
-  launch_items("grid_sample_backward", &scatter<T>, batch, per_sample, stream, p, g, largest, count_bits, sums,
-               grad_x.numel(), per_sample);
-  launch_items("grid_sample_backward", &round_sums<T>, batch * p.channels, per_plane, stream, sums, grad_x.numel(),
-               per_plane, largest, count_bits, p.channels, grad_x.mutable_data_ptr<T>(), per_plane);
+  launch_items("grid_sample_backward", &scatter<T>, batch, per_sample, stream, p, g, largest, count_bits, sums, grad_x.numel(),
+               per_sample);
+  launch_items("grid_sample_backward", &round_sums<T>, batch * p.channels, per_plane, stream, sums, grad_x.numel(), per_plane,
+               largest, count_bits, p.channels, grad_x.mutable_data_ptr<T>(), per_plane);
 }
 
-std::tuple<Tensor, Tensor> backward(const Tensor& grad_, const Tensor& x_, const Tensor& grid_, int64_t padding,
-                                    bool align_corners, bool need_x, bool need_grid) {
+std::tuple<Tensor, Tensor> backward(const Tensor& grad_, const Tensor& x_, const Tensor& grid_, int64_t padding, bool align_corners,
+                                    bool need_x, bool need_grid) {
   check(x_, grid_, padding);
   STD_TORCH_CHECK(grad_.dim() == 4 && grad_.size(0) == x_.size(0) && grad_.size(1) == x_.size(1) &&
                       grad_.size(2) == grid_.size(1) && grad_.size(3) == grid_.size(2),
@@ -256,8 +256,8 @@ std::tuple<Tensor, Tensor> backward(const Tensor& grad_, const Tensor& x_, const
       Problem<T> p = problem_of<T>(x, grid, padding, align_corners);
       if (need_x) image_gradient<T>(p, grad, grad_x, device.stream());
       if (need_grid)
-        launch_items("grid_sample_backward", &grid_gradient<T>, x.size(0), p.points, device.stream(), p,
-                     grad.const_data_ptr<T>(), grad_grid.mutable_data_ptr<Compute<T>>(), p.points);
+        launch_items("grid_sample_backward", &grid_gradient<T>, x.size(0), p.points, device.stream(), p, grad.const_data_ptr<T>(),
+                     grad_grid.mutable_data_ptr<Compute<T>>(), p.points);
     });
   }
   return {torch::stable::to(grad_x, x_.scalar_type()), torch::stable::to(grad_grid, grid_.scalar_type())};

@@ -62,8 +62,8 @@ struct Grid {
 template <typename A>
 __device__ __forceinline__ bool crosses(Point<A> start, Point<A> end, Point<A> point) {
   if ((start.y > point.y) == (end.y > point.y)) return false;
-  const A side = plus(times(plus(end.x, -start.x), plus(point.y, -start.y)),
-                      -times(plus(end.y, -start.y), plus(point.x, -start.x)));
+  const A side =
+      plus(times(plus(end.x, -start.x), plus(point.y, -start.y)), -times(plus(end.y, -start.y), plus(point.x, -start.x)));
   return end.y > start.y ? side > 0 : side < 0;
 }
 
@@ -103,8 +103,7 @@ __device__ Solution<A> solve(const Grid<A>& grid, int32_t x, int32_t y, Point<A>
   const A area = cross(across, down);
   const Point<A> rest = d - u * e - v * f - (u * v) * h;
   const A step_u = cross(rest, down) / area, step_v = cross(across, rest) / area;
-  const bool solved = std::abs(area) > A(smallest_area) && std::abs(step_u) < A(largest_step) &&
-                      std::abs(step_v) < A(largest_step);
+  const bool solved = std::abs(area) > A(smallest_area) && std::abs(step_u) < A(largest_step) && std::abs(step_v) < A(largest_step);
   u += step_u;
   v += step_v;
   const A reach = A(0.5 + margin);
@@ -113,9 +112,8 @@ __device__ Solution<A> solve(const Grid<A>& grid, int32_t x, int32_t y, Point<A>
 
 // grid: [N, H, W, 2]; points: [N, P, 2]; cell, offset: [N, P, 2]; confidence: [N, P]
 template <typename A>
-__global__ void __launch_bounds__(block_threads)
-    locate_points(const A* grids, const A* points, int64_t* cell, A* offset, A* confidence, int32_t height,
-                  int32_t width, uint32_t count) {
+__global__ void __launch_bounds__(block_threads) locate_points(const A* grids, const A* points, int64_t* cell, A* offset,
+                                                               A* confidence, int32_t height, int32_t width, uint32_t count) {
   const int64_t i = blockIdx.x;
   const Grid<A> grid{grids + i / count * height * width * 2, height, width};
   const Point<A> point{points[2 * i], points[2 * i + 1]};
@@ -127,8 +125,8 @@ __global__ void __launch_bounds__(block_threads)
     nearest.meet(squared_distance(corner.x, corner.y, point.x, point.y), vertex);
     if (x + 1 == width || y + 1 == height) continue;
     const Point<A> right = grid.at(x + 1, y), lower = grid.at(x, y + 1), last = grid.at(x + 1, y + 1);
-    const bool odd = crosses(corner, right, point) ^ crosses(lower, last, point) ^ crosses(corner, lower, point) ^
-                     crosses(right, last, point);
+    const bool odd =
+        crosses(corner, right, point) ^ crosses(lower, last, point) ^ crosses(corner, lower, point) ^ crosses(right, last, point);
     if (!odd || !finite(corner, right) || !finite(lower, last)) continue;
     ++cells;
     first = vertex < first ? vertex : first;
@@ -191,9 +189,8 @@ __global__ void __launch_bounds__(block_threads)
 // grad, grad_points: [N, P, 2]
 template <typename A>
 __global__ void __launch_bounds__(block_threads)
-    point_gradient(const A* grad, const A* grids, const int64_t* cell, const A* offset, const A* confidence,
-                   A* grad_points, int32_t height, int32_t width, uint32_t count, int64_t first_sample,
-                   uint32_t threads) {
+    point_gradient(const A* grad, const A* grids, const int64_t* cell, const A* offset, const A* confidence, A* grad_points,
+                   int32_t height, int32_t width, uint32_t count, int64_t first_sample, uint32_t threads) {
   const uint32_t thread = blockIdx.x * block_threads + threadIdx.x;
   if (thread >= threads) return;
   const int64_t i = first_sample * count + thread;
@@ -240,10 +237,10 @@ std::tuple<Tensor, Tensor, Tensor> forward_as(const Tensor& grid_, const Tensor&
   const Tensor offset = empty_on(points, sizes_of(points), compute_scalar_type<A>);
   const Tensor confidence = empty_on(points, {points.size(0), points.size(1)}, compute_scalar_type<A>);
   if (points.numel() > 0)
-    launch(&locate_points<A>, blocks_for("invert_grid", points.size(0) * points.size(1)), dim3(block_threads),
-           device.stream(), grid.template const_data_ptr<A>(), points.template const_data_ptr<A>(),
-           cell.mutable_data_ptr<int64_t>(), offset.template mutable_data_ptr<A>(),
-           confidence.template mutable_data_ptr<A>(), grid.size(1), grid.size(2), points.size(1));
+    launch(&locate_points<A>, blocks_for("invert_grid", points.size(0) * points.size(1)), dim3(block_threads), device.stream(),
+           grid.template const_data_ptr<A>(), points.template const_data_ptr<A>(), cell.mutable_data_ptr<int64_t>(),
+           offset.template mutable_data_ptr<A>(), confidence.template mutable_data_ptr<A>(), grid.size(1), grid.size(2),
+           points.size(1));
   return {cell, offset, confidence};
 }
 
@@ -253,8 +250,8 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& grid, const Tensor& poi
 }
 
 template <typename A>
-std::tuple<Tensor, Tensor> backward_as(const Tensor& grad_, const Tensor& grid_, const Tensor& cell_,
-                                       const Tensor& offset_, const Tensor& confidence_) {
+std::tuple<Tensor, Tensor> backward_as(const Tensor& grad_, const Tensor& grid_, const Tensor& cell_, const Tensor& offset_,
+                                       const Tensor& confidence_) {
   const char* name = "invert_grid_backward";
   const OnDevice device(grid_);
   const cudaStream_t stream = device.stream();
@@ -274,9 +271,9 @@ std::tuple<Tensor, Tensor> backward_as(const Tensor& grad_, const Tensor& grid_,
   auto* largest = static_cast<Bits<A>*>(largest_.mutable_data_ptr());
   auto* sums = static_cast<Word*>(sums_.mutable_data_ptr());
   A* by_point = grad_points.template mutable_data_ptr<A>();
-  launch_items(name, &point_gradient<A>, batch, count, stream, grad.template const_data_ptr<A>(),
-               grid.template const_data_ptr<A>(), cell.const_data_ptr<int64_t>(), offset.template const_data_ptr<A>(),
-               confidence.template const_data_ptr<A>(), by_point, height, width, count);
+  launch_items(name, &point_gradient<A>, batch, count, stream, grad.template const_data_ptr<A>(), grid.template const_data_ptr<A>(),
+               cell.const_data_ptr<int64_t>(), offset.template const_data_ptr<A>(), confidence.template const_data_ptr<A>(),
+               by_point, height, width, count);
   find_largest<A>(name, by_point, largest, batch, 2 * count, stream);
   // In a grid of one row or column a vertex is several corners, and the margin lets weights exceed 1 a little.
   const int32_t count_bits = bits_of_count(4 * count) + 1;

@@ -68,8 +68,7 @@ inline void check_devices(const char* operation, std::initializer_list<Tensor> t
     STD_TORCH_CHECK(tensor.device() == tensors.begin()->device(), operation, ": all tensors must be on one device");
 }
 
-inline Tensor empty_on(const Tensor& beside, const std::vector<int64_t>& size, ScalarType type,
-                       bool channels_last = false) {
+inline Tensor empty_on(const Tensor& beside, const std::vector<int64_t>& size, ScalarType type, bool channels_last = false) {
   return torch::stable::empty(size, type, std::nullopt, beside.device(), std::nullopt,
                               channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
 }
@@ -84,7 +83,7 @@ void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, cudaStream_t s
 #ifdef GGF_EMULATION
   emulation::launch(grid, block, [&] { kernel(static_cast<Parameters>(arguments)...); });
 #else
-  kernel<<<grid, block, 0, stream>>>(static_cast<Parameters>(arguments)...);
+  kernel<<<grid, block, 0, stream> > >(static_cast<Parameters>(arguments)...);
 #endif
   check_cuda(cudaGetLastError(), "kernel launch");
 }
@@ -93,11 +92,10 @@ void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, cudaStream_t s
 // called with (arguments..., first item, threads), and its thread `i` handles thing i % per_item of item first + i / per_item.
 // So in-item indices fit 32 bits, whatever the tensor's size.
 template <typename... Parameters, typename... Arguments>
-void launch_items(const char* operation, void (*kernel)(Parameters...), int64_t items, int64_t per_item,
-                  cudaStream_t stream, const Arguments&... arguments) {
+void launch_items(const char* operation, void (*kernel)(Parameters...), int64_t items, int64_t per_item, cudaStream_t stream,
+                  const Arguments&... arguments) {
   if (items <= 0 || per_item <= 0) return;
-  STD_TORCH_CHECK(per_item < (int64_t(1) << 31), operation, ": one image must take fewer than 2^31 threads, not ",
-                  per_item);
+  STD_TORCH_CHECK(per_item < (int64_t(1) << 31), operation, ": one image must take fewer than 2^31 threads, not ", per_item);
   const int64_t most = std::max<int64_t>(1, GGF_MOST_THREADS / per_item);
   for (int64_t first = 0; first < items; first += most) {
     const uint32_t threads = static_cast<uint32_t>(std::min(most, items - first) * per_item);

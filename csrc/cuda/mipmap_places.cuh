@@ -15,9 +15,9 @@ using ggf::mipmap_warp::LevelTaps;
 template <typename T>
 struct Problem {
   using A = Compute<T>;
-  Image<T> x;     // [N, C, H, W]
-  const A* grid;  // [N, rows, columns, 2]
-  const A* small; // [N, C, texels]: levels 1, 2, ...
+  Image<T> x;                                      // [N, C, H, W]
+  const A* grid;                                   // [N, rows, columns, 2]
+  const A* small;                                  // [N, C, texels]: levels 1, 2, ...
   int32_t channels, chunk, chunks, rows, columns;  // chunk: channels of a thread
   int64_t padding;
   A pixels_x, pixels_y;  // half of width - 1 and of height - 1: from grid units to the pixels of step 1
@@ -151,12 +151,11 @@ __device__ __forceinline__ Sampled<Compute<T>> sample(const T* plane, int64_t ro
 
 // Channel c of a sample at one level.
 template <bool derivatives, typename T>
-__device__ __forceinline__ Sampled<Compute<T>> sample_level(const Problem<T>& p, const Pyramid<Compute<T>>& pyramid,
-                                                            int32_t level, const Taps<Compute<T>>& taps, int64_t n,
-                                                            int32_t c) {
+__device__ __forceinline__ Sampled<Compute<T>> sample_level(const Problem<T>& p, const Pyramid<Compute<T>>& pyramid, int32_t level,
+                                                            const Taps<Compute<T>>& taps, int64_t n, int32_t c) {
   if (level == 0)
-    return sample<2, derivatives>(p.x.data + n * p.x.sample_stride + c * p.x.channel_stride, p.x.row_stride,
-                                  p.x.column_stride, taps);
+    return sample<2, derivatives>(p.x.data + n * p.x.sample_stride + c * p.x.channel_stride, p.x.row_stride, p.x.column_stride,
+                                  taps);
   const Level<Compute<T>>& from = pyramid.levels[level];
   return sample<3, derivatives>(p.small + (n * p.channels + c) * pyramid.texels + from.offset, from.width, 1, taps);
 }

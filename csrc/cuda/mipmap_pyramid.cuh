@@ -13,7 +13,7 @@ struct Level {
   int32_t height, width, full_height, full_width;  // full: with the padding to a power of two, which level 0 alone has
   int32_t top, left;                               // of that padding
   int64_t offset;                                  // texels of a plane before this level, level 0 not counted
-  A scale_x, scale_y, shift_x, shift_y;  // finest texel X lies at (X + shift + 1/2) * scale - 1/2 of the level
+  A scale_x, scale_y, shift_x, shift_y;            // finest texel X lies at (X + shift + 1/2) * scale - 1/2 of the level
 };
 
 template <typename A>
@@ -45,8 +45,8 @@ GGF_INLINE A tent(int k) {
 // One texel of a level from the next finer one. target: [N, C, texels] at the level
 template <typename T>
 __global__ void __launch_bounds__(block_threads)
-    halve(Image<T> finer, Level<Compute<T>> from, Level<Compute<T>> to, int32_t channels, Compute<T>* target,
-          int64_t target_stride, uint32_t per_plane, int64_t first_plane, uint32_t threads) {
+    halve(Image<T> finer, Level<Compute<T>> from, Level<Compute<T>> to, int32_t channels, Compute<T>* target, int64_t target_stride,
+          uint32_t per_plane, int64_t first_plane, uint32_t threads) {
   using A = Compute<T>;
   const uint32_t thread = blockIdx.x * block_threads + threadIdx.x;
   if (thread >= threads) return;
@@ -71,8 +71,8 @@ __global__ void __launch_bounds__(block_threads)
 template <typename T>
 __global__ void __launch_bounds__(block_threads)
     spread(Word* sums, int64_t word_stride, int64_t plane_stride, int64_t from_offset, int64_t to_offset,
-           const Bits<Compute<T>>* largest, int32_t count_bits, int32_t channels, Level<Compute<T>> finer,
-           Level<Compute<T>> level, uint32_t per_plane, int64_t first_plane, uint32_t threads) {
+           const Bits<Compute<T>>* largest, int32_t count_bits, int32_t channels, Level<Compute<T>> finer, Level<Compute<T>> level,
+           uint32_t per_plane, int64_t first_plane, uint32_t threads) {
   using A = Compute<T>;
   const uint32_t thread = blockIdx.x * block_threads + threadIdx.x;
   if (thread >= threads) return;

@@ -21,8 +21,7 @@ struct Share {
 };
 
 template <typename T>
-__device__ __forceinline__ Share share_of(const Problem<T>& p, uint32_t thread, uint32_t per_sample,
-                                          int64_t first_sample) {
+__device__ __forceinline__ Share share_of(const Problem<T>& p, uint32_t thread, uint32_t per_sample, int64_t first_sample) {
   const uint32_t in_sample = thread % per_sample, points = p.rows * p.columns;
   const int32_t first = static_cast<int32_t>(in_sample / points) * p.chunk;
   return {first_sample + thread / per_sample, in_sample % points, first,
@@ -32,8 +31,8 @@ __device__ __forceinline__ Share share_of(const Problem<T>& p, uint32_t thread, 
 // output: [N, C, rows, columns]
 template <typename T>
 __global__ void __launch_bounds__(block_threads)
-    warp(const __grid_constant__ Problem<T> p, const __grid_constant__ Pyramid<Compute<T>> pyramid, T* output,
-         uint32_t per_sample, int64_t first_sample, uint32_t threads) {
+    warp(const __grid_constant__ Problem<T> p, const __grid_constant__ Pyramid<Compute<T>> pyramid, T* output, uint32_t per_sample,
+         int64_t first_sample, uint32_t threads) {
   using A = Compute<T>;
   const uint32_t thread = blockIdx.x * block_threads + threadIdx.x;
   if (thread >= threads) return;
@@ -56,9 +55,8 @@ __global__ void __launch_bounds__(block_threads)
 // [N, rows, columns], the derivative by the squared distance.
 template <typename T>
 __global__ void __launch_bounds__(block_threads)
-    grid_gradient(const __grid_constant__ Problem<T> p, const __grid_constant__ Pyramid<Compute<T>> pyramid,
-                  const T* grad, Compute<T>* grad_grid, Compute<T>* by_square, uint32_t per_sample, int64_t first_sample,
-                  uint32_t threads) {
+    grid_gradient(const __grid_constant__ Problem<T> p, const __grid_constant__ Pyramid<Compute<T>> pyramid, const T* grad,
+                  Compute<T>* grad_grid, Compute<T>* by_square, uint32_t per_sample, int64_t first_sample, uint32_t threads) {
   using A = Compute<T>;
   const uint32_t thread = blockIdx.x * block_threads + threadIdx.x;
   if (thread >= threads) return;
@@ -92,8 +90,8 @@ __global__ void __launch_bounds__(block_threads)
 // Adds to grad_grid what comes through the level: from the point's own distance and from those that its neighbours measure to it.
 template <typename T>
 __global__ void __launch_bounds__(block_threads)
-    level_gradient(const __grid_constant__ Problem<T> p, const Compute<T>* by_square, Compute<T>* grad_grid,
-                   uint32_t per_sample, int64_t first_sample, uint32_t threads) {
+    level_gradient(const __grid_constant__ Problem<T> p, const Compute<T>* by_square, Compute<T>* grad_grid, uint32_t per_sample,
+                   int64_t first_sample, uint32_t threads) {
   using A = Compute<T>;
   const uint32_t thread = blockIdx.x * block_threads + threadIdx.x;
   if (thread >= threads) return;
@@ -163,8 +161,8 @@ void check(const Tensor& x, const Tensor& grid, int64_t padding, double max_leve
   STD_TORCH_CHECK(x.dim() == 4 && grid.dim() == 4 && grid.size(3) == 2 && x.size(0) == grid.size(0) && x.size(2) > 0 &&
                       x.size(3) > 0 && max_levels >= 1 && max_levels <= 16,
                   "mipmap_warp: x must be [N, C, H, W], grid [N, h, w, 2], max_levels 1 to 16");
-  STD_TORCH_CHECK(x.size(2) < (1 << 24) && x.size(3) < (1 << 24) && x.size(2) <= (1 << 29) / x.size(3) &&
-                      x.size(1) <= INT32_MAX && grid.size(1) * grid.size(2) <= INT32_MAX,
+  STD_TORCH_CHECK(x.size(2) < (1 << 24) && x.size(3) < (1 << 24) && x.size(2) <= (1 << 29) / x.size(3) && x.size(1) <= INT32_MAX &&
+                      grid.size(1) * grid.size(2) <= INT32_MAX,
                   "mipmap_warp: a plane of x must have at most 2^29 texels, a grid fewer than 2^31 points");
 }
 
@@ -178,8 +176,7 @@ struct Plan {
   Tensor small;  // keeps the memory of the small levels
 
   Plan(const Tensor& x, const Tensor& grid, int64_t padding, double max_levels, bool levels, cudaStream_t stream)
-      : pyramid(plan_pyramid<A>(x.size(2), x.size(3), max_levels)),
-        planes(x.size(0) * x.size(1)),
+      : pyramid(plan_pyramid<A>(x.size(2), x.size(3), max_levels)), planes(x.size(0) * x.size(1)),
         small(empty_on(x, {levels ? planes * pyramid.texels : 0}, compute_scalar_type<T>)) {
     const int32_t channels = static_cast<int32_t>(x.size(1)), chunk = channels <= 4 ? std::max(channels, 1) : 4;
     problem = {{x.const_data_ptr<T>(), x.stride(0), x.stride(1), x.stride(2), x.stride(3)},
@@ -207,13 +204,13 @@ struct Plan {
     for (int l = 1; l < pyramid.count; ++l) {
       const Level<A>&from = pyramid.levels[l - 1], &to = pyramid.levels[l];
       if (l == 1) {
-        launch_items("mipmap_warp", &halve<T>, planes, texels(l), stream, problem.x, from, to, problem.channels,
-                     data + to.offset, pyramid.texels, texels(l));
+        launch_items("mipmap_warp", &halve<T>, planes, texels(l), stream, problem.x, from, to, problem.channels, data + to.offset,
+                     pyramid.texels, texels(l));
       } else {
         const int64_t stride = pyramid.texels;
         const Image<A> finer{data + from.offset, stride * problem.channels, stride, from.width, 1};
-        launch_items("mipmap_warp", &halve<A>, planes, texels(l), stream, finer, from, to, problem.channels,
-                     data + to.offset, stride, texels(l));
+        launch_items("mipmap_warp", &halve<A>, planes, texels(l), stream, finer, from, to, problem.channels, data + to.offset,
+                     stride, texels(l));
       }
     }
   }
@@ -251,19 +248,18 @@ void image_gradient(const Plan<T>& plan, const Tensor& grad, const Tensor& grad_
   const T* g = grad.const_data_ptr<T>();
   const int32_t count_bits = bits_of_count(points);
   find_largest<T>(name, g, largest, batch, p.channels * points, stream);
-  launch_items(name, &scatter<T>, batch, plan.per_sample, stream, p, plan.pyramid, g, largest, count_bits, sums,
-               word_stride, plan.per_sample);
+  launch_items(name, &scatter<T>, batch, plan.per_sample, stream, p, plan.pyramid, g, largest, count_bits, sums, word_stride,
+               plan.per_sample);
   const auto offset = [&](int l) { return l ? plan.texels(0) + plan.pyramid.levels[l].offset : 0; };
   for (int l = plan.pyramid.count - 1; l > 0; --l)
-    launch_items(name, &spread<T>, plan.planes, plan.texels(l), stream, sums, word_stride, plane_stride, offset(l),
-                 offset(l - 1), largest, count_bits, p.channels, plan.pyramid.levels[l - 1], plan.pyramid.levels[l],
-                 plan.texels(l));
-  launch_items(name, &round_sums<T>, plan.planes, plan.texels(0), stream, sums, word_stride, plane_stride, largest,
-               count_bits, p.channels, grad_x.mutable_data_ptr<T>(), plan.texels(0));
+    launch_items(name, &spread<T>, plan.planes, plan.texels(l), stream, sums, word_stride, plane_stride, offset(l), offset(l - 1),
+                 largest, count_bits, p.channels, plan.pyramid.levels[l - 1], plan.pyramid.levels[l], plan.texels(l));
+  launch_items(name, &round_sums<T>, plan.planes, plan.texels(0), stream, sums, word_stride, plane_stride, largest, count_bits,
+               p.channels, grad_x.mutable_data_ptr<T>(), plan.texels(0));
 }
 
-std::tuple<Tensor, Tensor> backward(const Tensor& grad_, const Tensor& x_, const Tensor& grid_, int64_t padding,
-                                    double max_levels, bool need_x, bool need_grid) {
+std::tuple<Tensor, Tensor> backward(const Tensor& grad_, const Tensor& x_, const Tensor& grid_, int64_t padding, double max_levels,
+                                    bool need_x, bool need_grid) {
   check(x_, grid_, padding, max_levels);
   STD_TORCH_CHECK(grad_.dim() == 4 && grad_.size(0) == x_.size(0) && grad_.size(1) == x_.size(1) &&
                       grad_.size(2) == grid_.size(1) && grad_.size(3) == grid_.size(2),
@@ -287,8 +283,8 @@ std::tuple<Tensor, Tensor> backward(const Tensor& grad_, const Tensor& x_, const
       const int64_t points = grid.size(1) * grid.size(2);
       const Tensor by_square = empty_on(x, {x.size(0) * points}, wide);
       A* data = grad_grid.mutable_data_ptr<A>();
-      launch_items("mipmap_warp_backward", &grid_gradient<T>, x.size(0), points, device.stream(), plan.problem,
-                   plan.pyramid, grad.const_data_ptr<T>(), data, by_square.mutable_data_ptr<A>(), points);
+      launch_items("mipmap_warp_backward", &grid_gradient<T>, x.size(0), points, device.stream(), plan.problem, plan.pyramid,
+                   grad.const_data_ptr<T>(), data, by_square.mutable_data_ptr<A>(), points);
       launch_items("mipmap_warp_backward", &level_gradient<T>, x.size(0), points, device.stream(), plan.problem,
                    by_square.const_data_ptr<A>(), data, points);
     });

@@ -11,9 +11,8 @@ inline constexpr int together = 4;  // points of a block
 
 // grid: [N, vertices, 2]; points: [N, P, 2]; result: [N, P, 2] (x, y)
 template <typename A>
-__global__ void __launch_bounds__(block_threads)
-    search(const A* grid, const A* points, int64_t* result, int32_t vertices, int32_t width, int64_t count,
-           uint32_t blocks_per_sample) {
+__global__ void __launch_bounds__(block_threads) search(const A* grid, const A* points, int64_t* result, int32_t vertices,
+                                                        int32_t width, int64_t count, uint32_t blocks_per_sample) {
   const int64_t sample = blockIdx.x / blocks_per_sample;
   const int64_t first = static_cast<int64_t>(blockIdx.x % blocks_per_sample) * together;
   const A* corners = grid + sample * vertices * 2;
@@ -28,8 +27,7 @@ __global__ void __launch_bounds__(block_threads)
   for (int64_t i = threadIdx.x; i < vertices; i += block_threads) {
     const A vertex_x = corners[2 * i], vertex_y = corners[2 * i + 1];
 #pragma unroll
-    for (int k = 0; k < together; ++k)
-      nearest[k].meet(squared_distance(vertex_x, vertex_y, x[k], y[k]), static_cast<int32_t>(i));
+    for (int k = 0; k < together; ++k) nearest[k].meet(squared_distance(vertex_x, vertex_y, x[k], y[k]), static_cast<int32_t>(i));
   }
 #pragma unroll
   for (int k = 0; k < together; ++k) {
@@ -45,9 +43,8 @@ template <typename A>
 void run(const Tensor& grid_, const Tensor& points_, const Tensor& result, cudaStream_t stream) {
   const Tensor grid = converted(grid_, compute_scalar_type<A>), points = converted(points_, compute_scalar_type<A>);
   const int64_t count = points.size(1), blocks = ceil_divide(count, together);
-  launch(&search<A>, blocks_for("nearest_grid_point", grid.size(0) * blocks), dim3(block_threads), stream,
-         grid.const_data_ptr<A>(), points.const_data_ptr<A>(), result.mutable_data_ptr<int64_t>(),
-         grid.size(1) * grid.size(2), grid.size(2), count, blocks);
+  launch(&search<A>, blocks_for("nearest_grid_point", grid.size(0) * blocks), dim3(block_threads), stream, grid.const_data_ptr<A>(),
+         points.const_data_ptr<A>(), result.mutable_data_ptr<int64_t>(), grid.size(1) * grid.size(2), grid.size(2), count, blocks);
 }
 
 Tensor forward(const Tensor& grid, const Tensor& points) {

@@ -11,8 +11,8 @@
 
 namespace ggf::cuda::splat2d {
 
-inline constexpr int tile = 16;   // pixels along either axis of a block's tile
-inline constexpr int chunk = 4;   // channels that a thread keeps in registers
+inline constexpr int tile = 16;  // pixels along either axis of a block's tile
+inline constexpr int chunk = 4;  // channels that a thread keeps in registers
 static_assert(tile * tile == block_threads);
 
 template <typename A>
@@ -50,13 +50,7 @@ GGF_INLINE Reach<A> reach_of(const Problem<A>& p, int64_t point) {
   const A x = p.xy[2 * point], y = p.xy[2 * point + 1], sigma = p.sigma[point];
   const bool paints = x >= 0 && x < static_cast<A>(p.width) && y >= 0 && y < static_cast<A>(p.height) && sigma > 0;
   if (!paints) return {0, 0, 1, 0, -1, 0, -1};
-  return {x,
-          y,
-          sigma,
-          first_pixel(x, sigma),
-          last_pixel(x, sigma, p.width),
-          first_pixel(y, sigma),
-          last_pixel(y, sigma, p.height)};
+  return {x, y, sigma, first_pixel(x, sigma), last_pixel(x, sigma, p.width), first_pixel(y, sigma), last_pixel(y, sigma, p.height)};
 }
 
 template <typename A>
@@ -95,8 +89,8 @@ __global__ void __launch_bounds__(block_threads, 2)  // without the 2 the compil
       const int64_t mine = start + threadIdx.x;
       Reach<A> reach{0, 0, 1, 0, -1, 0, -1};
       if (mine < p.points) reach = reach_of(p, n * p.points + mine);
-      const bool meets = reach.left <= reach.right && reach.left < left + tile && reach.right >= left &&
-                         reach.top < top + tile && reach.bottom >= top;
+      const bool meets = reach.left <= reach.right && reach.left < left + tile && reach.right >= left && reach.top < top + tile &&
+                         reach.bottom >= top;
       const unsigned voters = __ballot_sync(0xffffffffu, meets);
       __syncthreads();  // the lists may still be read
       if (lane == 0) warp_counts[warp] = __popc(voters);
@@ -115,8 +109,8 @@ __global__ void __launch_bounds__(block_threads, 2)  // without the 2 the compil
       __syncthreads();
       for (int32_t i = 0; i < count && inside; ++i) {
         const A center_x = centers[0][i], center_y = centers[1][i], sigma = centers[2][i];
-        if (x < first_pixel(center_x, sigma) || x > last_pixel(center_x, sigma, p.width) ||
-            y < first_pixel(center_y, sigma) || y > last_pixel(center_y, sigma, p.height))
+        if (x < first_pixel(center_x, sigma) || x > last_pixel(center_x, sigma, p.width) || y < first_pixel(center_y, sigma) ||
+            y > last_pixel(center_y, sigma, p.height))
           continue;
         const A weight = weight_at(x - center_x, y - center_y, sigma);
         const A* values = p.values + (n * p.points + start + indices[i]) * p.channels + first;
@@ -206,22 +200,21 @@ __global__ void __launch_bounds__(block_threads)
 }
 
 void check(const char* operation, const Tensor& image, const Tensor& xy, const Tensor& values, const Tensor& sigma) {
-  STD_TORCH_CHECK(image.dim() == 4 && xy.dim() == 3 && values.dim() == 3 && sigma.dim() == 2 && xy.size(2) == 2,
-                  operation, ": background must be [N, C, H, W], xy [N, P, 2], values [N, P, C], sigma [N, P]");
+  STD_TORCH_CHECK(image.dim() == 4 && xy.dim() == 3 && values.dim() == 3 && sigma.dim() == 2 && xy.size(2) == 2, operation,
+                  ": background must be [N, C, H, W], xy [N, P, 2], values [N, P, C], sigma [N, P]");
   for (const Tensor& tensor : {xy, values, sigma})
-    STD_TORCH_CHECK(tensor.size(0) == image.size(0) && tensor.size(1) == xy.size(1) &&
-                        tensor.scalar_type() == image.scalar_type(),
+    STD_TORCH_CHECK(tensor.size(0) == image.size(0) && tensor.size(1) == xy.size(1) && tensor.scalar_type() == image.scalar_type(),
                     operation, ": the tensors must agree in batch, points and dtype");
-  STD_TORCH_CHECK(values.size(2) == image.size(1) && image.size(2) > 0 && image.size(3) > 0 &&
-                      image.size(2) < (1 << 24) && image.size(3) < (1 << 24) && image.size(1) < (1 << 18),
+  STD_TORCH_CHECK(values.size(2) == image.size(1) && image.size(2) > 0 && image.size(3) > 0 && image.size(2) < (1 << 24) &&
+                      image.size(3) < (1 << 24) && image.size(1) < (1 << 18),
                   operation, ": values do not fit the image, or an axis is too long");
   check_devices(operation, {image, xy, values, sigma});
 }
 
 // The tensors in it must outlive it.
 template <typename A>
-Problem<A> problem_of(const Tensor& image, const Tensor& xy, const Tensor& values, const Tensor& sigma,
-                      bool channels_last, bool soft) {
+Problem<A> problem_of(const Tensor& image, const Tensor& xy, const Tensor& values, const Tensor& sigma, bool channels_last,
+                      bool soft) {
   return {xy.const_data_ptr<A>(),
           values.const_data_ptr<A>(),
           sigma.const_data_ptr<A>(),
@@ -245,8 +238,8 @@ void dispatch_wide(const Tensor& image, const char* operation, const Body& body)
     body.template operator()<float>();
 }
 
-std::tuple<Tensor, Tensor> forward(const Tensor& background_, const Tensor& xy_, const Tensor& values_,
-                                   const Tensor& sigma_, bool soft) {
+std::tuple<Tensor, Tensor> forward(const Tensor& background_, const Tensor& xy_, const Tensor& values_, const Tensor& sigma_,
+                                   bool soft) {
   check("splat2d", background_, xy_, values_, sigma_);
   const OnDevice device(background_);
   const bool channels_last = is_channels_last(background_);
@@ -262,15 +255,14 @@ std::tuple<Tensor, Tensor> forward(const Tensor& background_, const Tensor& xy_,
     const Problem<A> p = problem_of<A>(background, xy, values, sigma, channels_last, soft);
     const dim3 grid(static_cast<unsigned>(tiles), static_cast<unsigned>(std::max<int64_t>(1, ceil_divide(p.channels, chunk))),
                     static_cast<unsigned>(std::min<int64_t>(batch, 65535)));
-    launch(&paint<A>, grid, dim3(block_threads), device.stream(), p, background.const_data_ptr<A>(),
-           result.mutable_data_ptr<A>(), total.mutable_data_ptr<A>(), batch, across);
+    launch(&paint<A>, grid, dim3(block_threads), device.stream(), p, background.const_data_ptr<A>(), result.mutable_data_ptr<A>(),
+           total.mutable_data_ptr<A>(), batch, across);
   });
   return {result, total};
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Tensor& grad_, const Tensor& result_, const Tensor& total_,
-                                                    const Tensor& xy_, const Tensor& values_, const Tensor& sigma_,
-                                                    bool soft) {
+                                                    const Tensor& xy_, const Tensor& values_, const Tensor& sigma_, bool soft) {
   const char* name = "splat2d_backward";
   check(name, result_, xy_, values_, sigma_);
   STD_TORCH_CHECK(sizes_of(grad_) == sizes_of(result_) && total_.numel() * result_.size(1) == result_.numel() &&
@@ -289,12 +281,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Tensor& grad_, const T
   const Tensor grad_sigma = empty_on(result, sizes_of(sigma), type), by_total = empty_on(result, {batch, pixels}, type);
   dispatch_wide(result, name, [&]<typename A>() {
     const Problem<A> p = problem_of<A>(result, xy, values, sigma, channels_last, soft);
-    launch_items(name, &pixel_gradient<A>, batch, pixels, device.stream(), p, grad.const_data_ptr<A>(),
-                 result.const_data_ptr<A>(), total.const_data_ptr<A>(), grad_background.mutable_data_ptr<A>(),
-                 by_total.mutable_data_ptr<A>(), pixels);
-    launch_items(name, &point_gradient<A>, batch, 32 * p.points, device.stream(), p,
-                 grad_background.const_data_ptr<A>(), by_total.const_data_ptr<A>(), grad_xy.mutable_data_ptr<A>(),
-                 grad_values.mutable_data_ptr<A>(), grad_sigma.mutable_data_ptr<A>(), 32 * p.points);
+    launch_items(name, &pixel_gradient<A>, batch, pixels, device.stream(), p, grad.const_data_ptr<A>(), result.const_data_ptr<A>(),
+                 total.const_data_ptr<A>(), grad_background.mutable_data_ptr<A>(), by_total.mutable_data_ptr<A>(), pixels);
+    launch_items(name, &point_gradient<A>, batch, 32 * p.points, device.stream(), p, grad_background.const_data_ptr<A>(),
+                 by_total.const_data_ptr<A>(), grad_xy.mutable_data_ptr<A>(), grad_values.mutable_data_ptr<A>(),
+                 grad_sigma.mutable_data_ptr<A>(), 32 * p.points);
   });
   return {grad_background, grad_xy, grad_values, grad_sigma};
 }

@@ -84,8 +84,7 @@ __global__ void __launch_bounds__(block_threads)
         for (int v = 0; v < vector; ++v) sums[o][v] += taps[k][i] * values[i][v];
     }
   }
-  auto* y = reinterpret_cast<Vector<T, vector>*>(p.y) +
-            (image * p.out_height + top) * row_elements + in_row;
+  auto* y = reinterpret_cast<Vector<T, vector>*>(p.y) + (image * p.out_height + top) * row_elements + in_row;
 #pragma unroll
   for (int o = 0; o < height; ++o) {
     if (top + o >= p.out_height) break;
@@ -147,8 +146,8 @@ void launch_filter(const Problem<T>& p, int64_t images, cudaStream_t stream) {
   launch_items("upfirdn2d", &filter_any<T>, images, per_image, stream, p, per_image);
 }
 
-Tensor forward(const Tensor& x_, const Tensor& f_, int64_t up, int64_t down, int64_t px0, int64_t px1, int64_t py0,
-               int64_t py1, double gain, bool mirrored) {
+Tensor forward(const Tensor& x_, const Tensor& f_, int64_t up, int64_t down, int64_t px0, int64_t px1, int64_t py0, int64_t py1,
+               double gain, bool mirrored) {
   STD_TORCH_CHECK(x_.dim() == 4 && f_.dim() == 2 && f_.numel() > 0, "upfirdn2d: x must be [N, C, H, W], f [fh, fw]");
   constexpr int64_t bound = 1 << 24;
   for (const int64_t size : {x_.size(2), x_.size(3), f_.size(0), f_.size(1), px0, px1, py0, py1, up, down})

@@ -44,9 +44,7 @@ def alignment_loss(
     Without a residual flow (a similarity alone) both regularisers are 0.
     """
     if aligned.shape != target.shape:
-        raise ValueError(
-            f"aligned and target pictures must have one shape, got {list(aligned.shape)} and {list(target.shape)}."
-        )
+        raise ValueError(f"aligned and target pictures must have one shape, got {list(aligned.shape)} and {list(target.shape)}.")
     distance = total = perceptual(aligned, target).mean()
     tv = identity = torch.zeros_like(distance)
     if residual_flow is not None:

@@ -37,9 +37,7 @@ class DecayingCosineRestarts:
 
     def __init__(self, period: float = 1.0, multiplier: int = 2, decay: float = 0.9) -> None:
         if not period > 0 or multiplier < 1 or not 0 < decay <= 1:
-            raise ValueError(
-                f"restarts need period > 0, multiplier >= 1 and 0 < decay <= 1, got {period}, {multiplier}, {decay}."
-            )
+            raise ValueError(f"restarts need period > 0, multiplier >= 1 and 0 < decay <= 1, got {period}, {multiplier}, {decay}.")
         self.period, self.multiplier, self.decay = float(period), int(multiplier), float(decay)
 
     def position(self, epoch: float) -> tuple[int, float, float]:
@@ -67,9 +65,7 @@ class DecayingCosineRestarts:
         return ends[:-1]
 
 
-def learning_rate_factor(
-    step: int, anneal_steps: int, period_steps: int, restarts: DecayingCosineRestarts | None = None
-) -> float:
+def learning_rate_factor(step: int, anneal_steps: int, period_steps: int, restarts: DecayingCosineRestarts | None = None) -> float:
     """Factor on both learning rates at `step`: 1 while psi falls, then cosine restarts of `period_steps`, doubling.
 
     `period_steps = 0` switches the restarts off (constant factor 1).

@@ -118,9 +118,7 @@ def start_templates(
     Candidates are projected on the target's directions first, so that what is compared is what the targets can be; the layers
     after `inject` get the mean latent. Memory: the candidates' pictures and one batch of features.
     """
-    parts = [
-        _draw(target, generator, min(batch, candidates - start), inject) for start in range(0, candidates, batch)
-    ]
+    parts = [_draw(target, generator, min(batch, candidates - start), inject) for start in range(0, candidates, batch)]
     coefficients = torch.cat([found for found, _ in parts])
     images = torch.cat([resize_to(pictures, side) for _, pictures in parts])
 
@@ -166,9 +164,7 @@ def split_template(
         moves.append((aligned.grid - base).square().sum(3).mean((1, 2)))
     images, move = torch.cat(pictures), torch.cat(moves)
     distances = distance_matrix(perceptual, images[:candidates], images[:candidates], batch=batch)
-    options = [
-        central_members(distances, spread_centres(distances.__getitem__, candidates, target.heads)) for _ in range(tries)
-    ]
+    options = [central_members(distances, spread_centres(distances.__getitem__, candidates, target.heads)) for _ in range(tries)]
     medoids = min(options, key=lambda centres: float(distances[:, centres].amin(1).sum()))
     nearness, group = distance_matrix(perceptual, images, images[medoids], batch=batch).min(1)
     group[medoids] = torch.arange(target.heads, device=group.device)

@@ -57,8 +57,7 @@ def congeal(
         raise ValueError("images must lie in [0, 1] and be finite; map [-1, 1] there with (x + 1) / 2")
     if iterations < 0 or not 0 < decay <= 1 or penalty < 0:
         raise ValueError(
-            "iterations and penalty must not be negative and decay must be in (0, 1], "
-            f"got {iterations}, {penalty} and {decay}"
+            f"iterations and penalty must not be negative and decay must be in (0, 1], got {iterations}, {penalty} and {decay}"
         )
     parameters = images.new_zeros(images.shape[0], 4)
     steps = images.new_tensor(STEPS)

@@ -99,9 +99,7 @@ def warp_digits(images: Tensor | numpy.ndarray, matrices: Tensor | None = None, 
         centres = (torch.arange(side) + 0.5) * (2 / side) - 1
         output = torch.stack(torch.meshgrid(centres, centres, indexing="xy"), -1).reshape(1, -1, 2)
         grid = transform_points(invert(matrices.to(ink)), output).view(-1, side, side, 2)
-        ink = avg_pool2d(
-            grid_sample(ink, grid, mode="bilinear", padding_mode="zeros", align_corners=False), oversampling
-        )
+        ink = avg_pool2d(grid_sample(ink, grid, mode="bilinear", padding_mode="zeros", align_corners=False), oversampling)
     return ink.mul(2).sub(1).expand(-1, 3, -1, -1).contiguous()
 
 

@@ -46,9 +46,7 @@ def read_idx(path: str | os.PathLike[str], *, dimensions: int | None = None) -> 
     rank = content[3]
     if dimensions is not None and rank != dimensions:
         wanted = {1: "labels (idx1)", 3: "images (idx3)"}.get(dimensions, f"{dimensions} dimensions")
-        raise UserError(
-            f"{path} holds an array of {rank} dimensions, but {wanted} are needed; give the other file of the pair"
-        )
+        raise UserError(f"{path} holds an array of {rank} dimensions, but {wanted} are needed; give the other file of the pair")
     header = 4 + 4 * rank
     if len(content) < header:
         raise UserError(f"the IDX file {path} is truncated in its header; download it again")
@@ -56,8 +54,7 @@ def read_idx(path: str | os.PathLike[str], *, dimensions: int | None = None) -> 
     expected = int(numpy.prod(shape, dtype=numpy.uint64))
     if len(content) - header != expected:
         raise UserError(
-            f"the IDX file {path} should hold {expected} bytes of data but holds {len(content) - header}; "
-            "download it again"
+            f"the IDX file {path} should hold {expected} bytes of data but holds {len(content) - header}; download it again"
         )
     return numpy.frombuffer(content, numpy.uint8, expected, header).reshape(shape).copy()
 
@@ -108,9 +105,7 @@ def read_images(path: str | os.PathLike[str], *, labels: Sequence[int] | None = 
     beside = labels_path(path)
     found = read_idx(beside, dimensions=1)
     if len(found) != len(images):
-        raise UserError(
-            f"{path} holds {len(images)} images but {beside} {len(found)} labels; they do not belong together"
-        )
+        raise UserError(f"{path} holds {len(images)} images but {beside} {len(found)} labels; they do not belong together")
     absent = sorted(set(labels) - set(found.tolist()))
     if absent:
         raise UserError(f"{beside} has no image of class {absent[0]}; its classes are {sorted(set(found.tolist()))}")

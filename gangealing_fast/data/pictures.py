@@ -94,9 +94,7 @@ class Pictures:
         """
         index = torch.as_tensor(indices, dtype=torch.int64).reshape(-1)
         if len(index) and (int(index.min()) < 0 or int(index.max()) >= len(self)):
-            raise IndexError(
-                f"picture indices must be in 0 … {len(self) - 1}, got {int(index.min())} … {int(index.max())}"
-            )
+            raise IndexError(f"picture indices must be in 0 … {len(self) - 1}, got {int(index.min())} … {int(index.max())}")
         rows = self._rows[index]
         if self._store is not None:
             return self._store[rows]
@@ -185,9 +183,7 @@ def open_pictures(
         ValueError: an argument out of range.
     """
     if size < 1 or crop not in ("center", "pad") or (limit is not None and limit < 1):
-        raise ValueError(
-            f"size and limit must be positive and crop 'center' or 'pad', got {size}, {limit} and '{crop}'"
-        )
+        raise ValueError(f"size and limit must be positive and crop 'center' or 'pad', got {size}, {limit} and '{crop}'")
     if Path(path).is_file() and is_idx_name(path):
         pictures = _open_idx(Path(path), size, crop, limit, label)
     elif label is not None:

@@ -60,16 +60,12 @@ class InfiniteSampler:
                 "resume with the same pictures, or start a new run"
             )
         if state["seed"] != self.seed:
-            raise UserError(
-                f"the run was started with seed {state['seed']}, not {self.seed}; resume with the same seed"
-            )
+            raise UserError(f"the run was started with seed {state['seed']}, not {self.seed}; resume with the same seed")
         self.epoch, self.position = state["epoch"], state["position"]
         self._order = self._shuffle()
 
 
-def split_held_out(
-    names: Sequence[str], count: int, *, by: Literal["last", "hash"] = "last"
-) -> tuple[list[int], list[int]]:
+def split_held_out(names: Sequence[str], count: int, *, by: Literal["last", "hash"] = "last") -> tuple[list[int], list[int]]:
     """Split pictures into training and held-out ones.
 
     Args:

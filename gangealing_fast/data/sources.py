@@ -95,12 +95,9 @@ def _list_tar(path: Path) -> list[Entry]:
                     entries.append(Entry(member.name, path, member.offset_data, member.size))
     except tarfile.ReadError as error:
         if entries:
-            raise UserError(
-                f"the tar {path} is truncated or damaged after {len(entries)} pictures; make it again"
-            ) from error
+            raise UserError(f"the tar {path} is truncated or damaged after {len(entries)} pictures; make it again") from error
         raise UserError(
-            f"{path} is neither a folder, nor an uncompressed .tar, nor an MNIST images file; "
-            "unpack it first if it is compressed"
+            f"{path} is neither a folder, nor an uncompressed .tar, nor an MNIST images file; unpack it first if it is compressed"
         ) from error
     except tarfile.TarError as error:
         raise UserError(f"the tar {path} is damaged ({error}); make it again") from error

@@ -86,9 +86,7 @@ def frechet_distance(a: Tensor | FeatureStatistics, b: Tensor | FeatureStatistic
 
 
 @torch.no_grad()
-def gather_features(
-    embedding: Callable[[Tensor], Tensor], batches: Iterable[Tensor] | Tensor, batch: int = 50
-) -> Tensor:
+def gather_features(embedding: Callable[[Tensor], Tensor], batches: Iterable[Tensor] | Tensor, batch: int = 50) -> Tensor:
     """Features [N, D], on the CPU, of pictures given as batches [B, C, H, W] or as one tensor, which is cut up."""
     pieces = batches.split(batch) if isinstance(batches, Tensor) else batches
     features = [embedding(piece).flatten(1).cpu() for piece in pieces]
@@ -177,10 +175,7 @@ def precision_recall(real: Tensor, fake: Tensor, neighbours: int = 3) -> tuple[f
 def _share_inside(manifold: Tensor, points: Tensor, neighbours: int, block: int = 1024) -> float:
     exact = "donot_use_mm_for_euclid_dist"
     radii = torch.cat(
-        [
-            torch.cdist(some, manifold, compute_mode=exact).kthvalue(neighbours + 1, dim=1).values
-            for some in manifold.split(block)
-        ]
+        [torch.cdist(some, manifold, compute_mode=exact).kthvalue(neighbours + 1, dim=1).values for some in manifold.split(block)]
     )
     inside = [(torch.cdist(some, manifold, compute_mode=exact) <= radii).any(1) for some in points.split(block)]
     return float(torch.cat(inside).to(torch.float64).mean())

@@ -114,9 +114,7 @@ def inspect_warps(
     )
 
 
-def identity_grid(
-    height: int, width: int, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
-) -> Tensor:
+def identity_grid(height: int, width: int, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> Tensor:
     """The grid [1, H, W, 2] that reads every pixel where it is (pixel edges at ±1)."""
     x = (torch.arange(width, dtype=dtype, device=device) * 2 + 1) / width - 1
     y = (torch.arange(height, dtype=dtype, device=device) * 2 + 1) / height - 1

@@ -70,9 +70,7 @@ class _EverySecond(torch.autograd.Function):
 class _FoldedConv(nn.Module):
     """Convolution with its batch normalisation folded in, TensorFlow's "same" padding, optionally ReLU6."""
 
-    def __init__(
-        self, cin: int, cout: int, kernel: int, stride: int = 1, *, groups: int = 1, activate: bool = True
-    ) -> None:
+    def __init__(self, cin: int, cout: int, kernel: int, stride: int = 1, *, groups: int = 1, activate: bool = True) -> None:
         super().__init__()
         self.kernel, self.stride, self.groups, self.activate = kernel, stride, groups, activate
         self.register_buffer("weight", torch.zeros(cout, cin // groups, kernel, kernel))
@@ -135,9 +133,7 @@ class EfficientNetPerceptual(nn.Module):
     Frozen: no parameters, only buffers; gradients reach the pictures. Grey pictures are repeated to three channels.
     """
 
-    def __init__(
-        self, taps: Sequence[int] = DEFAULT_TAPS, *, min_size: int = 64, weights: str | Path | None = None
-    ) -> None:
+    def __init__(self, taps: Sequence[int] = DEFAULT_TAPS, *, min_size: int = 64, weights: str | Path | None = None) -> None:
         super().__init__()
         if not taps or sorted(set(taps)) != list(taps) or not 0 <= taps[0] <= taps[-1] < NUM_STAGES:
             raise UserError(f"taps must be rising stage numbers between 0 and {NUM_STAGES - 1}, got {list(taps)}.")
@@ -160,9 +156,7 @@ class EfficientNetPerceptual(nn.Module):
         try:
             state = torch.load(file, map_location="cpu", weights_only=True)
         except FileNotFoundError:
-            raise UserError(
-                f"the weight file {file} does not exist: give the path of an efficientnet-lite0 file."
-            ) from None
+            raise UserError(f"the weight file {file} does not exist: give the path of an efficientnet-lite0 file.") from None
         except Exception as error:
             raise UserError(f"the weight file {file} cannot be read ({error}): is it a complete .pth file?") from error
 
@@ -189,9 +183,7 @@ class EfficientNetPerceptual(nn.Module):
             x = x.expand(-1, 3, -1, -1)
         smallest = min(x.shape[2:])
         if smallest < self.min_size:
-            x = F.interpolate(
-                x, scale_factor=float(-(-self.min_size // smallest)), mode="bilinear", align_corners=False
-            )
+            x = F.interpolate(x, scale_factor=float(-(-self.min_size // smallest)), mode="bilinear", align_corners=False)
         x = self.stem(x.contiguous(memory_format=activation_format()))
         maps = []
         for index, stage in enumerate(self.stages):

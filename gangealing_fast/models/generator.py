@@ -121,8 +121,7 @@ class Generator(nn.Module):
         self.log_size = int(math.log2(size))
         self.n_latent = 2 * self.log_size - 2
         mapping = [
-            EqualLinear(latent_dim, latent_dim, learning_rate_multiplier=0.01, activation=True)
-            for _ in range(mapping_layers)
+            EqualLinear(latent_dim, latent_dim, learning_rate_multiplier=0.01, activation=True) for _ in range(mapping_layers)
         ]
         self.style = nn.Sequential(PixelNorm(), *mapping)
         channels = self.widths.at(4)

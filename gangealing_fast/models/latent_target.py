@@ -43,9 +43,7 @@ def principal_components(
     A component's sign is fixed by making its largest entry positive. The same seed gives the same result.
     """
     if samples < 2 or batch < 1:
-        raise ValueError(
-            f"principal components need 2 samples or more in batches of 1 or more, got {samples}, {batch}."
-        )
+        raise ValueError(f"principal components need 2 samples or more in batches of 1 or more, got {samples}, {batch}.")
     generator = torch.Generator().manual_seed(seed)
     offset: Tensor | None = None
     total = moment = None
@@ -70,9 +68,7 @@ def principal_components(
     keep = directions.shape[0] if components is None else components
     if not 1 <= keep <= directions.shape[0]:
         raise ValueError(f"components must lie between 1 and the latent dimension {directions.shape[0]}, got {keep}.")
-    return PrincipalComponents(
-        directions[:keep].float().contiguous(), (offset + shift).float()[None], values[:keep].sqrt().float()
-    )
+    return PrincipalComponents(directions[:keep].float().contiguous(), (offset + shift).float()[None], values[:keep].sqrt().float())
 
 
 class LatentTarget(nn.Module):
@@ -85,8 +81,7 @@ class LatentTarget(nn.Module):
         super().__init__()
         if directions.ndim != 2 or mean.numel() != directions.shape[1]:
             raise ValueError(
-                "directions must be [C, D] and mean hold D numbers, "
-                f"got {list(directions.shape)} and {list(mean.shape)}."
+                f"directions must be [C, D] and mean hold D numbers, got {list(directions.shape)} and {list(mean.shape)}."
             )
         if heads < 1:
             raise ValueError(f"heads must be 1 or more, got {heads}.")

@@ -45,9 +45,7 @@ def _read(path: Path, what: str) -> dict[str, Tensor]:
     except FileNotFoundError:
         raise UserError(f"the {what} file {path} does not exist: give the path of an existing file.") from None
     except Exception as error:
-        raise UserError(
-            f"the {what} file {path} cannot be read ({error}): is it a complete .pth or .safetensors file?"
-        ) from error
+        raise UserError(f"the {what} file {path} cannot be read ({error}): is it a complete .pth or .safetensors file?") from error
     state = state.get("state_dict", state) if isinstance(state, dict) else state
     if not isinstance(state, dict):
         raise UserError(f"the {what} file {path} holds no named tensors: give a file with a state dict.")
@@ -172,11 +170,7 @@ class Lpips(nn.Module):
                     "give the path of its weights/v0.1/vgg.pth, or use calibrated=False."
                 )
         wanted = {k: v for k, v in state.items() if v is not None and (self.calibrated or not k.startswith("lin"))}
-        own = {
-            k
-            for k in self.state_dict()
-            if not k.startswith("scaling_layer.") and (self.calibrated or not k.startswith("lin"))
-        }
+        own = {k for k in self.state_dict() if not k.startswith("scaling_layer.") and (self.calibrated or not k.startswith("lin"))}
         if missing := sorted(own - wanted.keys()):
             raise UserError(f"the VGG16 or LPIPS file {path} lacks {missing[0]}: give torchvision's {BACKBONE_FILE}.")
         try:
@@ -187,9 +181,7 @@ class Lpips(nn.Module):
     def features(self, x: Tensor) -> list[Tensor]:
         """The five feature maps, finest first."""
         if x.ndim != 4 or x.shape[1] not in (1, 3) or min(x.shape[2:]) < 16:
-            raise ValueError(
-                f"pictures must be [N, 3, H, W] (or [N, 1, H, W]) with sides of 16 or more, got {list(x.shape)}."
-            )
+            raise ValueError(f"pictures must be [N, 3, H, W] (or [N, 1, H, W]) with sides of 16 or more, got {list(x.shape)}.")
         return self.net(self.scaling_layer(x).contiguous(memory_format=activation_format()))
 
     def embedding(self, x: Tensor) -> Tensor:
@@ -216,9 +208,7 @@ def _drop_aliases(module: nn.Module, state: dict[str, Tensor], prefix: str, *_: 
         del state[key]
 
 
-def build_perceptual(
-    name: str = "efficientnet", **options: Any
-) -> EfficientNetPerceptual | Lpips | SelfSupervisedPerceptual:
+def build_perceptual(name: str = "efficientnet", **options: Any) -> EfficientNetPerceptual | Lpips | SelfSupervisedPerceptual:
     """The perceptual distance called `name`, with that class's options.
 
     "efficientnet" works offline, "lpips" needs VGG16's weights, "self" the `weights` that the contrast command learned.

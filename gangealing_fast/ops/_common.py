@@ -33,9 +33,7 @@ def check_tensor(operator: str, name: str, x: Tensor, rank: int | tuple[int, ...
     if not isinstance(x, Tensor):
         raise TypeError(f"{operator}: {name} must be a tensor {shape}, not {type(x).__name__}.")
     if x.dtype not in FLOATING:
-        raise TypeError(
-            f"{operator}: {name} has dtype {x.dtype}; convert it to float64, float32, bfloat16 or float16 first."
-        )
+        raise TypeError(f"{operator}: {name} has dtype {x.dtype}; convert it to float64, float32, bfloat16 or float16 first.")
     if x.layout != torch.strided:
         raise TypeError(f"{operator}: {name} has layout {x.layout}; make it dense with to_dense() first.")
     ranks = (rank,) if isinstance(rank, int) else rank

@@ -10,9 +10,7 @@ import torch
 from torch.utils._python_dispatch import _disable_current_modes
 
 
-def reference_vjp(
-    function: Callable[..., Any], inputs: tuple[torch.Tensor, ...], grads: Any
-) -> tuple[torch.Tensor, ...]:
+def reference_vjp(function: Callable[..., Any], inputs: tuple[torch.Tensor, ...], grads: Any) -> tuple[torch.Tensor, ...]:
     """Gradients of `function(*inputs)` for output gradients `grads`, contiguous; for the bodies of registered operators.
 
     Autograd is off inside an operator's body: it is switched on again here. Dispatch modes (counters, tracers) are set

@@ -42,9 +42,7 @@ def adain_reference(x: Tensor, scale: Tensor, shift: Tensor, eps: float = 1e-5) 
     return y.to(x.dtype).contiguous(memory_format=output_format(x))
 
 
-def adain_backward_reference(
-    grad: Tensor, x: Tensor, scale: Tensor, mean: Tensor, rstd: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
+def adain_backward_reference(grad: Tensor, x: Tensor, scale: Tensor, mean: Tensor, rstd: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Plain torch gradients of x, scale and shift from the statistics `[N, C]` of the forward."""
     compute = compute_dtype(x.dtype)
     axes = tuple(range(2, x.dim()))
@@ -78,9 +76,7 @@ def _adain_backward(
 
 
 @_adain_backward.register_fake
-def _(
-    grad: Tensor, x: Tensor, scale: Tensor, mean: Tensor, rstd: Tensor, eps: float
-) -> tuple[Tensor, Tensor, Tensor]:
+def _(grad: Tensor, x: Tensor, scale: Tensor, mean: Tensor, rstd: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     grad_x = torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=output_format(x))
     return grad_x, torch.empty_like(scale), torch.empty_like(scale)
 

@@ -114,9 +114,7 @@ def bilinear_downsample(x: Tensor, stride: int) -> Tensor:
     if stride < 2 or stride % 2:
         raise ValueError(f"bilinear_downsample: stride must be even and at least 2, not {stride}.")
     if min(x.shape[2:]) < stride:
-        raise ValueError(
-            f"bilinear_downsample: an image of {x.shape[2]} x {x.shape[3]} is too small for stride {stride}."
-        )
+        raise ValueError(f"bilinear_downsample: an image of {x.shape[2]} x {x.shape[3]} is too small for stride {stride}.")
     if reference_wanted():
         return run_reference(bilinear_downsample_reference, x, stride)
     return _call(x, stride)

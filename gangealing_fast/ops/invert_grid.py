@@ -183,9 +183,7 @@ def _(grid: Tensor, points: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 @torch.library.custom_op("gangealing_fast::invert_grid_backward", mutates_args=())
-def _invert_grid_backward(
-    grad: Tensor, grid: Tensor, cell: Tensor, offset: Tensor, confidence: Tensor
-) -> tuple[Tensor, Tensor]:
+def _invert_grid_backward(grad: Tensor, grid: Tensor, cell: Tensor, offset: Tensor, confidence: Tensor) -> tuple[Tensor, Tensor]:
     return invert_grid_backward_reference(grad, grid, cell, offset, confidence)
 
 

@@ -143,9 +143,7 @@ def _check(index: int, a: Tensor, b: Tensor, head: Tensor | None) -> None:
             raise ValueError(f"lpips_distance: {name} must hold one weight for each of {a.shape[1]} channels, got {head.numel()}.")
 
 
-def lpips_distance(
-    features_a: Sequence[Tensor], features_b: Sequence[Tensor], heads: Sequence[Tensor] | None = None
-) -> Tensor:
+def lpips_distance(features_a: Sequence[Tensor], features_b: Sequence[Tensor], heads: Sequence[Tensor] | None = None) -> Tensor:
     """Sum over taps of the distance of two lists of feature maps `[N, C_i, H_i, W_i]`; returns `[N]`.
 
     heads: non-negative weights `[C_i]` (any shape with C_i numbers) of each tap; all ones where None.

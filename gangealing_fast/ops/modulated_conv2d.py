@@ -307,9 +307,7 @@ def _check_activation(x, weight, up, down, bias, noise, noise_strength, slope, g
                 f"modulated_conv2d: noise has shape {list(noise.shape)}, expected {[x.shape[0], 1, *size]} or a batch of 1."
             )
         if noise_strength.numel() != 1:
-            raise ValueError(
-                f"modulated_conv2d: noise_strength must be one number, but has shape {list(noise_strength.shape)}."
-            )
+            raise ValueError(f"modulated_conv2d: noise_strength must be one number, but has shape {list(noise_strength.shape)}.")
 
 
 def _under_autocast(x: Tensor) -> Tensor:

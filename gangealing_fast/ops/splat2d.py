@@ -97,9 +97,7 @@ def _splat2d_backward(
 def _(
     grad: Tensor, result: Tensor, total: Tensor, xy: Tensor, values: Tensor, sigma: Tensor, soft: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    grad_background = torch.empty(
-        result.shape, dtype=result.dtype, device=result.device, memory_format=output_format(result)
-    )
+    grad_background = torch.empty(result.shape, dtype=result.dtype, device=result.device, memory_format=output_format(result))
     return grad_background, xy.new_empty(xy.shape), values.new_empty(values.shape), sigma.new_empty(sigma.shape)
 
 

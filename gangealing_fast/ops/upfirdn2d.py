@@ -103,9 +103,7 @@ _upfirdn2d.register_autograd(_backward, setup_context=_setup_context)
 _call = eager(_upfirdn2d, _setup_context, _backward)
 
 
-def upfirdn2d(
-    x: Tensor, f: Tensor, *, up: int = 1, down: int = 1, padding: Padding = (0, 0), gain: float = 1.0
-) -> Tensor:
+def upfirdn2d(x: Tensor, f: Tensor, *, up: int = 1, down: int = 1, padding: Padding = (0, 0), gain: float = 1.0) -> Tensor:
     """Upsample by zero insertion, pad or crop, convolve with one filter, subsample.
 
     Args:

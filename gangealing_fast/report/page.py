@@ -75,12 +75,10 @@ def render_report(title: str, sections: Sequence[Section], *, subtitle: str = ""
     """The whole page as text; the same sections always give the same page."""
     anchors = _anchors([section.heading for section in sections])
     links = "".join(
-        f'<li><a href="#{anchor}">{escape(section.heading)}</a></li>'
-        for anchor, section in zip(anchors, sections, strict=True)
+        f'<li><a href="#{anchor}">{escape(section.heading)}</a></li>' for anchor, section in zip(anchors, sections, strict=True)
     )
     bodies = "".join(
-        f'<section aria-labelledby="{anchor}"><h2 id="{anchor}">{escape(section.heading)}</h2>\n'
-        f"{section.html()}\n</section>\n"
+        f'<section aria-labelledby="{anchor}"><h2 id="{anchor}">{escape(section.heading)}</h2>\n{section.html()}\n</section>\n'
         for anchor, section in zip(anchors, sections, strict=True)
     )
     lead = f"<p>{escape(subtitle)}</p>" if subtitle else ""

@@ -63,9 +63,7 @@ def picture_grid(
     return sheet
 
 
-def save_grid(
-    images: Tensor, path: str | os.PathLike[str], columns: int | None = None, *, scale: int = 1, gap: int = 2
-) -> Path:
+def save_grid(images: Tensor, path: str | os.PathLike[str], columns: int | None = None, *, scale: int = 1, gap: int = 2) -> Path:
     """`picture_grid` written atomically to `path` (.png, .jpg or .webp); returns the path."""
     save_picture(path, picture_grid(images, columns, scale=scale, gap=gap))
     return Path(path)

@@ -16,9 +16,7 @@ LEFT, RIGHT, TOP, BOTTOM = 52, 12, 30, 36
 BINS = 240
 
 
-def line_plot(
-    title: str, x: Sequence[float], y: Sequence[float | None], *, x_label: str = "", log: bool | None = None
-) -> str:
+def line_plot(title: str, x: Sequence[float], y: Sequence[float | None], *, x_label: str = "", log: bool | None = None) -> str:
     """One curve as an `<svg>` element: the mean per bin as a line over the band from minimum to maximum.
 
     x must not decrease. y may hold None or values that are not finite, which are left out. log: logarithmic y axis; by
@@ -26,9 +24,7 @@ def line_plot(
     """
     points = [(float(a), float(b)) for a, b in zip(x, y, strict=True) if b is not None and math.isfinite(b)]
     if not points:
-        return _frame(
-            title, f"{title}: no finite values", [f'<text x="{WIDTH / 2}" y="{HEIGHT / 2}" class="m">no values</text>']
-        )
+        return _frame(title, f"{title}: no finite values", [f'<text x="{WIDTH / 2}" y="{HEIGHT / 2}" class="m">no values</text>'])
     values = [b for _, b in points]
     if log is None:
         log = min(values) > 0 and max(values) > 100 * min(values)
@@ -50,9 +46,7 @@ def line_plot(
         parts.append(f'<line class="g" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{down(tick):.1f}" y2="{down(tick):.1f}"/>')
         parts.append(f'<text class="e" x="{LEFT - 6}" y="{down(tick) + 4:.1f}">{label}</text>')
     for tick in x_ticks:
-        parts.append(
-            f'<text class="m" x="{across(tick):.1f}" y="{HEIGHT - BOTTOM + 16}">{_number(tick, x_step)}</text>'
-        )
+        parts.append(f'<text class="m" x="{across(tick):.1f}" y="{HEIGHT - BOTTOM + 16}">{_number(tick, x_step)}</text>')
     parts.append(f'<text class="m" x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 5}">{escape(x_label)}</text>')
     bins = _bins(points)
     if any(top > bottom for _, _, bottom, top in bins):
@@ -89,9 +83,7 @@ def _bins(points: list[tuple[float, float]]) -> list[tuple[float, float, float, 
     ]
 
 
-def _axis(
-    low: float, high: float, *, whole: bool = False, snug: bool = False
-) -> tuple[float, float, float, list[float]]:
+def _axis(low: float, high: float, *, whole: bool = False, snug: bool = False) -> tuple[float, float, float, list[float]]:
     """(low, high, step, ticks) of an axis, ticks at 1, 2 or 5 times a power of ten; `snug` ends where the data ends."""
     if high - low < 1e-9 * max(abs(low), abs(high), 1e-300):
         margin = 1.0 if whole else abs(low) * 0.5 or 1.0

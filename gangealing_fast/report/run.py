@@ -66,14 +66,10 @@ def write_run_report(
     if flows is not None:
         sections.append(Rows("Flows", {"Hue: direction, saturation: distance": flow_pictures(flows)}))
     if samples:
-        text = (
-            "What the transformer learns from: the generator's samples, the target of each, and the sample as aligned."
-        )
+        text = "What the transformer learns from: the generator's samples, the target of each, and the sample as aligned."
         sections.append(Rows("Samples", samples, text=text))
     if records:
-        sections.append(
-            Curves("Training", records, text="Line: mean; band: from the lowest to the highest value nearby.")
-        )
+        sections.append(Curves("Training", records, text="Line: mean; band: from the lowest to the highest value nearby."))
     sections.extend(extra)
     if next_steps:
         sections.append(Text("What to do next", list(next_steps), listed=len(next_steps) > 1))

@@ -77,17 +77,13 @@ class Rows:
     def html(self) -> str:
         counts = {int(images.shape[0]) for images in self.rows.values()}
         if len(counts) != 1 or counts == {0}:
-            raise ValueError(
-                f"{self.heading}: every row needs the same number of pictures, at least 1, got {sorted(counts)}"
-            )
+            raise ValueError(f"{self.heading}: every row needs the same number of pictures, at least 1, got {sorted(counts)}")
         count = min(counts.pop(), self.most)
         figures = []
         for name, images in self.rows.items():
             gap = max(1, round(images.shape[3] / 32))
             sheet = picture_grid(images[:count], count, gap=gap, background=None)
-            figures.append(
-                _figure(name, sheet, round(sheet.width * self.width / images.shape[3]), f"{name}: {count} pictures")
-            )
+            figures.append(_figure(name, sheet, round(sheet.width * self.width / images.shape[3]), f"{name}: {count} pictures"))
         return _paragraph(self.text) + f'<div class="rows" tabindex="0">{"".join(figures)}</div>'
 
 
@@ -154,9 +150,7 @@ class Metrics:
                 cells.append(_figure_text(_entry(self.baseline.get(name, {})).get("ratio")))
             if goals:
                 cells.append(_goal_text(entry))
-            lines.append(
-                f'<tr><th scope="row">{escape(name)}{note}</th>' + "".join(f"<td>{c}</td>" for c in cells) + "</tr>"
-            )
+            lines.append(f'<tr><th scope="row">{escape(name)}{note}</th>' + "".join(f"<td>{c}</td>" for c in cells) + "</tr>")
         head = "".join(f'<th scope="col">{escape(name)}</th>' for name in headings)
         table = f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
         return _paragraph(self.text) + f'<div class="scroll" tabindex="0">{table}</div>'
@@ -191,8 +185,7 @@ class Commands:
 
     def html(self) -> str:
         return "".join(
-            f'{_paragraph(purpose)}<pre tabindex="0"><code>{escape(line)}</code></pre>'
-            for purpose, line in self.commands
+            f'{_paragraph(purpose)}<pre tabindex="0"><code>{escape(line)}</code></pre>' for purpose, line in self.commands
         )
 
 

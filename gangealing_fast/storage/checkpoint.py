@@ -35,8 +35,7 @@ def _check_plain(value: Any, place: str) -> None:
     """Refuse what `weights_only=True` could not read back, by its place in the state."""
     if type(value).__module__ == "numpy" or not isinstance(value, (*_PLAIN, list, tuple, Mapping)):
         raise TypeError(
-            f"a checkpoint cannot hold {place} of type {type(value).__name__}: "
-            "make it a tensor, number, string, list or dict"
+            f"a checkpoint cannot hold {place} of type {type(value).__name__}: make it a tensor, number, string, list or dict"
         )
     if isinstance(value, Mapping):
         for key, item in value.items():
@@ -201,9 +200,7 @@ def load_latest(
     """
     newest, previous = Path(folder) / NEWEST, Path(folder) / PREVIOUS
     if not newest.exists() and not previous.exists():
-        raise UserError(
-            f"there is no {NEWEST} in {folder}; give the results folder of an earlier run, or start a new run"
-        )
+        raise UserError(f"there is no {NEWEST} in {folder}; give the results folder of an earlier run, or start a new run")
     try:
         return load(newest, kind=kind, map_location=map_location)
     except UserError as error:
@@ -247,9 +244,7 @@ def export_safetensors(
         if half and tensor.is_floating_point():
             narrow = tensor.half()
             if not torch.equal(torch.isfinite(narrow), torch.isfinite(tensor)):
-                raise ValueError(
-                    f"tensor {name} does not fit into half precision (largest value {tensor.abs().max():.3g})"
-                )
+                raise ValueError(f"tensor {name} does not fit into half precision (largest value {tensor.abs().max():.3g})")
             tensor = narrow
         stored[name] = tensor.contiguous().clone()  # safetensors refuses tensors that share memory
     metadata = {"format": "pt", "producer": FORMAT, "config": json.dumps(dict(config), sort_keys=True, allow_nan=False)}
@@ -283,9 +278,7 @@ def load_safetensors(
         metadata = json.loads(content[8 : 8 + length]).get("__metadata__", {})
         config = json.loads(metadata.get("config", "{}"))
     except (SafetensorError, ValueError) as error:
-        raise UserError(
-            f"{path} is truncated or not a safetensors file; restore it or install the package again"
-        ) from error
+        raise UserError(f"{path} is truncated or not a safetensors file; restore it or install the package again") from error
     if dtype is not None:
         tensors = {name: t.to(dtype) if t.is_floating_point() else t for name, t in tensors.items()}
     return tensors, config

@@ -62,6 +62,4 @@ CASES = (
     Case("all-inside", 2, 3, (12, 10), (8, 9), "zeros", False, 0.8),
 )
 # Small enough for gradcheck and gradgradcheck.
-SMALL = tuple(
-    Case(f"small-{mode}-{corners}", 1, 2, (4, 5), (2, 3), mode, corners) for mode in MODES for corners in (False, True)
-)
+SMALL = tuple(Case(f"small-{mode}-{corners}", 1, 2, (4, 5), (2, 3), mode, corners) for mode in MODES for corners in (False, True))

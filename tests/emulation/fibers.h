@@ -152,8 +152,8 @@ class Block {
       fiber->context.uc_stack.ss_size = Fiber::stack_bytes;
       fiber->context.uc_link = nullptr;
       const auto pointer = reinterpret_cast<uintptr_t>(this), own = reinterpret_cast<uintptr_t>(fiber);
-      makecontext(&fiber->context, reinterpret_cast<void (*)()>(&Block::enter), 4, unsigned(pointer),
-                  unsigned(pointer >> 32), unsigned(own), unsigned(own >> 32));
+      makecontext(&fiber->context, reinterpret_cast<void (*)()>(&Block::enter), 4, unsigned(pointer), unsigned(pointer >> 32),
+                  unsigned(own), unsigned(own >> 32));
     }
     resume(fiber, -1);
   }
@@ -221,8 +221,7 @@ class Block {
         bool complete = true;
         for (int other = 0; other < lanes; ++other) {
           const Thread& t = threads_[first + other];
-          if (mask >> other & 1u)
-            complete &= t.state == State::finished || (t.state == State::at_warp_barrier && t.mask == mask);
+          if (mask >> other & 1u) complete &= t.state == State::finished || (t.state == State::at_warp_barrier && t.mask == mask);
         }
         if (!complete) continue;
         for (int other = 0; other < lanes; ++other) {
@@ -277,8 +276,7 @@ inline std::vector<int> permutation(int64_t count) {
 template <typename Body>
 void launch(dim3 grid, dim3 size, const Body& body) {
   const uint64_t blocks = uint64_t(grid.x) * grid.y * grid.z, threads = uint64_t(size.x) * size.y * size.z;
-  if (blocks == 0 || grid.x > 0x7fffffffu || grid.y > 65535 || grid.z > 65535 || threads == 0 || threads > 1024 ||
-      size.z > 64) {
+  if (blocks == 0 || grid.x > 0x7fffffffu || grid.y > 65535 || grid.z > 65535 || threads == 0 || threads > 1024 || size.z > 64) {
     static int number = 0;
     error_text() = "an illegal launch configuration (error " + std::to_string(++number) + ")";
     return;

@@ -32,6 +32,7 @@ def test_values(case, dtype):
 
 def test_no_tile_too_large_for_a_device(monkeypatch):
     from gangealing_fast.kernels import _launch
+
     (adain,) = kernels("adain", "adain")
     monkeypatch.setattr(_launch, "ENLARGED", 1)
     case = next(case for case in CASES if case.name == "many-positions")

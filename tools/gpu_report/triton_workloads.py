@@ -94,9 +94,7 @@ def adain(x: Tensor) -> list[TritonWorkload]:
     grad = torch.empty_like(x)
     return [
         TritonWorkload("adain", _words(x), _call("adain", "adain", [x, scale, shift], 1e-5)),
-        TritonWorkload(
-            "adain_backward", _words(x), _call("adain", "adain_backward", [grad, x, scale, mean, rstd], 1e-5)
-        ),
+        TritonWorkload("adain_backward", _words(x), _call("adain", "adain_backward", [grad, x, scale, mean, rstd], 1e-5)),
     ]
 
 
