@@ -77,8 +77,8 @@ def serve(options: dict[str, Any]) -> None:
     some to warm up where that is needed, and prints its seconds; at the end of the input prints the peak memory."""
     import torch
 
+    from gangealing_fast.alignment.building import build
     from gangealing_fast.alignment.config import TrainConfig
-    from gangealing_fast.alignment.trainer import build
     from gangealing_fast.runtime import memory
     from gangealing_fast.runtime.distributed import Group
     from gangealing_fast.runtime.setup import prepare_process

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from gangealing_fast import Aligner
+from gangealing_fast.geometry.warping import Warping
 from gangealing_fast.models import SpatialTransformer
 
 
@@ -16,7 +17,7 @@ def aligner(transforms=("similarity",), scale=0.3, iters=1):
         if hasattr(module, "warp_head") and hasattr(module.warp_head, "linear"):
             torch.nn.init.normal_(module.warp_head.linear.weight, std=scale)
             torch.nn.init.normal_(module.warp_head.linear.bias, std=scale)
-    return Aligner(transformer, "border", iters)
+    return Aligner(transformer, Warping(iters=iters))
 
 
 @pytest.mark.parametrize("side", [32, 64])
@@ -77,7 +78,7 @@ def bend(model, strength=0.3):
 @pytest.mark.parametrize("mode", ["reflection", "border", "zeros"])
 def test_the_square_holds_the_picture_in_its_middle(mode):
     model = aligner()
-    model.padding_mode = mode
+    model.warping = Warping(mode)
     images = torch.rand(1, 3, 4, 21)
     square = model.square(images)
     assert square.images.shape == (1, 3, 21, 21)
@@ -133,7 +134,7 @@ def test_alpha_leads_from_the_picture_to_its_alignment():
 def test_flips_choose_the_smoother_flow():
     model = aligner(("similarity", "flow"), scale=0.05)
     bend(model)
-    flipped = Aligner(model.transformer, "border", flips=True)
+    flipped = Aligner(model.transformer, Warping("border"), flips=True)
     images = torch.rand(4, 3, 32, 32)
     _, mirrored = flipped.assign(images)
     assert torch.equal(flipped.assign(images.flip(3))[1], ~mirrored)

@@ -12,12 +12,14 @@ from test_perceptual import lpips_state
 
 from gangealing_fast import ops
 from gangealing_fast.alignment import classifying
+from gangealing_fast.alignment.building import build
 from gangealing_fast.alignment.clustering import align_assigned, assign, cluster_distances, mirror_chosen
 from gangealing_fast.alignment.config import ClassifyConfig
 from gangealing_fast.alignment.step import AlignmentStep
 from gangealing_fast.alignment.templates import central_members, distance_matrix, split_template, spread_centres, start_templates
-from gangealing_fast.alignment.trainer import build, run
+from gangealing_fast.alignment.trainer import run
 from gangealing_fast.applications.aligner import Aligner
+from gangealing_fast.geometry.warping import Warping
 from gangealing_fast.metrics import cluster_purity
 from gangealing_fast.models import ClusterClassifier, Generator, LatentTarget, Lpips, SpatialTransformer
 from gangealing_fast.runtime.distributed import Group
@@ -122,13 +124,13 @@ def test_templates_are_split_among_aligned_samples():
     transformer = SpatialTransformer(("similarity",), 16, channel_base=64, max_channels=8, heads=3).requires_grad_(False)
     transformer.stns[0].warp_head.linear.bias[1] = math.inf  # head 1's rotation: no other head may be asked
     transformer.stns[0].warp_head.linear.bias[3] = 0.3  # head 0's scale
-    options = {"candidates": 12, "inject": 4, "padding_mode": "border", "batch": 10}
+    options = {"candidates": 12, "inject": 4, "warping": Warping(), "batch": 10}
     aligned = split_template(target, generator, transformer, _PixelDistance(), **options)
     assert torch.pdist(target.coefficients.detach()).min() > 0.1
     w = target.target().detach()
     pictures = generator.synthesize([w] * 4 + [torch.zeros(3, 8)] * (generator.n_latent - 4), noise="fixed")
     first = torch.zeros(3, dtype=torch.long)
-    torch.testing.assert_close(aligned, transformer(pictures, assignment=first, padding_mode="border").image)
+    torch.testing.assert_close(aligned, transformer(pictures, assignment=first).image)
 
 
 def test_every_head_starts_as_the_first():
@@ -195,13 +197,13 @@ def test_the_gradient_is_that_of_the_least_distance(folder, clusters, flips):
     with torch.no_grad():
         w = generator.map(z)
         unaligned = generator.synthesize(w, own_noise)
-    targets = generator.synthesize(trainer.target.mix_layers(w, psi, trainer.inject, generator.n_latent), noise)
+    targets = generator.synthesize(trainer.target.mix_layers(w, psi, trainer.targets.inject, generator.n_latent), noise)
     rows, terms = [], []
     for images in (unaligned, unaligned.flip(3)) if flips else (unaligned,):
-        aligned = trainer.transformer(images, padding_mode=trainer.padding_mode)
+        aligned = trainer.transformer(images, warping=trainer.warping)
         rows.append(trainer.perceptual(aligned.image, targets).reshape(n, clusters))
         tv, identity = ops.flow_regularizer(aligned.residual_flow)
-        terms.append((trainer.tv_weight * tv + trainer.identity_weight * identity).reshape(n, clusters))
+        terms.append((trainer.weights.tv * tv + trainer.weights.identity * identity).reshape(n, clusters))
     distances, terms = torch.cat(rows, 1), torch.cat(terms, 1)
     best = distances.argmin(1, keepdim=True)
     (distances.gather(1, best) + terms.gather(1, best)).mean().backward()
@@ -226,8 +228,7 @@ def test_clusters_are_trained_classified_and_used(folder, capsys):
     record = aligner.warp(images)
     for k in range(5):
         seen = images[k : k + 1].flip(3) if mirrored[k] else images[k : k + 1]
-        use = {"padding_mode": aligner.padding_mode, "iters": aligner.iters}
-        alone = aligner.transformer(seen, assignment=cluster[k : k + 1], **use)
+        alone = aligner.transformer(seen, assignment=cluster[k : k + 1], warping=aligner.warping)
         torch.testing.assert_close(record.image[k], alone.image[0])
     assert "perceptual distance" in capsys.readouterr().out
     assert (folder / "classified" / "report.html").exists()

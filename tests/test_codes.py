@@ -15,8 +15,7 @@ from gangealing_fast.adversarial.objectives import Objective, Side, make
 from gangealing_fast.adversarial.objectives import auxiliary as a
 from gangealing_fast.adversarial.step import AdversarialStep
 from gangealing_fast.models import DcganCritic, DcganGenerator, Generator
-from gangealing_fast.pretraining.sampling import picture_sampler
-from gangealing_fast.pretraining.trainer import columns, samples
+from gangealing_fast.pretraining.sampling import columns, picture_sampler, samples
 from gangealing_fast.training.optim import AdamEma
 
 double = torch.float64

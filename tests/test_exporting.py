@@ -12,6 +12,7 @@ from test_aligner import aligner
 from gangealing_fast import Aligner, convert
 from gangealing_fast.applications import exporting
 from gangealing_fast.checkpoints.writing import export_aligner
+from gangealing_fast.geometry.warping import Warping
 from gangealing_fast.models import ClusterClassifier, SpatialTransformer
 from gangealing_fast.runtime.errors import UserError
 
@@ -23,7 +24,7 @@ def clustered() -> Aligner:
     torch.nn.init.normal_(transformer.similarity.warp_head.linear.weight, std=0.3)
     classifier = ClusterClassifier.like(transformer, flips=True)
     torch.nn.init.normal_(classifier.to_logits.weight)
-    return Aligner(transformer, "reflection", 1, classifier)
+    return Aligner(transformer, Warping("reflection"), classifier)
 
 
 def composed() -> Aligner:
@@ -33,7 +34,7 @@ def composed() -> Aligner:
     for stage in transformer.stns:
         for parameter in stage.warp_head.parameters():
             torch.nn.init.normal_(parameter, std=0.1)
-    return Aligner(transformer.eval().requires_grad_(False), "reflection", 1)
+    return Aligner(transformer.eval().requires_grad_(False), Warping("reflection"))
 
 
 @pytest.mark.slow

@@ -18,6 +18,7 @@ from gangealing_fast.alignment.poses import PoseRange, equivariance_error, show
 from gangealing_fast.alignment.trainer import run
 from gangealing_fast.checkpoints.reading import read
 from gangealing_fast.checkpoints.writing import write
+from gangealing_fast.geometry.warping import Warping
 from gangealing_fast.models import ClusterClassifier, SpatialTransformer
 from gangealing_fast.runtime.errors import UserError
 from gangealing_fast.storage import checkpoint
@@ -61,7 +62,7 @@ def test_it_learns_to_undo_poses():
     errors = []
     for _ in range(40):
         pose = range_.draw(torch.randn(20, 4))
-        grids = network(torch.cat([blobs, show(blobs, pose, "reflection")]), padding_mode="reflection").grid.chunk(2)
+        grids = network(torch.cat([blobs, show(blobs, pose, "reflection")]), warping=Warping("reflection")).grid.chunk(2)
         error = equivariance_error(*grids, pose).mean()
         optimizer.zero_grad()
         error.backward()

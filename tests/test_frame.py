@@ -3,6 +3,7 @@ import pytest
 import torch
 
 from gangealing_fast.alignment.frame import keep_area
+from gangealing_fast.geometry.warping import Warping
 from gangealing_fast.metrics import compose_matrices
 from gangealing_fast.models import SpatialTransformer
 
@@ -14,7 +15,7 @@ def test_the_mean_area_is_kept_and_the_warps_differ_by_one_scaling():
     transformer.similarity.warp_head.linear.bias[1] = 0.4
     images = torch.rand(20, 3, 16, 16) * 2 - 1
     before = transformer(images).matrix
-    factor = keep_area(transformer, images, padding_mode="border", batch=7)
+    factor = keep_area(transformer, images, warping=Warping(), batch=7)
     after = transformer(images).matrix
     assert factor != pytest.approx(1, abs=0.05)
     torch.testing.assert_close(torch.linalg.det(after[:, :, :2]).mean(), torch.tensor(1.0), rtol=1e-4, atol=0)
@@ -25,7 +26,7 @@ def test_the_mean_area_is_kept_and_the_warps_differ_by_one_scaling():
 def test_a_flow_is_refused():
     transformer = SpatialTransformer(("similarity", "flow"), 32, channel_base=64, max_channels=8)
     with pytest.raises(ValueError, match="similarity alone"):
-        keep_area(transformer, torch.zeros(1, 3, 32, 32), padding_mode="border")
+        keep_area(transformer, torch.zeros(1, 3, 32, 32), warping=Warping())
 
 
 def test_the_area_is_kept_where_the_similarity_corrects_itself():
@@ -35,7 +36,7 @@ def test_the_area_is_kept_where_the_similarity_corrects_itself():
     torch.nn.init.normal_(transformer.similarity.warp_head.linear.weight, std=0.1)
     transformer.similarity.warp_head.linear.bias[1] = 0.2
     images = torch.rand(20, 3, 16, 16) * 2 - 1
-    factor = keep_area(transformer, images, padding_mode="border", iters=3)
+    factor = keep_area(transformer, images, warping=Warping(iters=3))
     assert factor != pytest.approx(1, abs=0.05)
-    after = transformer(images, padding_mode="border", iters=3).matrix
+    after = transformer(images, warping=Warping(iters=3)).matrix
     torch.testing.assert_close(torch.linalg.det(after[:, :, :2]).mean(), torch.tensor(1.0), rtol=1e-3, atol=0)

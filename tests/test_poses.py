@@ -16,12 +16,14 @@ from PIL import Image
 from runs import train_config, write_generator, write_pictures
 from torch.testing import assert_close
 
+from gangealing_fast.alignment.building import build
 from gangealing_fast.alignment.clustering import mirror_chosen
 from gangealing_fast.alignment.evaluation import evaluate_pictures
 from gangealing_fast.alignment.poses import PoseRange, equivariance_error, mirror_pose, show
 from gangealing_fast.alignment.results import new_samples, watch
-from gangealing_fast.alignment.trainer import build, run
+from gangealing_fast.alignment.trainer import run
 from gangealing_fast.data.digits import invert, random_similarity
+from gangealing_fast.geometry.warping import Warping
 from gangealing_fast.geometry.warps import compose, identity_grid, transform_points
 from gangealing_fast.models.spatial_transformer import SpatialTransformer
 from gangealing_fast.runtime.distributed import Group
@@ -141,9 +143,9 @@ def test_an_aligner_that_undoes_every_pose_has_no_pair_error():
     numbers = torch.randn(2, 6, 4, generator=torch.Generator().manual_seed(7))
     with torch.no_grad():
         transformer.answers = []
-        nothing = evaluate_pictures(transformer, images, _squared, padding_mode="border", poses=RANGE)
+        nothing = evaluate_pictures(transformer, images, _squared, warping=Warping(), poses=RANGE)
         transformer.answers = [torch.eye(2, 3).repeat(6, 1, 1), *(invert(RANGE.draw(half)) for half in numbers)]
-        told = evaluate_pictures(transformer, images, _squared, padding_mode="border", poses=RANGE)
+        told = evaluate_pictures(transformer, images, _squared, warping=Warping(), poses=RANGE)
     assert nothing.figures["Pair error"]["ratio"] == pytest.approx(1)
     assert told.figures["Pair error"]["ratio"] < 1e-5
     assert told.figures["Set spread"]["ratio"] < 1e-5

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -22,7 +24,7 @@ from gangealing_fast.storage.files import read_json_lines
 
 
 def saved(path, model: Aligner):
-    settings = {"padding_mode": model.padding_mode, "iters": model.iters}
+    settings = dataclasses.asdict(model.warping)
     export_aligner(path, model.transformer, None, settings, model.classifier)
     return path
 

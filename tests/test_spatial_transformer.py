@@ -20,6 +20,7 @@ from gangealing_fast.geometry.points import (
     to_template,
     transfer,
 )
+from gangealing_fast.geometry.warping import Warping
 from gangealing_fast.geometry.warps import compose, identity_grid, similarity_matrix, transform_points
 from gangealing_fast.models.spatial_transformer import SpatialTransformer
 from gangealing_fast.ops import flow_regularizer, mipmap_warp
@@ -67,7 +68,9 @@ def test_golden_composed():
 
 def test_golden_large_picture_iterations_alpha_and_resolution():
     _, arrays = golden("stn_composed")
-    result = golden_transformer("stn_composed", 1)(arrays["big"], iters=3, alpha=torch.tensor([0.3, 0.8]), output_resolution=96)
+    result = golden_transformer("stn_composed", 1)(
+        arrays["big"], warping=Warping(iters=3), alpha=torch.tensor([0.3, 0.8]), output_resolution=96
+    )
     assert_golden(result.grid, arrays["grid2"], what="grid")
     assert_golden(result.image, arrays["out2"], what="image")
 
@@ -137,7 +140,7 @@ def test_starts_at_the_identity(transforms):
 def test_sizes_and_gradients(transforms, size):
     transformer = warped(transforms=transforms)
     x = torch.rand(2, 3, size, size, requires_grad=True)
-    result = transformer(x, padding_mode="reflection")
+    result = transformer(x, warping=Warping("reflection"))
     assert result.image.shape == (2, 3, 32, 32)
     result.image.square().sum().backward()
     missing = [name for name, p in transformer.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
@@ -153,7 +156,7 @@ def test_iterations_compose_matrices_and_sample_the_original():
     transformer = warped(transforms=("similarity",))
     x = torch.rand(2, 3, 32, 32)
     once = transformer(x)
-    twice = transformer(x, iters=2)
+    twice = transformer(x, warping=Warping(iters=2))
     second = transformer(once.image).matrix
     assert_close(twice.matrix, compose(once.matrix, second), 1e-5)
     assert_close(twice.image, mipmap_warp(x, transform_points(twice.matrix, identity_grid(32, 32)[None])), 1e-5)
@@ -277,7 +280,7 @@ def test_mirrored_points_and_visibility_are_permuted():
         (lambda: SpatialTransformer(heads=0, **SLIM), "heads"),
         (lambda: SpatialTransformer(**SLIM)(torch.rand(1, 1, 32, 32)), "images"),
         (lambda: SpatialTransformer(**SLIM)(torch.rand(2, 3, 32, 32), torch.rand(1, 3, 32, 32)), "source"),
-        (lambda: SpatialTransformer(**SLIM)(torch.rand(1, 3, 32, 32), iters=0), "iters"),
+        (lambda: Warping(iters=0), "iters"),
         (lambda: SpatialTransformer(**SLIM)(torch.rand(1, 3, 32, 32), alpha=torch.ones(2)), "alpha"),
         (lambda: SpatialTransformer(**SLIM)(torch.rand(1, 3, 32, 32), assignment=torch.zeros(2).long()), "assignment"),
         (lambda: SpatialTransformer(("similarity",), **SLIM).best_mirror(torch.rand(1, 3, 32, 32)), "flow"),

@@ -12,7 +12,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from gangealing_fast import ops
 from gangealing_fast.alignment import step as step_module
-from gangealing_fast.alignment.trainer import build, run
+from gangealing_fast.alignment.building import build
+from gangealing_fast.alignment.trainer import run
 from gangealing_fast.applications.aligner import Aligner
 from gangealing_fast.runtime import precision
 from gangealing_fast.runtime.distributed import Group

@@ -16,11 +16,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from gangealing_fast import ops
 from gangealing_fast.alignment.losses import AlignmentLoss, alignment_loss
+from gangealing_fast.alignment.options import Schedule, Targets, Weights
 from gangealing_fast.alignment.schedules import ema_decay
-from gangealing_fast.alignment.step import AlignmentStep, NotFinite
+from gangealing_fast.alignment.step import AlignmentStep
+from gangealing_fast.geometry.warping import Warping
 from gangealing_fast.models import Generator, LatentTarget, Lpips, SpatialTransformer
 from gangealing_fast.models.layers import EqualConv2d
 from gangealing_fast.runtime.precision import LossScale
+from gangealing_fast.training.loop import NotFinite
 from gangealing_fast.training.optim import AdamEma
 
 
@@ -56,8 +59,8 @@ def golden_training_step() -> None:
     w = generator.map(arrays["z"])
     unaligned = generator.synthesize(w)
     goal = generator.synthesize(target.mix_layers(w, 0.4, inject, generator.n_latent))
-    aligned = transformer(unaligned, padding_mode=case["padding_mode"])
-    loss = alignment_loss(perceptual, aligned.image, goal, aligned.residual_flow, tv_weight=1000.0, identity_weight=1.0)
+    aligned = transformer(unaligned, warping=Warping(case["padding_mode"]))
+    loss = alignment_loss(perceptual, aligned.image, goal, aligned.residual_flow, Weights(tv=1000.0, identity=1.0))
     assert_golden(torch.stack([unaligned.mean(), unaligned.std()]), arrays["unaligned_mean_std"], what="unaligned")
     assert_golden(pooled(unaligned), arrays["unaligned_8x8"], what="unaligned")
     assert_golden(pooled(goal), arrays["target_8x8"], what="target")
@@ -102,16 +105,10 @@ def small_step(**changes: Any) -> AlignmentStep:
         "target_optimizer": AdamEma(target.parameters()),
         "batch": 2,
         "micro_batch": 2,
-        "anneal_psi": 10,
-        "psi_shape": "cosine",
-        "period": 0,
-        "inject": 3,
-        "learning_rate": 1e-3,
-        "target_learning_rate": 1e-2,
-        "tv_weight": 1.0,
-        "identity_weight": 1.0,
-        "padding_mode": "border",
-        "iters": 1,
+        "schedule": Schedule(anneal_psi=10),
+        "weights": Weights(tv=1.0, identity=1.0),
+        "warping": Warping(),
+        "targets": Targets(inject=3),
     }
     return AlignmentStep(**(options | changes))
 
@@ -152,7 +149,7 @@ def test_no_weight_gradient_of_a_frozen_layer_is_computed(dtype):
 def test_only_the_injected_layers_get_style_gradients():
     step = small_step()
     w = torch.randn(2, 16)
-    latents = step.target.mix_layers(w, 0.5, step.inject, step.generator.n_latent)
+    latents = step.target.mix_layers(w, 0.5, step.targets.inject, step.generator.n_latent)
     assert [latent.requires_grad for latent in latents] == [True] * 3 + [False] * (step.generator.n_latent - 3)
 
 

@@ -12,12 +12,20 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gangealing_fast.alignment.clustering import assign, cluster_distances
-from gangealing_fast.alignment.evaluation import evaluate_clusters, held_out
+from gangealing_fast.alignment.evaluation import (
+    Evaluation,
+    evaluate_clustered_digits,
+    evaluate_clustered_pictures,
+    held_out,
+    with_goals,
+)
 from gangealing_fast.alignment.results import align_command, captioned_averages, print_figures, save_averages
 from gangealing_fast.checkpoints.reading import Parts, load_generator, read
 from gangealing_fast.checkpoints.writing import write
 from gangealing_fast.data.pictures import open_pictures
-from gangealing_fast.models import ClusterClassifier, Generator
+from gangealing_fast.geometry.warping import Warping
+from gangealing_fast.metrics.perceptual import Distance
+from gangealing_fast.models import ClusterClassifier, Generator, LatentTarget, SpatialTransformer
 from gangealing_fast.models.perceptual import build_perceptual
 from gangealing_fast.report.run import write_run_report
 from gangealing_fast.runtime.errors import UserError
@@ -29,27 +37,35 @@ from gangealing_fast.training.fitting import fit
 if TYPE_CHECKING:
     from gangealing_fast.alignment.config import ClassifyConfig
 
-CHECKPOINT_KIND = "classify"
+COMMAND = "classify"
 
 
 class Teacher:
     """Samples with the cluster (and mirror) whose template they align to best."""
 
-    def __init__(self, parts: Parts, generator: Generator, perceptual: Any, config: ClassifyConfig, device: torch.device) -> None:
-        self.generator, self.perceptual, self.device = generator.to(device), perceptual, device
-        self.transformer, self.target = parts.transformer.to(device), parts.target.to(device)
-        self.inject, self.flips = config.inject or int(parts.settings.get("inject", 5)), config.flips
-        self.use = {"padding_mode": parts.settings["padding_mode"], "iters": parts.settings["iters"]}
+    def __init__(
+        self,
+        generator: Generator,
+        transformer: SpatialTransformer,
+        target: LatentTarget,
+        perceptual: Distance,
+        *,
+        inject: int,
+        flips: bool,
+        warping: Warping,
+    ) -> None:
+        self.generator, self.transformer, self.target, self.perceptual = generator, transformer, target, perceptual
+        self.inject, self.flips, self.warping = inject, flips, warping
 
     @torch.no_grad()
     def lesson(self, n: int) -> tuple[Tensor, Tensor]:
         """n samples `[n, 3, S, S]` and their classes `[n]`."""
         generator = self.generator
-        w = generator.map(torch.randn(n, generator.latent_dim, device=self.device)).float()
+        w = generator.map(torch.randn(n, generator.latent_dim, device=self.target.lat_mean.device)).float()
         samples = generator.synthesize(w)
         targets = generator.synthesize(self.target.mix_layers(w, 0.0, self.inject, generator.n_latent))
         targets = self.transformer.network_input(targets)
-        distances = cluster_distances(self.transformer, self.perceptual, samples, targets, flips=self.flips, **self.use)
+        distances = cluster_distances(self.transformer, self.perceptual, samples, targets, flips=self.flips, warping=self.warping)
         found = assign(distances, self.target.heads)
         return samples, found.cluster + self.target.heads * found.mirrored
 
@@ -69,20 +85,9 @@ def run(config: ClassifyConfig) -> Path:
     if config.batch < 2 or config.steps < 1 or config.snapshot < 1:
         raise UserError("--batch must be at least 2, --steps and --snapshot at least 1")
     parts, options = read(config.checkpoint), recorded_options(config.checkpoint)
-    if parts.transformer is None or parts.target is None:
-        raise UserError(f"{config.checkpoint} holds no aligner with its templates; give a results folder of the train command")
-    if parts.target.heads == 1 and not config.flips:
-        raise UserError(f"{config.checkpoint} has one cluster, and without --flips there is nothing to tell apart")
-    source = config.generator or options.get("generator")
-    generator = parts.generator or (load_generator(Path(source)) if source else None)
-    if generator is None:
-        raise UserError("name the generator that the aligner was trained with: --generator generator.safetensors")
-    parts.settings.setdefault("inject", options.get("inject", 5))
-    weights = {"weights": options.get("perceptual_weights")} if options.get("perceptual") == "self" else {}
-    perceptual = build_perceptual("self" if weights else "efficientnet", **weights).to(device)
-    teacher = Teacher(parts, generator, perceptual, config, device)
+    teacher = make_teacher(config, parts, options, device)
     dtype = resolve(config.precision, device)
-    resuming = open_run(config.out, "classify", config)
+    resuming = open_run(config.out, COMMAND, config)
     torch.manual_seed(config.seed)
     classifier = ClusterClassifier.like(teacher.transformer, flips=config.flips).to(memory_format=torch.channels_last)
     optimizer = torch.optim.Adam(classifier.parameters(), config.learning_rate, fused=True)
@@ -93,35 +98,64 @@ def run(config: ClassifyConfig) -> Path:
             logits = classifier(samples).float()
         return F.cross_entropy(logits, classes), (logits.argmax(1) == classes).float().mean().item()
 
-    fit(config, CHECKPOINT_KIND, optimizer, {"classifier": classifier}, lesson, "accuracy", resuming=resuming)
-    parts.classifier, parts.generator = classifier.eval().requires_grad_(False).cpu(), None
-    parts.transformer.cpu()
+    fit(config, COMMAND, optimizer, {"classifier": classifier}, lesson, "accuracy", resuming=resuming)
+    classifier.eval().requires_grad_(False).cpu()
+    teacher.transformer.cpu()
+    parts.classifier, parts.generator = classifier, None
     write(parts, config.out, "safetensors")
-    report(config, parts, options)
+    report(config, teacher, classifier, options)
     return config.out
 
 
-def report(config: ClassifyConfig, parts: Parts, options: dict[str, Any]) -> None:
-    """Figures on held-out real pictures, by the classifier's choice, and report.html."""
-    content: dict[str, Any] = {}
-    pictures = None
-    data = config.data or options.get("data")
-    classes = () if config.data else tuple(options.get("digit") or ())
-    if data is not None:
-        pictures = held_out(open_pictures(Path(data), size=parts.transformer.input_size, minimum=2), config.held_out)
-    use = {key: parts.settings[key] for key in ("padding_mode", "iters")}
-    evaluation = evaluate_clusters(
-        parts.transformer, parts.classifier.assign, classes, pictures, build_perceptual("efficientnet"), **use
+def make_teacher(config: ClassifyConfig, parts: Parts, options: dict[str, Any], device: torch.device) -> Teacher:
+    """From the aligner, `options` of its training, and the generator that it was trained with. Raises UserError without these."""
+    if parts.transformer is None or parts.target is None:
+        raise UserError(f"{config.checkpoint} holds no aligner with its templates; give a results folder of the train command")
+    if parts.target.heads == 1 and not config.flips:
+        raise UserError(f"{config.checkpoint} has one cluster, and without --flips there is nothing to tell apart")
+    source = config.generator or options.get("generator")
+    generator = parts.generator or (load_generator(Path(source)) if source else None)
+    if generator is None:
+        raise UserError("name the generator that the aligner was trained with: --generator generator.safetensors")
+    parts.settings.setdefault("inject", options.get("inject", 5))
+    weights = {"weights": options.get("perceptual_weights")} if options.get("perceptual") == "self" else {}
+    return Teacher(
+        generator.to(device),
+        parts.transformer.to(device),
+        parts.target.to(device),
+        build_perceptual("self" if weights else "efficientnet", **weights).to(device),
+        inject=config.inject or int(parts.settings["inject"]),
+        flips=config.flips,
+        warping=parts.warping,
     )
+
+
+def evaluate(config: ClassifyConfig, teacher: Teacher, classifier: ClusterClassifier, options: dict[str, Any]) -> Evaluation | None:
+    """Figures on held-out real pictures, by the classifier's choice; None if neither run names any."""
+    transformer, distance = teacher.transformer, build_perceptual("efficientnet")
+    data, classes = config.data or options.get("data"), () if config.data else tuple(options.get("digit") or ())
+    if classes:
+        return evaluate_clustered_digits(transformer, classifier.assign, classes, distance, warping=teacher.warping)
+    if data is None:
+        return None
+    pictures = held_out(open_pictures(Path(data), size=transformer.input_size, minimum=2), config.held_out)
+    return evaluate_clustered_pictures(transformer, classifier.assign, pictures, distance, warping=teacher.warping)
+
+
+def report(config: ClassifyConfig, teacher: Teacher, classifier: ClusterClassifier, options: dict[str, Any]) -> None:
+    """Print the figures and write report.html."""
+    content: dict[str, Any] = {}
+    evaluation = evaluate(config, teacher, classifier, options)
     if evaluation is not None:
-        print_figures(evaluation.figures)
-        content = {"metrics": evaluation.figures, "averages": captioned_averages(evaluation)}
+        figures = with_goals(evaluation.figures, options.get("goals") or {})
+        print_figures(figures)
+        content = {"metrics": figures, "averages": captioned_averages(evaluation)}
         content["real"] = {"Before": evaluation.before[:12], "After": evaluation.after[:12]}
         save_averages(evaluation.before, evaluation.after, config.out / "average.png", evaluation.cluster)
     write_run_report(
         config.out,
         title=f"Clusters: {config.out.name}",
-        summary=f"{parts.target.heads} clusters{' and their mirror images' if config.flips else ''}, {config.steps} steps",
+        summary=f"{teacher.target.heads} clusters{' and their mirror images' if config.flips else ''}, {config.steps} steps",
         configuration=plain(config),
         commands=[("Align pictures of your own", align_command(config.out))],
         **content,

@@ -6,15 +6,16 @@ Classes of a sample are numbered cluster fastest, mirror slowest: class c + K me
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from gangealing_fast.geometry.warping import Warping
+from gangealing_fast.metrics.perceptual import Distance
 from gangealing_fast.models.spatial_transformer import Alignment, SpatialTransformer
 
-Distance = Callable[[Tensor, Tensor], Tensor]
+DEFAULT = Warping()
 
 
 class Assignment(NamedTuple):
@@ -33,8 +34,7 @@ def cluster_distances(
     targets: Tensor,
     *,
     flips: bool = False,
-    padding_mode: str = "border",
-    iters: int = 1,
+    warping: Warping = DEFAULT,
 ) -> Tensor:
     """Perceptual distances of samples `[N, 3, S, S]`, aligned by each of K heads, to their K targets `[N * K, 3, F, F]`.
 
@@ -42,7 +42,7 @@ def cluster_distances(
     """
     rows = []
     for images in (unaligned, unaligned.flip(3)) if flips else (unaligned,):
-        aligned = transformer(images, padding_mode=padding_mode, iters=iters).image
+        aligned = transformer(images, warping=warping).image
         rows.append(perceptual(aligned, targets).reshape(unaligned.shape[0], -1))
     return torch.cat(rows, 1)
 
@@ -74,17 +74,15 @@ def assign_to_templates(
     templates: Tensor,
     *,
     flips: bool = False,
-    padding_mode: str = "border",
-    iters: int = 1,
+    warping: Warping = DEFAULT,
     batch: int = 32,
 ) -> Assignment:
     """The cluster of real pictures `[N, 3, H, W]` by their distance to the K templates' own pictures `[K, 3, F, F]`.
 
     For want of a classifier: a template's picture looks like one sample, a real picture like another.
     """
-    options = {"flips": flips, "padding_mode": padding_mode, "iters": iters}
     rows = [
-        cluster_distances(transformer, perceptual, chunk, templates.repeat(len(chunk), 1, 1, 1), **options)
+        cluster_distances(transformer, perceptual, chunk, templates.repeat(len(chunk), 1, 1, 1), flips=flips, warping=warping)
         for chunk in images.split(batch)
     ]
     return assign(torch.cat(rows), len(templates))
@@ -97,8 +95,7 @@ def align_assigned(
     cluster: Tensor | None = None,
     mirrored: Tensor | None = None,
     *,
-    padding_mode: str = "border",
-    iters: int = 1,
+    warping: Warping = DEFAULT,
     output_resolution: int | None = None,
     alpha: float = 1.0,
     batch: int = 64,
@@ -113,9 +110,20 @@ def align_assigned(
     parts = []
     for start in range(0, len(images), batch):
         chunk = slice(start, start + batch)
-        options = {"padding_mode": padding_mode, "iters": iters, "output_resolution": output_resolution, "alpha": alpha}
-        parts.append(transformer(images[chunk], assignment=None if cluster is None else cluster[chunk], **options))
-    record = Alignment(*(None if values[0] is None else torch.cat(values) for values in zip(*parts, strict=True)))
+        head = None if cluster is None else cluster[chunk]
+        parts.append(transformer(images[chunk], warping=warping, alpha=alpha, output_resolution=output_resolution, assignment=head))
+    record = Alignment(
+        torch.cat([part.image for part in parts]),
+        torch.cat([part.grid for part in parts]),
+        _joined([part.residual_flow for part in parts]),
+        _joined([part.matrix for part in parts]),
+    )
     if mirrored is None:
         return record
     return record._replace(grid=mirror_grid(record.grid, mirrored))
+
+
+def _joined(parts: list[Tensor | None]) -> Tensor | None:
+    """All parts in one; None if there are none, as all batches come from one transformer."""
+    there = [part for part in parts if part is not None]
+    return torch.cat(there) if there else None

@@ -18,6 +18,7 @@ import math
 import torch
 from torch import Tensor
 
+from gangealing_fast.geometry.warping import Warping
 from gangealing_fast.models.spatial_transformer import SpatialTransformer
 
 SCALE_OUTPUT = 1  # of the similarity head's (rot, scale, x, y)
@@ -25,10 +26,10 @@ ROUNDS, CLOSE_ENOUGH = 8, 1e-4
 
 
 @torch.no_grad()
-def keep_area(transformer: SpatialTransformer, images: Tensor, *, padding_mode: str, iters: int = 1, batch: int = 64) -> float:
+def keep_area(transformer: SpatialTransformer, images: Tensor, *, warping: Warping, batch: int = 64) -> float:
     """Rescale the template's frame so that the objects in `images` `[N, 3, H, W]` keep their area; returns the factor applied.
 
-    iters: how often the similarity looks at its own result in use.
+    warping: as in use.
 
     M B with B = diag(b, b) has the scale exp(scale + log b), so b goes into the bias of the similarity head and nothing else
     changes. Raises ValueError for a transformer with a flow, whose second network was trained on pictures at the old scale.
@@ -41,13 +42,13 @@ def keep_area(transformer: SpatialTransformer, images: Tensor, *, padding_mode: 
     applied = step = 0.0
     slope, before = 1.0, None
     for _ in range(ROUNDS):
-        matrices = [transformer(chunk, padding_mode=padding_mode, iters=iters).matrix for chunk in images.split(batch)]
+        matrices = [transformer(chunk, warping=warping).matrix for chunk in images.split(batch)]
         linear = torch.cat([matrix for matrix in matrices if matrix is not None])[:, :, :2].double()
         excess = 0.5 * math.log(float(torch.linalg.det(linear).mean()))  # of the logarithm of the scale
         if abs(excess) < CLOSE_ENOUGH:
             break
         if before is not None:
-            slope = min(max((excess - before) / step, 1.0), float(iters))
+            slope = min(max((excess - before) / step, 1.0), float(warping.iters))
         before, step = excess, -excess / slope
         bias[SCALE_OUTPUT::4] += step
         applied += step

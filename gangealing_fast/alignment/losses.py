@@ -1,20 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """The loss of GAN-supervised alignment (arXiv 2112.05143, equation 3):
 
-    perceptual(T(G(w)), G(mix(c, w))) + tv_weight * TV(flow) + identity_weight * mean(flow**2)
+    perceptual(T(G(w)), G(mix(c, w))) + tv * TV(flow) + identity * mean(flow**2)
 
-and, where samples are shown in random poses, equivariance_weight * the equivariance error (`poses`), which the paper does not have.
+and, where samples are shown in random poses, equivariance * the equivariance error (`poses`), which the paper does not have.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from gangealing_fast import ops
+from gangealing_fast.alignment.options import Weights
+from gangealing_fast.metrics.perceptual import Distance
 
 
 class AlignmentLoss(NamedTuple):
@@ -28,15 +29,13 @@ class AlignmentLoss(NamedTuple):
 
 
 def alignment_loss(
-    perceptual: Callable[[Tensor, Tensor], Tensor],
+    perceptual: Distance,
     aligned: Tensor,
     target: Tensor,
     residual_flow: Tensor | None,
+    weights: Weights,
     *,
-    tv_weight: float,
-    identity_weight: float,
     equivariance: Tensor | None = None,
-    equivariance_weight: float = 0.0,
 ) -> AlignmentLoss:
     """Loss of aligned pictures `[N, 3, H, W]` against their targets, with the regularisers of the residual flow.
 
@@ -49,9 +48,9 @@ def alignment_loss(
     tv = identity = torch.zeros_like(distance)
     if residual_flow is not None:
         tv, identity = (term.mean() for term in ops.flow_regularizer(residual_flow))
-        total = total + tv_weight * tv + identity_weight * identity
+        total = total + weights.tv * tv + weights.identity * identity
     apart = None
     if equivariance is not None:
         apart = equivariance.mean()
-        total = total + equivariance_weight * apart
+        total = total + weights.equivariance * apart
     return AlignmentLoss(total, distance, tv, identity, apart)

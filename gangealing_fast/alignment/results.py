@@ -17,13 +17,15 @@ from gangealing_fast.alignment.config import TrainConfig
 from gangealing_fast.alignment.evaluation import (
     Evaluation,
     Figures,
-    evaluate_clusters,
+    evaluate_clustered_digits,
+    evaluate_clustered_pictures,
     evaluate_digits,
     evaluate_pictures,
     held_out,
+    with_goals,
 )
 from gangealing_fast.alignment.frame import keep_area
-from gangealing_fast.alignment.schedules import psi_at
+from gangealing_fast.alignment.options import warping_in_use
 from gangealing_fast.alignment.step import AlignmentStep, Samples
 from gangealing_fast.checkpoints.writing import export_aligner
 from gangealing_fast.data.digits import load_heldout_digits, random_similarity, warp_digits
@@ -32,6 +34,7 @@ from gangealing_fast.metrics import average_image, identity_grid, inspect_warps
 from gangealing_fast.models.perceptual import build_perceptual
 from gangealing_fast.report.pictures import save_grid
 from gangealing_fast.report.run import write_run_report
+from gangealing_fast.runtime.precision import autocast
 from gangealing_fast.storage.runs import plain
 
 WATCHED = 16
@@ -53,28 +56,24 @@ def real_pictures(config: TrainConfig, size: int) -> Tensor | None:
 @torch.no_grad()
 def watch(trainer: AlignmentStep, step: int) -> Samples:
     """Samples of fixed latents, aligned by the running average, at the target's current psi."""
-    psi = psi_at(step, trainer.anneal_psi, trainer.psi_shape)
-    return trainer.samples(trainer.draw("watch", range(WATCHED)), psi, trainer.average)
+    return trainer.samples(trainer.draw("watch", range(WATCHED)), trainer.schedule.psi(step), trainer.average)
 
 
-def health(trainer: AlignmentStep, step: int, config: TrainConfig) -> list[str]:
-    """Sentences on what is going wrong; empty where all is well."""
-    samples = watch(trainer, step)
+def health(samples: Samples, step: int, config: TrainConfig) -> list[str]:
+    """Sentences on what is going wrong with samples after `step`; empty if all is well."""
     found = inspect_warps(
         samples.aligned.grid.float(), samples.aligned.residual_flow, samples.unaligned.float(), samples.aligned.image.float()
     )
     return found.warnings(started=step > max(100, config.anneal_psi // 2))
 
 
-def pictures(config: TrainConfig, trainer: AlignmentStep, real: Tensor | None, step: int) -> None:
+def pictures(config: TrainConfig, trainer: AlignmentStep, samples: Samples, real: Tensor | None, step: int) -> None:
     """Write samples (sample, target, aligned) and the averages of real pictures, before and after."""
-    samples = watch(trainer, step)
     save_grid(torch.cat(list(sample_rows(samples).values())), config.out / f"samples-{step:07d}.png", columns=WATCHED)
     if real is not None:
         chosen = real[:200].to(trainer.target.lat_mean.device)
         found = assign_real(config, trainer, chosen)
-        use = {"padding_mode": config.padding_mode, "iters": config.iters_in_use}
-        aligned = align_assigned(trainer.average, chosen, *found[:2], **use)
+        aligned = align_assigned(trainer.average, chosen, *found[:2], warping=warping_in_use(config))
         before = trainer.average.network_input(chosen)
         save_averages(before, aligned.image, config.out / f"average-{step:07d}.png", found.cluster)
 
@@ -82,14 +81,20 @@ def pictures(config: TrainConfig, trainer: AlignmentStep, real: Tensor | None, s
 @torch.no_grad()
 def assign_real(config: TrainConfig, trainer: AlignmentStep, images: Tensor) -> Assignment:
     """Cluster (and mirror) of real pictures `[N, 3, S, S]`, by their distance to the templates; all 0 where there is but one."""
-    if trainer.target.heads == 1 and not trainer.flips:
+    if trainer.target.heads == 1 and not trainer.clusters.flips:
         nothing = torch.zeros(len(images), dtype=torch.long, device=images.device)
         return Assignment(nothing, nothing.bool(), nothing.float())
     generator = trainer.generator
     templates = generator.synthesize([trainer.target.target()] * generator.n_latent, noise="fixed")
     templates = trainer.average.network_input(templates)
-    options = {"flips": trainer.flips, "padding_mode": trainer.padding_mode, "iters": config.iters_in_use}
-    return assign_to_templates(trainer.average, trainer.perceptual, images, templates, **options)
+    return assign_to_templates(
+        trainer.average,
+        trainer.perceptual,
+        images,
+        templates,
+        flips=trainer.clusters.flips,
+        warping=warping_in_use(config),
+    )
 
 
 def sample_rows(samples: Samples) -> dict[str, Tensor]:
@@ -119,48 +124,65 @@ def new_samples(trainer: AlignmentStep, purpose: str, count: int) -> Tensor:
     return torch.cat([trainer.generated(numbers).float() for numbers in rows])
 
 
-@torch.no_grad()
-def finish(config: TrainConfig, trainer: AlignmentStep) -> None:
-    """What is done to the averaged transformer after the last step; the checkpoint keeps it as it was trained."""
+def finish(config: TrainConfig, trainer: AlignmentStep, watched: Samples, real: Tensor | None, warnings: list[str]) -> Evaluation:
+    """What comes after the last step: the template's frame, export, figures, report; `watched` are the samples looked at last."""
     if config.keep_area:
-        samples = new_samples(trainer, "area", 1024)
-        factor = keep_area(trainer.average, samples, padding_mode=config.padding_mode, iters=config.iters_in_use)
-        print(f"the template's frame is scaled by {factor:.3f}, so that the objects keep their area")
+        watched = scale_frame(config, trainer, watched)
+    export(config, trainer)
+    evaluation = evaluate(config, trainer, real)
+    write_report(config, evaluation, watched, warnings)
+    print_figures(evaluation.figures)
+    return evaluation
+
+
+@torch.no_grad()
+def scale_frame(config: TrainConfig, trainer: AlignmentStep, watched: Samples) -> Samples:
+    """Rescale the averaged transformer's template so that objects keep their area; `watched` as it is aligned from then on.
+
+    The checkpoint keeps the transformer as it was trained.
+    """
+    samples = new_samples(trainer, "area", 1024)
+    factor = keep_area(trainer.average, samples, warping=warping_in_use(config))
+    print(f"the template's frame is scaled by {factor:.3f}, so that the objects keep their area")
+    with autocast(watched.unaligned.device, trainer.dtype):
+        return watched._replace(aligned=trainer.average(watched.unaligned, warping=trainer.warping))
 
 
 def export(config: TrainConfig, trainer: AlignmentStep) -> None:
     """Write aligner.safetensors: the averaged transformer, the template's latent and what is needed to use them."""
-    use = {"padding_mode": config.padding_mode, "iters": config.iters_in_use, "inject": config.inject}
+    use = {**dataclasses.asdict(warping_in_use(config)), "inject": config.inject}
     export_aligner(config.out / "aligner.safetensors", trainer.average, trainer.target, use)
 
 
 def evaluate(config: TrainConfig, trainer: AlignmentStep, real: Tensor | None) -> Evaluation:
     """Figures on held-out real pictures; where there are none, on new samples of the generator."""
+    what = "held-out pictures"
     if real is None:
         print("no --data: judged by new samples of the generator instead of real pictures")
-        real = new_samples(trainer, "judged", config.held_out).cpu()
-        return dataclasses.replace(_evaluate(config, trainer, real), what="new samples")
-    return _evaluate(config, trainer, real)
+        real, what = new_samples(trainer, "judged", config.held_out).cpu(), "new samples"
+    found = _evaluate(config, trainer, real)
+    return dataclasses.replace(found, what=what, figures=with_goals(found.figures, config.goals))
 
 
 def _evaluate(config: TrainConfig, trainer: AlignmentStep, real: Tensor) -> Evaluation:
     distance = build_perceptual("efficientnet")
     transformer = copy.deepcopy(trainer.average).to("cpu")
-    use = {"padding_mode": config.padding_mode, "iters": config.iters_in_use}
-    device = trainer.target.lat_mean.device
+    warping, device = warping_in_use(config), trainer.target.lat_mean.device
     if config.clusters > 1 or config.flips:
 
         def decide(images: Tensor) -> tuple[Tensor, Tensor]:
             found = assign_real(config, trainer, images.to(device))
             return found.cluster.cpu(), found.mirrored.cpu()
 
-        return evaluate_clusters(transformer, decide, config.digit, real, distance, **use)
+        if config.digit:
+            return evaluate_clustered_digits(transformer, decide, config.digit, distance, warping=warping)
+        return evaluate_clustered_pictures(transformer, decide, real, distance, warping=warping)
     if config.digit:
-        return evaluate_digits(transformer, config.digit, distance, **use)
-    return evaluate_pictures(transformer, real, distance, poses=trainer.poses, **use)
+        return evaluate_digits(transformer, config.digit, distance, warping=warping)
+    return evaluate_pictures(transformer, real, distance, poses=trainer.poses, warping=warping)
 
 
-def write_report(config: TrainConfig, trainer: AlignmentStep, evaluation: Evaluation, warnings: list[str]) -> None:
+def write_report(config: TrainConfig, evaluation: Evaluation, watched: Samples, warnings: list[str]) -> None:
     """report.html, average.png and aligned.png in the results folder."""
     height, width = evaluation.grid.shape[1:3]
     content: dict[str, Any] = {
@@ -180,7 +202,7 @@ def write_report(config: TrainConfig, trainer: AlignmentStep, evaluation: Evalua
         title=f"Alignment: {config.out.name}",
         summary=f"{config.steps} steps of {config.batch} samples, {config.transforms.replace(',', ' and ')}",
         warnings=warnings,
-        samples=sample_rows(watch(trainer, config.steps)),
+        samples=sample_rows(watched),
         configuration=plain(config),
         commands=[*classify_command(config), ("Align pictures of your own", align_command(config.out))],
         next_steps=["Align pictures of your own with the command below.", "Train longer with a larger --steps in a new --out."],

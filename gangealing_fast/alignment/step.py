@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -14,16 +14,18 @@ from torch import Tensor
 from gangealing_fast.alignment.clustering import Assignment, assign, cluster_distances, mirror_chosen
 from gangealing_fast.alignment.graphs import RecordedPasses
 from gangealing_fast.alignment.losses import AlignmentLoss, alignment_loss
+from gangealing_fast.alignment.options import Clusters, Schedule, Targets, Weights
 from gangealing_fast.alignment.poses import POSE_NUMBERS, PoseRange, equivariance_error, mirror_pose, show
-from gangealing_fast.alignment.schedules import learning_rate_factor, psi_at
-from gangealing_fast.alignment.templates import split_template
+from gangealing_fast.alignment.templates import FeatureDistance, split_template
+from gangealing_fast.geometry.warping import Warping
+from gangealing_fast.metrics.perceptual import Distance
 from gangealing_fast.models.generator import Generator
 from gangealing_fast.models.latent_target import LatentTarget
 from gangealing_fast.models.spatial_transformer import Alignment, SpatialTransformer
-from gangealing_fast.ops import used
 from gangealing_fast.runtime.distributed import Group
 from gangealing_fast.runtime.precision import LossScale, autocast
 from gangealing_fast.runtime.randomness import derived_seed, normal_rows, private_stream
+from gangealing_fast.training.loop import NotFinite
 from gangealing_fast.training.optim import AdamEma
 
 
@@ -51,17 +53,13 @@ class Samples(NamedTuple):
     equivariance: Tensor | None = None
 
 
-class NotFinite(RuntimeError):
-    """The loss was NaN or infinite; the weights are still those before the step."""
-
-
 @dataclass
 class AlignmentStep:
     """Networks and weights of one training step; `step(i)` changes the transformer, the target and the running average.
 
-    `transformer_optimizer` keeps `average`, the running average of the transformer. With K clusters and `single_steps`, head 0
-    alone learns first, with the generator's mean as its template; then `split` starts K templates and heads from it.
-    poses: samples are shown in random poses of this range; equivariance_weight: how much it counts that these are undone.
+    `transformer_optimizer` keeps `average`, the running average of the transformer. With K clusters and `clusters.single_steps`,
+    head 0 alone learns first, with the generator's mean as its template; then `split` starts K templates and heads from it.
+    poses: samples are shown in random poses of this range; `weights.equivariance` says how much it counts that these are undone.
     compiled: run the loss through torch.compile. cuda_graphs: record each pass, backward included, once and replay it (CUDA only).
     """
 
@@ -69,29 +67,19 @@ class AlignmentStep:
     transformer: SpatialTransformer
     average: SpatialTransformer
     target: LatentTarget
-    perceptual: Callable[[Tensor, Tensor], Tensor]
+    perceptual: Distance
     transformer_optimizer: AdamEma
     target_optimizer: AdamEma
     batch: int
     micro_batch: int
-    anneal_psi: int
-    psi_shape: str
-    period: int
-    inject: int
-    learning_rate: float
-    target_learning_rate: float
-    tv_weight: float
-    identity_weight: float
-    padding_mode: str
-    iters: int
+    schedule: Schedule
+    weights: Weights
+    warping: Warping
+    targets: Targets
+    clusters: Clusters = Clusters()
     poses: PoseRange = PoseRange()
-    equivariance_weight: float = 0.0
-    freeze_target: bool = False
-    flips: bool = False
     sample_from_full_resolution: bool = True
     dtype: torch.dtype = torch.float32
-    single_steps: int = 0
-    cluster_candidates: int = 256
     seed: int = 0
     group: Group = field(default_factory=lambda: Group(torch.device("cpu")))
     compiled: bool = False
@@ -101,11 +89,15 @@ class AlignmentStep:
         self.loss_scale = LossScale(self.dtype)
         # Without dynamic shapes: there are two sizes of a pass at most, and each deserves its own code.
         self._loss = torch.compile(self.loss, dynamic=False) if self.compiled else self.loss
-        self._begin(is_split=self.single_steps == 0)
+        self._begin(is_split=self.clusters.single_steps == 0)
 
     def _begin(self, *, is_split: bool) -> None:
         self.is_split = is_split
         self._run = RecordedPasses(self._pass, self._parameters()) if self.cuda_graphs else self._pass
+
+    @property
+    def _target_learns(self) -> bool:
+        return self.is_split and not self.targets.frozen
 
     def _parameters(self) -> list[Tensor]:
         return [*self.transformer.parameters(), *self.target.parameters()]
@@ -113,6 +105,8 @@ class AlignmentStep:
     def split(self) -> None:
         """Choose K templates among samples that head 0 aligns, and let every head start as a copy of head 0."""
         target = self.target
+        if not isinstance(self.perceptual, FeatureDistance):
+            raise TypeError("templates are split by a perceptual distance whose features can be kept")
         if self.group.lead:
             with private_stream(derived_seed(self.seed, "split")), autocast(target.lat_mean.device, self.dtype):
                 split_template(
@@ -120,10 +114,9 @@ class AlignmentStep:
                     self.generator,
                     self.average,
                     self.perceptual,
-                    candidates=self.cluster_candidates,
-                    inject=self.inject,
-                    padding_mode=self.padding_mode,
-                    iters=self.iters,
+                    candidates=self.clusters.candidates,
+                    inject=self.targets.inject,
+                    warping=self.warping,
                 )
         target.load_state_dict(self.group.from_lead(target.state_dict(), "the choice of templates"))
         self.average.copy_first_head()
@@ -170,20 +163,19 @@ class AlignmentStep:
         transformer = self.transformer if transformer is None else transformer
         with autocast(numbers.device, self.dtype):
             w, unaligned = self._generated(draws)
-            shown = unaligned if draws.pose is None else show(unaligned, draws.pose, self.padding_mode)
+            shown = unaligned if draws.pose is None else show(unaligned, draws.pose, self.warping.padding_mode)
             clusters = self.target.heads
-            if self.flips or (clusters > 1 and self.is_split):
+            if self.clusters.flips or (clusters > 1 and self.is_split):
                 return self._assigned_samples(w, unaligned, shown, draws, psi, transformer)
-            mix = self.target.mix if used() == "reference" else self.target.mix_layers
-            latents, noise = mix(w, psi, self.inject, generator.n_latent), draws.target_noise
-            first = None
+            noise, first, head = draws.target_noise, None, None
             if clusters > 1:  # before the split: the rows of cluster 0
-                latents = latents[::clusters] if isinstance(latents, Tensor) else [layer[::clusters] for layer in latents]
-                noise = [layer[::clusters] for layer in noise]
+                head, noise = 0, [layer[::clusters] for layer in noise]
                 zeros = torch.zeros(w.shape[0], dtype=torch.long, device=w.device)
                 first = Assignment(zeros, zeros.bool(), zeros.float())
-            # The target has noise of its own: sharing it between sample and target makes training worse (SPEC of the method).
-            with torch.set_grad_enabled(torch.is_grad_enabled() and self.is_split and not self.freeze_target):
+            latents = self.target.latents(w, psi, self.targets.inject, generator.n_latent, head=head)
+            # The target has noise of its own: sharing it between sample and target makes training worse, as was found for the
+            # published models.
+            with torch.set_grad_enabled(torch.is_grad_enabled() and self._target_learns):
                 target = generator.synthesize(latents, noise)
             target = self.transformer.network_input(target)
             aligned, apart = self._align(transformer, unaligned, shown, draws.pose, None if first is None else first.cluster)
@@ -193,11 +185,11 @@ class AlignmentStep:
         self, transformer: SpatialTransformer, unaligned: Tensor, shown: Tensor, pose: Tensor | None, assignment: Tensor | None
     ) -> tuple[Alignment, Tensor | None]:
         """The alignment of samples as `shown`, and in training their equivariance error against the samples as they were made."""
-        options = {"padding_mode": self.padding_mode, "iters": self.iters}
-        aligned = transformer(shown, assignment=assignment, **options)
-        if pose is None or not self.equivariance_weight or not torch.is_grad_enabled():
+        aligned = transformer(shown, warping=self.warping, assignment=assignment)
+        if pose is None or not self.weights.equivariance or not torch.is_grad_enabled():
             return aligned, None
-        return aligned, equivariance_error(transformer(unaligned, assignment=assignment, **options).grid, aligned.grid, pose)
+        as_made = transformer(unaligned, warping=self.warping, assignment=assignment)
+        return aligned, equivariance_error(as_made.grid, aligned.grid, pose)
 
     def _assigned_samples(
         self, w: Tensor, unaligned: Tensor, shown: Tensor, draws: Draws, psi: float | Tensor, transformer: SpatialTransformer
@@ -209,19 +201,21 @@ class AlignmentStep:
         Before the split there is cluster 0 alone.
         """
         generator, clusters, noise, pose = self.generator, self.target.heads, draws.target_noise, draws.pose
-        options = {"padding_mode": self.padding_mode, "iters": self.iters}
+        inject = self.targets.inject
         with torch.no_grad():
-            latents = self.target.mix_layers(w, psi, self.inject, generator.n_latent)
+            latents = self.target.mix_layers(w, psi, inject, generator.n_latent)
             targets = self.transformer.network_input(generator.synthesize(latents, noise))
-            distances = cluster_distances(transformer, self.perceptual, shown, targets, flips=self.flips, **options)
+            distances = cluster_distances(
+                transformer, self.perceptual, shown, targets, flips=self.clusters.flips, warping=self.warping
+            )
             if not self.is_split:
                 distances.unflatten(1, (-1, clusters))[:, :, 1:] = math.inf
             found = assign(distances, clusters)
         rows = torch.arange(w.shape[0], device=w.device) * clusters + found.cluster
         target = targets[rows]
-        if torch.is_grad_enabled() and self.is_split and not self.freeze_target:
+        if torch.is_grad_enabled() and self._target_learns:
             blended = self.target.blend(w, psi)[rows]
-            layers = [blended] * self.inject + [w] * (generator.n_latent - self.inject)
+            layers = [blended] * inject + [w] * (generator.n_latent - inject)
             target = self.transformer.network_input(generator.synthesize(layers, [layer[rows] for layer in noise]))
         unaligned, shown = (mirror_chosen(images, found.mirrored) for images in (unaligned, shown))
         pose = None if pose is None else mirror_pose(pose, found.mirrored)
@@ -237,10 +231,8 @@ class AlignmentStep:
                 samples.aligned.image,
                 samples.target,
                 samples.aligned.residual_flow,
-                tv_weight=self.tv_weight,
-                identity_weight=self.identity_weight,
+                self.weights,
                 equivariance=samples.equivariance,
-                equivariance_weight=self.equivariance_weight,
             )
         return loss, samples.assignment
 
@@ -260,14 +252,13 @@ class AlignmentStep:
         In float16 a step whose gradients overflow changes nothing but the scale of the loss. Raises NotFinite, in all processes,
         before any change.
         """
-        if not self.is_split and index >= self.single_steps:
+        if not self.is_split and index >= self.clusters.single_steps:
             self.split()
-        psi = psi_at(index, self.anneal_psi, self.psi_shape)
-        factor = learning_rate_factor(index, self.anneal_psi, self.period)
+        psi, (rate, target_rate) = self.schedule.psi(index), self.schedule.rates(index)
         self.transformer_optimizer.zero_grad(set_to_none=True)
         self.target_optimizer.zero_grad(set_to_none=True)
         names = ["loss", "perceptual", "tv", "identity"]
-        if self.poses.wanted and self.equivariance_weight:
+        if self.poses.wanted and self.weights.equivariance:
             names.append("equivariance")
         if self.target.heads > 1:
             names += [f"cluster_{k}" for k in range(self.target.heads)]
@@ -284,17 +275,17 @@ class AlignmentStep:
         if not math.isfinite(statistics["loss"]):
             raise NotFinite(f"the loss is {statistics['loss']} at step {index}")
         self.group.add_gradients(self._parameters(), f"the gradients of step {index + 1}")
-        statistics |= {"psi": psi, "lr": self.learning_rate * factor}
+        statistics |= {"psi": psi, "lr": rate}
         if self.loss_scale.active:
             statistics["loss_scale"] = self.loss_scale.value
         if not self.loss_scale.settle(self._parameters()):
             if self.loss_scale.value < 2.0**-10:
                 raise NotFinite(f"the gradients overflow whatever the loss is scaled by at step {index}")
             return statistics
-        _set_learning_rate(self.transformer_optimizer, self.learning_rate * factor)
-        _set_learning_rate(self.target_optimizer, self.target_learning_rate * factor)
+        _set_learning_rate(self.transformer_optimizer, rate)
+        _set_learning_rate(self.target_optimizer, target_rate)
         self.transformer_optimizer.step()
-        if self.is_split and not self.freeze_target:
+        if self._target_learns:
             self.target_optimizer.step()
         return statistics
 

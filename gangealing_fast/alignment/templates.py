@@ -10,19 +10,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
-from gangealing_fast.alignment.clustering import Distance
+from gangealing_fast.geometry.warping import Warping
 from gangealing_fast.geometry.warps import identity_grid
+from gangealing_fast.metrics.perceptual import Distance
 from gangealing_fast.models.generator import Generator
 from gangealing_fast.models.latent_target import LatentTarget
 from gangealing_fast.models.layers import resize_to
 from gangealing_fast.models.spatial_transformer import SpatialTransformer
 
 
+@runtime_checkable
 class FeatureDistance(Protocol):
     """A perceptual distance whose features can be kept."""
 
@@ -139,8 +141,7 @@ def split_template(
     *,
     candidates: int,
     inject: int,
-    padding_mode: str,
-    iters: int = 1,
+    warping: Warping,
     tries: int = 10,
     oversampling: int = 8,
     batch: int = 32,
@@ -158,7 +159,7 @@ def split_template(
     for start in range(0, oversampling * candidates, batch):
         found, images = _draw(target, generator, min(batch, oversampling * candidates - start), inject)
         first = torch.zeros(len(images), dtype=torch.long, device=images.device)
-        aligned = transformer(images, padding_mode=padding_mode, iters=iters, assignment=first)
+        aligned = transformer(images, warping=warping, assignment=first)
         drawn.append(found)
         pictures.append(aligned.image)
         moves.append((aligned.grid - base).square().sum(3).mean((1, 2)))

@@ -3,27 +3,52 @@
 
 from __future__ import annotations
 
-from pathlib import PurePath
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from pathlib import Path, PurePath
+from typing import Any
 
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 from tqdm import tqdm
 
-from gangealing_fast.applications.aligner import Aligner
+from gangealing_fast.applications.aligner import Aligner, Look, flow_scores_of
+from gangealing_fast.applications.config import AlignConfig
 from gangealing_fast.data.pictures import PictureStream, skipped_summary, to_float
-from gangealing_fast.ops import flow_regularizer
 from gangealing_fast.report.pictures import save_grid
 from gangealing_fast.runtime.errors import UserError
+from gangealing_fast.runtime.setup import set_threads
 from gangealing_fast.storage.files import JsonLines, make_folder, save_picture
 
-if TYPE_CHECKING:
-    from gangealing_fast.applications.config import AlignConfig
+
+class Averages:
+    """Sums of the pictures of each cluster, before and after they are aligned."""
+
+    def __init__(self) -> None:
+        self.members: dict[int, int] = {}
+        self._sums: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def add(self, images: Tensor, look: Look) -> None:
+        """Count pictures `[N, 3, H, W]` in."""
+        for k in look.cluster.unique().tolist():
+            chosen = look.cluster == k
+            before, after = self._sums.get(k, (torch.zeros(()), torch.zeros(())))
+            self._sums[k] = (before + images[chosen].sum(0), after + look.alignment.image[chosen].sum(0))
+            self.members[k] = self.members.get(k, 0) + int(chosen.sum())
+
+    def write(self, folder: Path, resolution: int) -> None:
+        """average.png, a row of before and after for each cluster, and each cluster's template to draw on."""
+        averages: list[Tensor] = []
+        for k in sorted(self._sums):
+            before, after = (total / self.members[k] for total in self._sums[k])
+            averages += [F.interpolate(before[None], size=(resolution, resolution), mode="bilinear"), after[None]]
+            save_picture(folder / ("template.png" if len(self._sums) == 1 else f"template-{k}.png"), after.clamp(-1, 1))
+        save_grid(torch.cat(averages).clamp(-1, 1), folder / "average.png", columns=2)
 
 
 def run(config: AlignConfig) -> None:
     """Align all pictures. Raises UserError for a user's mistakes; finished pictures stay."""
-    if config.threads > 0:
-        torch.set_num_threads(config.threads)
+    set_threads(config.threads)
     if config.batch < 1 or config.size < 0 or config.resolution < 0:
         raise UserError("--batch must be at least 1, --size and --resolution at least 0")
     aligner = Aligner.load(config.checkpoint)
@@ -31,41 +56,36 @@ def run(config: AlignConfig) -> None:
     resolution = config.resolution or aligner.transformer.flow_size
     pictures = PictureStream(config.data, size=size, batch=config.batch, limit=config.limit)
     print(f"{len(pictures)} pictures in {config.data}, read as {size}x{size}")
-    folder = make_folder(config.out)
-    sums: dict[int, list[torch.Tensor]] = {}
-    members: dict[int, int] = {}
-    done = 0
+    folder, averages, done = make_folder(config.out), Averages(), 0
     with JsonLines(folder / "warps.jsonl") as warps, tqdm(total=len(pictures), unit="picture", desc="align") as progress:
         for names, batch in pictures:
             images = to_float(batch)
-            cluster, mirrored = aligner.assign(images)
-            record = aligner.warp(images, output_resolution=resolution, assignment=(cluster, mirrored))
-            for c in cluster.unique().tolist():
-                before, after = sums.setdefault(c, [torch.zeros(()), torch.zeros(())])
-                sums[c] = [before + images[cluster == c].sum(0), after + record.image[cluster == c].sum(0)]
-                members[c] = members.get(c, 0) + int((cluster == c).sum())
-            scores = None if record.residual_flow is None else -flow_regularizer(record.residual_flow)[0]
-            for k, picture in enumerate(names):
-                name = f"{done + k:06d}-{PurePath(picture).stem}.png"
-                save_picture(folder / name, record.image[k])
-                matrix = None if record.matrix is None else record.matrix[k].flatten().tolist()
-                line = {"picture": picture, "file": name, "matrix": matrix}
-                if scores is not None:
-                    line["flow_score"] = scores[k].item()
-                if aligner.classifier is not None:
-                    line |= {"cluster": int(cluster[k]), "mirrored": bool(mirrored[k])}
+            look = aligner.look(images, output_resolution=resolution)
+            averages.add(images, look)
+            for line in write_pictures(folder, names, look, done, clustered=aligner.classifier is not None):
                 warps.append(line)
             done += len(names)
             progress.update(len(names))
-    averages = []
-    for c in sorted(sums):
-        before, after = (total / members[c] for total in sums[c])
-        averages += [torch.nn.functional.interpolate(before[None], size=(resolution, resolution), mode="bilinear"), after[None]]
-        save_picture(folder / ("template.png" if len(sums) == 1 else f"template-{c}.png"), after.clamp(-1, 1))
-    save_grid(torch.cat(averages).clamp(-1, 1), folder / "average.png", columns=2)
-    if len(sums) > 1:
-        print("; ".join(f"cluster {c}: {members[c]} pictures" for c in sorted(sums)))
+    averages.write(folder, resolution)
+    if len(averages.members) > 1:
+        print("; ".join(f"cluster {k}: {count} pictures" for k, count in sorted(averages.members.items())))
     if pictures.skipped:
         print(skipped_summary(pictures.skipped))
     print(f"{done} aligned pictures, warps.jsonl and average.png (before, after) are in {folder}")
     print("next: draw on a copy of template*.png, transparent elsewhere, and run python -m gangealing_fast.propagate")
+
+
+def write_pictures(folder: Path, names: Sequence[str], look: Look, done: int, *, clustered: bool) -> list[dict[str, Any]]:
+    """Write aligned pictures, numbered from `done`; a line of warps.jsonl for each."""
+    record, scores, lines = look.alignment, flow_scores_of(look.alignment), []
+    for k, picture in enumerate(names):
+        file = f"{done + k:06d}-{PurePath(picture).stem}.png"
+        save_picture(folder / file, record.image[k])
+        matrix = None if record.matrix is None else record.matrix[k].flatten().tolist()
+        line: dict[str, Any] = {"picture": picture, "file": file, "matrix": matrix}
+        if scores is not None:
+            line["flow_score"] = scores[k].item()
+        if clustered:
+            line |= {"cluster": int(look.cluster[k]), "mirrored": bool(look.mirrored[k])}
+        lines.append(line)
+    return lines

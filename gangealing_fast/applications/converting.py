@@ -16,7 +16,7 @@ def run(config: ConvertConfig) -> None:
     path = fetch(config.source, config.sha256)
     parts = read(path)
     print(f"{path}: {parts.origin}, {' and '.join(parts.names())}")
-    if config.to in ("onnx", "pt2"):
+    if config.to == "onnx" or config.to == "pt2":
         if config.out.suffix != f".{config.to}":
             raise UserError(f"--to {config.to} writes a file: give --out a name that ends in .{config.to}")
         written = [Aligner.of(parts, path).export(config.out)]

@@ -6,7 +6,6 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from pathlib import Path, PurePath
-from typing import TYPE_CHECKING
 
 import numpy
 import torch
@@ -15,13 +14,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from gangealing_fast.applications.aligner import Aligner
+from gangealing_fast.applications.config import PropagateConfig
 from gangealing_fast.data.decoding import is_transparent
 from gangealing_fast.data.pictures import PictureStream, skipped_summary, to_float
 from gangealing_fast.runtime.errors import UserError
+from gangealing_fast.runtime.setup import set_threads
 from gangealing_fast.storage.files import JsonLines, make_folder, read_bytes, save_picture
-
-if TYPE_CHECKING:
-    from gangealing_fast.applications.config import PropagateConfig
 
 NO_EDIT = "none"
 
@@ -65,8 +63,7 @@ def _edits(names: Sequence[str], clusters: int, opacity: float) -> list[Tensor |
 
 def run(config: PropagateConfig) -> None:
     """Edit all pictures. Raises UserError for a user's mistakes; finished pictures stay."""
-    if config.threads > 0:
-        torch.set_num_threads(config.threads)
+    set_threads(config.threads)
     if not 0 <= config.opacity <= 1:
         raise UserError(f"--opacity must be in [0, 1], got {config.opacity}")
     try:
@@ -85,14 +82,14 @@ def run(config: PropagateConfig) -> None:
             if min(images.shape[2:]) < 2:
                 line |= {"file": None, "why": "a side of one pixel"}
             else:
-                assignment = aligner.assign(images)
-                cluster = int(assignment[0])
+                look = aligner.look(images)
+                cluster = int(look.cluster)
                 edit, covered = edits[cluster], 0.0
                 if edit is not None:
-                    drawn, _ = aligner.maps_from_template(images, edit, assignment=assignment)
+                    drawn, _ = aligner.maps_from_template(images, edit, look=look)
                     images, covered = lay_over(images, drawn), drawn[:, 3].mean().item()
                 save_picture(folder / str(line["file"]), images[0].clamp(-1, 1))
-                line |= {"cluster": cluster, "mirrored": bool(assignment[1]), "covered": covered}
+                line |= {"cluster": cluster, "mirrored": bool(look.mirrored), "covered": covered}
                 done += 1
             lines.append(line)
             progress.update()

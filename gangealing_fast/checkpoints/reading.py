@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from gangealing_fast.checkpoints import recover, stylegan2_ada
 from gangealing_fast.checkpoints.pickles import Persistent, damaged, read_pickle, read_torch
+from gangealing_fast.geometry.warping import Warping
 from gangealing_fast.models import ClusterClassifier, DcganGenerator, Generator, LatentTarget, SpatialTransformer
 from gangealing_fast.models.spatial_transformer import CONSTANT_BUFFERS
 from gangealing_fast.runtime.errors import UserError
@@ -39,6 +40,11 @@ class Parts:
     classifier: ClusterClassifier | None = None
     settings: dict[str, Any] = field(default_factory=lambda: {"padding_mode": "border", "iters": 1})
     options: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def warping(self) -> Warping:
+        """How the aligner is meant to be used. Raises ValueError for a padding or a number of iterations that does not exist."""
+        return Warping.of(self.settings["padding_mode"], self.settings["iters"])
 
     def names(self) -> list[str]:
         """The parts there are, in words."""

@@ -7,9 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from gangealing_fast.runtime.config import ProcessOptions, shared_last
 
+
+@shared_last
 @dataclass(frozen=True)
-class ContrastConfig:
+class ContrastConfig(ProcessOptions):
     """Learn a perceptual distance from your own pictures and a generator's samples. The same command resumes a killed run."""
 
     out: Path
@@ -31,10 +34,3 @@ class ContrastConfig:
     learning_rate: float = 1e-3
     snapshot: int = 250
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    ops: Literal["fused", "reference"] = "fused"
-    """reference: every operator as its plain definition in torch."""
-    reuse_memory: bool = True
-    """Keep freed memory for the next step instead of handing it back to the system (CPU, glibc)."""
-    seed: int = 0
-    threads: int = 0
-    device: str = "auto"

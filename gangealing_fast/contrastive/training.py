@@ -23,7 +23,7 @@ from gangealing_fast.runtime.setup import choose_device, prepare_process
 from gangealing_fast.storage.runs import open_run
 from gangealing_fast.training.fitting import fit
 
-CHECKPOINT_KIND = "contrast"
+COMMAND = "contrast"
 PROJECTION = 64
 
 
@@ -90,7 +90,7 @@ def run(config: ContrastConfig) -> Path:
         network.export(config.out / EXPORT_NAME, {key: line[key] for key in ("step", "loss", "found")})
 
     parts = {"network": network, "projection": projection, "source": source}
-    fit(config, CHECKPOINT_KIND, optimizer, parts, lesson, "found", resuming=resuming, exported=export)
+    fit(config, COMMAND, optimizer, parts, lesson, "found", resuming=resuming, exported=export)
     return config.out / EXPORT_NAME
 
 

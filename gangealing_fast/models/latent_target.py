@@ -17,6 +17,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from gangealing_fast.runtime.implementation import reference_wanted
+
 
 class PrincipalComponents(NamedTuple):
     """`directions` `[C, D]`, orthonormal rows, strongest first; `mean` `[1, D]`; `deviation` `[C]`."""
@@ -97,17 +99,29 @@ class LatentTarget(nn.Module):
         """The target latents c, `[K, D]`."""
         return self.lat_mean + self.coefficients @ self.directions
 
-    def blend(self, w: Tensor, psi: float) -> Tensor:
+    def blend(self, w: Tensor, psi: float | Tensor) -> Tensor:
         """`lerp(c, w, psi)` for `w` `[N, D]`: `[N * K, D]`, cluster fastest."""
         if w.ndim != 2 or w.shape[1] != self.directions.shape[1]:
             raise ValueError(f"w must be [N, {self.directions.shape[1]}], got {list(w.shape)}.")
         return torch.lerp(self.target()[None], w[:, None].expand(-1, self.heads, -1), psi).flatten(0, 1)
 
-    def mix(self, w: Tensor, psi: float, inject: int, num_latents: int) -> Tensor:
+    def latents(
+        self, w: Tensor, psi: float | Tensor, inject: int, num_latents: int, *, head: int | None = None
+    ) -> Tensor | list[Tensor]:
+        """As `mix_layers`, of cluster `head` alone (`[N, D]` a layer) unless None; on the plain definitions stacked as `mix` does.
+
+        Both give the same numbers. Layer by layer is quicker, stacked is what the method's formula says.
+        """
+        layers = self.mix_layers(w, psi, inject, num_latents)
+        if head is not None:
+            layers = [layer[head :: self.heads] for layer in layers]
+        return torch.stack(layers, dim=1) if reference_wanted() else layers
+
+    def mix(self, w: Tensor, psi: float | Tensor, inject: int, num_latents: int) -> Tensor:
         """Latents of the target pictures, `[N * K, num_latents, D]`: `inject` blended ones, the rest `w` itself."""
         return torch.stack(self.mix_layers(w, psi, inject, num_latents), dim=1)
 
-    def mix_layers(self, w: Tensor, psi: float, inject: int, num_latents: int) -> list[Tensor]:
+    def mix_layers(self, w: Tensor, psi: float | Tensor, inject: int, num_latents: int) -> list[Tensor]:
         """As `mix`, as one `[N * K, D]` tensor for each layer.
 
         Only the first `inject` of them require a gradient, which spares a frozen generator the rest of its backward

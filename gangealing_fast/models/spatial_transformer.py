@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from gangealing_fast.geometry.warping import Warping
 from gangealing_fast.geometry.warps import compose, identity_grid, resize_grid, transform_points
 from gangealing_fast.models.feature_similarity import FeatureSimilarityTransformer
 from gangealing_fast.models.generator import Widths
@@ -26,6 +27,7 @@ from gangealing_fast.models.warp_heads import FLOW_FACTOR, FlowHead, SimilarityH
 from gangealing_fast.ops.flow_regularizer import flow_regularizer
 from gangealing_fast.ops.mipmap_warp import mipmap_warp
 
+DEFAULT = Warping()
 CONSTANT_BUFFERS = ("kernel", "kernel_horz", "kernel_vert", "one_hot", "blur_filter")
 
 
@@ -178,8 +180,7 @@ class SpatialTransformer(nn.Module):
         images: Tensor,
         source: Tensor | None = None,
         *,
-        padding_mode: str = "border",
-        iters: int = 1,
+        warping: Warping = DEFAULT,
         alpha: float | Tensor = 1.0,
         output_resolution: int | None = None,
         assignment: Tensor | None = None,
@@ -188,8 +189,7 @@ class SpatialTransformer(nn.Module):
 
         source: the pictures whose pixels are sampled, `[N, C, H', W']`, `images` where None (a full-resolution
         original, say).
-        padding_mode: "zeros", "border" or "reflection". iters: how often the similarity runs, each time on its own
-        output.
+        warping: what lies beyond the edge of a picture, and how often the similarity runs on its own output.
         alpha: 0 leaves the picture as it is, 1 aligns it, the grid being interpolated; one number, or `[N]`.
         output_resolution: side of the result, `flow_size` where None. assignment: `[N]`, the head of each picture;
         where None every head warps every picture and the result has N * K rows, head fastest.
@@ -199,8 +199,6 @@ class SpatialTransformer(nn.Module):
         source = images if source is None else source
         if source.ndim != 4 or source.shape[0] != images.shape[0]:
             raise ValueError(f"source must be [N, C, H, W] with N = {images.shape[0]}, got {list(source.shape)}.")
-        if iters < 1:
-            raise ValueError(f"iters must be 1 or more, got {iters}.")
         if assignment is not None and assignment.shape != (images.shape[0],):
             raise ValueError(f"assignment must be [N] with N = {images.shape[0]}, got {list(assignment.shape)}.")
         if isinstance(alpha, Tensor) and alpha.ndim != 0 and alpha.shape != (images.shape[0],):
@@ -222,12 +220,12 @@ class SpatialTransformer(nn.Module):
         x = self.network_input(images)
         matrix = residual = None
         if self.similarity is not None:
-            for iteration in range(iters):
+            for iteration in range(warping.iters):
                 found = run(self.similarity, x)
                 matrix = found if matrix is None else compose(matrix, found)
                 grid = transform_points(matrix, base)
-                if self.flow is not None or iteration + 1 < iters:
-                    x = mipmap_warp(seen, grid, padding_mode=padding_mode)
+                if self.flow is not None or iteration + 1 < warping.iters:
+                    x = mipmap_warp(seen, grid, padding_mode=warping.padding_mode)
         if self.flow is not None:
             residual = run(self.flow, x)
             grid = base + residual if matrix is None else transform_points(matrix, base + residual)
@@ -236,7 +234,7 @@ class SpatialTransformer(nn.Module):
             grid = base + weight.repeat_interleave(spread)[:, None, None, None] * (grid - base)
         if output_resolution is not None and output_resolution != self.flow_size:
             grid = resize_grid(grid, output_resolution)
-        return Alignment(mipmap_warp(source, grid, padding_mode=padding_mode), grid, residual, matrix)
+        return Alignment(mipmap_warp(source, grid, padding_mode=warping.padding_mode), grid, residual, matrix)
 
     def best_mirror(self, images: Tensor, source: Tensor | None = None, **options: Any) -> tuple[Alignment, Tensor]:
         """Align pictures and their mirror images and keep, for each, the one whose residual flow has the lower TV.

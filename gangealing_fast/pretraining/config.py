@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from gangealing_fast.runtime.config import ProcessOptions, shared_last
+
 ObjectiveName = Literal[
     "minimax",
     "nonsaturating",
@@ -25,8 +27,9 @@ ObjectiveName = Literal[
 ]
 
 
+@shared_last
 @dataclass(frozen=True)
-class PretrainConfig:
+class PretrainConfig(ProcessOptions):
     """Train a generator on your pictures. Kill it whenever you like: the same command resumes to the same numbers."""
 
     data: Path
@@ -97,14 +100,6 @@ class PretrainConfig:
     score_pictures: int = 2000
     """How many real and generated pictures the score compares; 0 for no score."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    ops: Literal["fused", "reference"] = "fused"
-    """reference: every operator as its plain definition in torch, in torch's default layout, to see what the kernels buy."""
-    reuse_memory: bool = True
-    """Keep freed memory for the next step instead of handing it back to the system (CPU, glibc): saves the kernel its zeroing."""
-    seed: int = 0
-    threads: int = 0
-    """CPU threads; 0 leaves torch's choice."""
-    device: str = "auto"
 
 
 PRESETS: dict[str, PretrainConfig] = {

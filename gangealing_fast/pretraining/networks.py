@@ -25,7 +25,7 @@ from gangealing_fast.runtime.errors import UserError
 from gangealing_fast.storage import checkpoint
 from gangealing_fast.training.optim import AdamEma, RmsPropEma
 
-CHECKPOINT_KIND = "pretrain"
+COMMAND = "pretrain"
 PROJECTED_TAPS = (1, 2, 4, 6)
 CLASSIFIER_DECAY = 0.998
 
@@ -162,7 +162,7 @@ def _outputs(critic: dict[str, Tensor]) -> int:
 def _read_start(path: Path, wanted: dict[str, Any]) -> dict[str, Any]:
     """Weights to begin with: "generator", and "critic" where `path` is the folder of a run of `pretrain`."""
     if path.is_dir():
-        state = checkpoint.load_latest(path, kind=CHECKPOINT_KIND)
+        state = checkpoint.load_latest(path, kind=COMMAND)
         config, start = state["config"], {"generator": state["average"], "critic": state["critic"]}
         if "mapping_layers" not in config:
             raise UserError(f"--start-from {path} is a run of --architecture dcgan, which has no StyleGAN2 generator to begin with")

@@ -11,7 +11,9 @@ from torch import Tensor
 
 from gangealing_fast.adversarial.codes import Codes
 from gangealing_fast.models import DcganGenerator, Generator
+from gangealing_fast.runtime.randomness import private_stream
 
+COLUMNS, ROWS = 8, 8
 PictureGenerator: TypeAlias = Generator | DcganGenerator
 
 
@@ -58,3 +60,17 @@ def table_latents(generator: PictureGenerator, codes: Codes, rows: int) -> Tenso
     category = torch.arange(codes.categories, device=device).repeat(rows)
     z, numbers = (values.repeat_interleave(codes.categories, 0) for values in (z, numbers))
     return codes.into(z, codes.of(category, numbers))
+
+
+@torch.no_grad()
+def samples(generator: PictureGenerator, codes: Codes | None = None, *, seed: int = 1) -> Tensor:
+    """Rows of pictures `[N, 3, S, S]` in [-1, 1] of fixed latents, on the CPU: a column for each category, or eight columns."""
+    with private_stream(seed):
+        if codes is not None:
+            return generator(table_latents(generator, codes, ROWS)).clamp(-1, 1).cpu()
+        return generator(*latents(generator, ROWS * COLUMNS)).clamp(-1, 1).cpu()
+
+
+def columns(codes: Codes | None) -> int:
+    """How many columns the pictures of `samples` are meant for."""
+    return COLUMNS if codes is None else codes.categories

@@ -1,55 +1,134 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The loop behind `python -m gangealing_fast.pretrain`: step, average, tick, snapshot, one JSON line of statistics."""
+"""What `python -m gangealing_fast.pretrain` does: critic, generator, average, score, in the loop of `training.loop`."""
 
 from __future__ import annotations
 
 import math
-import time
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
+from torch import Tensor
 
 from gangealing_fast.adversarial.augment import Augmentation
-from gangealing_fast.adversarial.codes import Codes
 from gangealing_fast.adversarial.objectives import Objective
 from gangealing_fast.adversarial.step import AdversarialStep
 from gangealing_fast.models import DcganCritic, Discriminator
 from gangealing_fast.pretraining.classification import Examination, export_classifier, settle_statistics
 from gangealing_fast.pretraining.config import PretrainConfig
-from gangealing_fast.pretraining.networks import CHECKPOINT_KIND, CLASSIFIER_DECAY, Networks, build, export
+from gangealing_fast.pretraining.networks import CLASSIFIER_DECAY, COMMAND, Networks, build, export
 from gangealing_fast.pretraining.options import make_objective, resolved
-from gangealing_fast.pretraining.sampling import PictureGenerator, latents, picture_sampler, table_latents
+from gangealing_fast.pretraining.sampling import columns, picture_sampler, samples
 from gangealing_fast.pretraining.score import Score
 from gangealing_fast.pretraining.source import Source, open_source
 from gangealing_fast.report import Configuration, Curves, Pictures, write_report
 from gangealing_fast.report.pictures import save_grid
-from gangealing_fast.runtime import memory
+from gangealing_fast.report.sections import Section
 from gangealing_fast.runtime.errors import UserError
 from gangealing_fast.runtime.precision import resolve
-from gangealing_fast.runtime.randomness import derived_seed, private_stream
+from gangealing_fast.runtime.randomness import derived_seed
 from gangealing_fast.runtime.setup import choose_device, prepare_process
-from gangealing_fast.storage import checkpoint
-from gangealing_fast.storage.files import JsonLines, read_json_lines
+from gangealing_fast.storage.files import read_json_lines
 from gangealing_fast.storage.runs import open_run, plain
+from gangealing_fast.training import loop
+from gangealing_fast.training.loop import Means, Plan, Progress
 
-COLUMNS, ROWS = 8, 8
 STATISTICS = 2000
 
 
-@torch.no_grad()
-def samples(generator: PictureGenerator, codes: Codes | None = None, *, seed: int = 1) -> torch.Tensor:
-    """Rows of pictures `[N, 3, S, S]` in [-1, 1] of fixed latents, on the CPU: a column for each category, or eight columns."""
-    with private_stream(seed):
-        if codes is not None:
-            return generator(table_latents(generator, codes, ROWS)).clamp(-1, 1).cpu()
-        return generator(*latents(generator, ROWS * COLUMNS)).clamp(-1, 1).cpu()
+@dataclass
+class Pretraining:
+    """The work of `pretrain` in the loop; its units are real pictures shown to the critic."""
 
+    config: PretrainConfig
+    objective: Objective
+    networks: Networks
+    trainer: AdversarialStep
+    augmentation: Augmentation
+    source: Source
+    device: torch.device
+    score: Score | None = None
+    examine: Examination | None = None
+    best: float = math.inf
 
-def columns(codes: Codes | None) -> int:
-    """How many columns the pictures of `samples` are meant for."""
-    return COLUMNS if codes is None else codes.categories
+    def step(self, at: Progress, means: Means) -> int:
+        """The critic's updates, then one of the generator."""
+        config, shown = self.config, 0
+        labels: Tensor | None = None
+        wanted = config.conditional or self.objective.classes > 0 or config.labels > 0
+        for _ in range(self.objective.critic_steps(at.step)):
+            images, classes = self.source.next(config.batch)
+            labels = classes.to(self.device) if classes is not None and wanted else None
+            means.add(self.trainer.critic_step(images.to(self.device), labels))
+            shown += config.batch
+        half_life = max(1.0, min(config.ema_kimg * 1000, (at.done + shown) * 0.05))
+        means.add(self.trainer.generator_step(config.batch, 0.5 ** (config.batch / half_life), labels))
+        self.networks.follow()
+        return shown
+
+    def measure(self, at: Progress, line: dict[str, Any]) -> None:
+        """The score, and what the averaged critic knows of classes."""
+        line["augment_p"] = self.augmentation.p
+        if self.score is not None:
+            line |= self.score(self.networks.average)
+        if self.examine is not None:
+            line |= self._examined(self.examine)
+
+    def _examined(self, examine: Examination) -> dict[str, float]:
+        """Export the averaged critic as a classifier; its figures."""
+        network = self.networks.classifier
+        assert isinstance(network, DcganCritic | Discriminator)
+        device = next(network.parameters()).device
+        settle_statistics(network, (batch.to(device) for batch in self.source.fixed(STATISTICS)))
+        names, figures = examine(network)
+        export_classifier(network, names, self.config.out / "classifier.safetensors", figures)
+        return figures
+
+    def show(self, at: Progress, line: Mapping[str, Any]) -> None:
+        """Sample pictures, and the exported generator if its score is the best so far."""
+        codes, out = self.objective.codes, self.config.out
+        save_grid(samples(self.networks.average, codes), out / f"samples-{at.done // 1000:06d}.png", columns=columns(codes))
+        score = line.get("score", -at.step)
+        if score <= self.best:
+            export(self.networks.average, out / "generator.safetensors", dict(line))
+            self.best = score
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "best": self.best,
+            "config": self.networks.generator.config(),
+            **self.networks.state_dict(),
+            "objective": self.trainer.state_dict(),
+            "augment_p": self.augmentation.p,
+            "source": self.source.state_dict(),
+            "random_state": torch.get_rng_state(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any], /) -> None:
+        self.best = state["best"]
+        self.networks.load_state_dict(state)
+        # Checkpoints from before objectives had a state count one critic update for each step.
+        self.trainer.load_state_dict(state.get("objective", {"critic_count": state["step"], "generator_count": state["step"]}))
+        self.augmentation.p = state["augment_p"]
+        self.source.load_state_dict(state["source"])
+        torch.set_rng_state(state["random_state"])
+
+    def report(self) -> None:
+        """report.html: samples, curves, options."""
+        codes, config = self.objective.codes, self.config
+        about = "Of the averaged generator, from fixed latents" + (", one column for each category" if codes else "")
+        sections: list[Section] = [
+            Pictures("Samples", [(about, samples(self.networks.average, codes))], columns=columns(codes), width=512),
+            Curves(
+                "Training",
+                read_json_lines(config.out / "log.jsonl"),
+                text="score, kid: distance to real pictures on EfficientNet features, lower is better.",
+            ),
+            Configuration("Configuration", plain(config)),
+        ]
+        write_report(config.out, f"Generator by {self.objective.name}", sections, subtitle=f"Objective: {self.objective.source}.")
 
 
 def run(config: PretrainConfig) -> Path:
@@ -61,80 +140,58 @@ def run(config: PretrainConfig) -> Path:
     config = resolved(config, objective)
     source = open_source(config)
     print(source.summary())
-    resuming = open_run(config.out, "pretrain", config)
-    dtype = resolve(config.precision, device)
+    resuming = open_run(config.out, COMMAND, config)
     prepare_process(config)
     # Not the seed itself: the first weights would be the very numbers that a user's torch.manual_seed(0) gives as latents, and such
     # latents, rows of the mapping network's first layer, make samples unlike all others.
     torch.manual_seed(derived_seed(config.seed, "pretrain"))
+    work = make_work(config, objective, source, device)
+    plan = plan_of(config)
+    start = loop.resume(work, plan, config.out) if resuming else Progress()
+    loop.run(work, plan, config.out, start)
+    work.report()
+    return config.out / "generator.safetensors"
+
+
+def plan_of(config: PretrainConfig) -> Plan:
+    """Whole batches: length and snapshots in real pictures shown."""
+    interval = max(1, round(config.snapshot_kimg * 1000 / config.batch)) * config.batch
+    return Plan(
+        COMMAND,
+        math.ceil(config.kimg * 1000 / config.batch) * config.batch,
+        tick=interval,
+        snapshot=interval,
+        unit="picture",
+        pictures=1,
+        units_per_step=config.batch,
+        remedy="lower the learning rates or use --precision float32, and resume",
+        postfix={"score": ".3f", "augment_p": ".2f"},
+    )
+
+
+def make_work(config: PretrainConfig, objective: Objective, source: Source, device: torch.device) -> Pretraining:
+    """Networks and everything beside them of a fresh run; `config` as `resolved`."""
+    dtype = resolve(config.precision, device)
     networks = build(config, objective, device)
     augmentation = make_augmentation(config, objective)
-    trainer = make_trainer(config, objective, networks, augmentation, dtype)
-    step, shown, best = 0, 0, math.inf
-    if resuming and checkpoint.has_checkpoint(config.out):
-        state = checkpoint.load_latest(config.out, kind=CHECKPOINT_KIND)
-        step, best = state["step"], state["best"]
-        shown = state.get("shown", step * config.batch)
-        _restore(state, networks, trainer, augmentation, source)
-        print(f"resuming {config.out} at {shown / 1000:.1f} kimg")
-    score = Score(source, config.score_pictures, dtype, device, objective.codes) if config.score_pictures > 0 else None
-    examine = Examination(config, objective.categories, dtype) if objective.categories else None
-    log = JsonLines(config.out / "log.jsonl", resume_step=step)
-    total = math.ceil(config.kimg * 1000 / config.batch) * config.batch
-    interval = max(1, round(config.snapshot_kimg * 1000 / config.batch)) * config.batch
-    sums: dict[str, list[float]] = {}
-    started = time.perf_counter()
-    progress = tqdm(total=total, initial=shown, unit="picture", desc="pretrain", mininterval=1.0, dynamic_ncols=True)
-    while shown < total:
-        before = shown
-        statistics: dict[str, float] = {}
-        for _ in range(objective.critic_steps(step)):
-            images, labels = source.next(config.batch)
-            wanted = config.conditional or objective.classes > 0 or config.labels > 0
-            labels = labels.to(device) if labels is not None and wanted else None
-            statistics = trainer.critic_step(images.to(device), labels)
-            shown += config.batch
-            for key, value in statistics.items():
-                sums.setdefault(key, []).append(value)
-        step += 1
-        memory.trim()
-        half_life = max(1.0, min(config.ema_kimg * 1000, shown * 0.05))
-        learned = trainer.generator_step(config.batch, 0.5 ** (config.batch / half_life), labels)
-        networks.follow()
-        for key, value in learned.items():
-            sums.setdefault(key, []).append(value)
-        statistics |= learned
-        if not all(math.isfinite(value) for value in statistics.values()):
-            raise UserError(
-                f"the loss is not finite at step {step} ({statistics}); the last good state is in {config.out}: "
-                "lower the learning rates or use --precision float32, and resume"
-            )
-        progress.update(shown - before)
-        if shown // interval > before // interval or shown >= total:
-            line: dict[str, Any] = {"step": step, "kimg": shown / 1000}
-            line |= {key: sum(values) / len(values) for key, values in sums.items()}
-            line["augment_p"] = augmentation.p
-            if score is not None:
-                line |= score(networks.average)
-            if examine is not None:
-                line |= _examined(config, networks, source, examine)
-            line["seconds"] = time.perf_counter() - started
-            sums.clear()
-            path = config.out / f"samples-{shown // 1000:06d}.png"
-            save_grid(samples(networks.average, objective.codes), path, columns=columns(objective.codes))
-            best = _snapshot(config, networks, trainer, augmentation, source, shown, step, best, line)
-            log.append(line)
-            progress.set_postfix(score=f"{line.get('score', float('nan')):.3f}", p=f"{augmentation.p:.2f}")
-    progress.close()
-    log.close()
-    _report(config, objective, networks)
-    return config.out / "generator.safetensors"
+    return Pretraining(
+        config,
+        objective,
+        networks,
+        make_trainer(config, objective, networks, augmentation, dtype),
+        augmentation,
+        source,
+        device,
+        Score(source, config.score_pictures, dtype, device, objective.codes) if config.score_pictures > 0 else None,
+        Examination(config, objective.categories, dtype) if objective.categories else None,
+    )
 
 
 def make_trainer(
     config: PretrainConfig, objective: Objective, networks: Networks, augmentation: Augmentation | None, dtype: torch.dtype
 ) -> AdversarialStep:
     """The training step of these networks; `config` as `resolved`."""
+    assert config.r1 is not None
     return AdversarialStep(
         networks.generator,
         networks.critic,
@@ -153,19 +210,8 @@ def make_trainer(
     )
 
 
-def _examined(config: PretrainConfig, networks: Networks, source: Source, examine: Examination) -> dict[str, float]:
-    """Export the averaged critic as a classifier; its figures."""
-    network = networks.classifier
-    assert isinstance(network, DcganCritic | Discriminator)
-    device = next(network.parameters()).device
-    settle_statistics(network, (batch.to(device) for batch in source.fixed(STATISTICS)))
-    names, figures = examine(network)
-    export_classifier(network, names, config.out / "classifier.safetensors", figures)
-    return figures
-
-
 def make_augmentation(config: PretrainConfig, objective: Objective) -> Augmentation:
-    """What the critic sees of pictures. Says so where an adaptive one has nothing to adapt to."""
+    """What the critic sees of pictures. Says so if an adaptive one has nothing to adapt to."""
     adaptive = config.augment == "adaptive"
     if adaptive and objective.boundary is None:
         print(f"no augmentation: no output of the critic of {objective.name} tells how sure it is (--augment fixed is possible)")
@@ -173,57 +219,3 @@ def make_augmentation(config: PretrainConfig, objective: Objective) -> Augmentat
         p=config.augment_p if config.augment == "fixed" else 0.0,
         target=config.augment_target if adaptive else None,
     )
-
-
-def _report(config: PretrainConfig, objective: Objective, networks: Networks) -> None:
-    records = read_json_lines(config.out / "log.jsonl")
-    pictures = samples(networks.average, objective.codes)
-    about = "Of the averaged generator, from fixed latents" + (", one column for each category" if objective.codes else "")
-    sections = [
-        Pictures("Samples", [(about, pictures)], columns=columns(objective.codes), width=512),
-        Curves("Training", records, text="score, kid: distance to real pictures on EfficientNet features, lower is better."),
-        Configuration("Configuration", plain(config)),
-    ]
-    write_report(config.out, f"Generator by {objective.name}", sections, subtitle=f"Objective: {objective.source}.")
-
-
-def _snapshot(
-    config: PretrainConfig,
-    networks: Networks,
-    trainer: AdversarialStep,
-    augmentation: Augmentation,
-    source: Source,
-    shown: int,
-    step: int,
-    best: float,
-    line: dict[str, Any],
-) -> float:
-    """Write the checkpoint, and the exported generator where its score is the best so far."""
-    score = line.get("score", -step)
-    if score <= best:
-        export(networks.average, config.out / "generator.safetensors", line)
-        best = score
-    state = {
-        "step": step,
-        "shown": shown,
-        "best": best,
-        "config": networks.generator.config(),
-        **networks.state_dict(),
-        "objective": trainer.state_dict(),
-        "augment_p": augmentation.p,
-        "source": source.state_dict(),
-        "random_state": torch.get_rng_state(),
-    }
-    checkpoint.save_latest(config.out, state, kind=CHECKPOINT_KIND)
-    return best
-
-
-def _restore(
-    state: dict[str, Any], networks: Networks, trainer: AdversarialStep, augmentation: Augmentation, source: Source
-) -> None:
-    networks.load_state_dict(state)
-    # Checkpoints from before objectives had a state count one critic update for each step.
-    trainer.load_state_dict(state.get("objective", {"critic_count": state["step"], "generator_count": state["step"]}))
-    augmentation.p = state["augment_p"]
-    source.load_state_dict(state["source"])
-    torch.set_rng_state(state["random_state"])

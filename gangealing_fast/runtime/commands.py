@@ -27,9 +27,12 @@ def parse(
     text = (description or "").strip()
     if presets:
         text += f"\n\n--preset {{{','.join(sorted(presets))}}} sets the defaults of all options below."
+    # `python -m` puts the path of the file into sys.argv, which is not what is typed.
+    started = getattr(sys.modules["__main__"], "__spec__", None)
+    program = f"python -m {started.name}" if started is not None and started.name.startswith("gangealing_fast.") else None
     if chosen.preset is None:
-        return tyro.cli(kind, args=rest, description=text)
-    return tyro.cli(kind, args=rest, description=text, default=presets[chosen.preset])
+        return tyro.cli(kind, prog=program, args=rest, description=text)
+    return tyro.cli(kind, prog=program, args=rest, description=text, default=presets[chosen.preset])
 
 
 def run_command(command: Callable[[], None], *, several: bool = False) -> None:

@@ -4,6 +4,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal, TypeVar
+
+Config = TypeVar("Config")
 
 
 @dataclass(frozen=True)
@@ -12,3 +15,26 @@ class EnvConfig:
 
     json: bool = False
     """Print one JSON object instead of text."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProcessOptions:
+    """What a command that trains sets for its whole process."""
+
+    ops: Literal["fused", "reference"] = "fused"
+    """reference: every operator as its plain definition in torch, in torch's default layout, to see what the kernels buy."""
+    reuse_memory: bool = True
+    """Keep freed memory for the next step instead of handing it back to the system (CPU, glibc): saves the kernel its zeroing."""
+    seed: int = 0
+    threads: int = 0
+    """CPU threads; 0 leaves torch's choice."""
+    device: str = "auto"
+    """auto: CUDA if there is a device, else the CPU."""
+
+
+def shared_last(kind: type[Config]) -> type[Config]:
+    """Decorator of a command's options: its own come first in --help, those of `ProcessOptions` after them."""
+    fields = kind.__dataclass_fields__  # type: ignore[attr-defined]  # of any dataclass; TypeVars cannot say so
+    for name in ProcessOptions.__dataclass_fields__:
+        fields[name] = fields.pop(name)
+    return kind

@@ -4,28 +4,36 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import TYPE_CHECKING
 
+from gangealing_fast.runtime import implementation, memory
+from gangealing_fast.runtime.config import ProcessOptions
 from gangealing_fast.runtime.errors import UserError
 
+if TYPE_CHECKING:
+    import torch
 
-def prepare_process(config: Any) -> None:
+
+def set_threads(threads: int) -> None:
+    """Let torch compute with so many CPU threads; 0 leaves its own choice."""
+    import torch
+
+    if threads > 0:
+        torch.set_num_threads(threads)
+
+
+def prepare_process(config: ProcessOptions) -> None:
     """What a training command sets for its whole process: threads, kernels or references, and whether large blocks are kept.
 
     On the references alone malloc is left as it is, like everything else.
     """
-    import torch
-
-    from gangealing_fast.runtime import implementation, memory
-
-    if config.threads > 0:
-        torch.set_num_threads(config.threads)
+    set_threads(config.threads)
     implementation.use(config.ops)
     if config.reuse_memory and config.ops == "fused" and memory.keep_large_blocks():
         print(f"large blocks of memory: {memory.describe()} (--no-reuse-memory leaves malloc alone)")
 
 
-def choose_device(name: str) -> Any:
+def choose_device(name: str) -> torch.device:
     """The torch device behind a `--device` option; "auto" takes CUDA where there is one. Raises UserError for others."""
     import torch
 

@@ -17,7 +17,7 @@ from gangealing_fast.runtime.errors import UserError
 from gangealing_fast.storage.files import write_text
 
 # What a resumed run may change without becoming another run.
-FREE = {"threads", "out", "tensorboard", "reuse_memory", "patience", "cuda_graphs"}
+FREE = {"threads", "out", "tensorboard", "reuse_memory", "patience", "cuda_graphs", "goals"}
 
 
 def plain(config: Any) -> dict[str, Any]:
