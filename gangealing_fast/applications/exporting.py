@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from gangealing_fast import ops
-from gangealing_fast.alignment.clustering import mirror_chosen, mirror_grid
+from gangealing_fast.geometry.warps import mirror_grid, mirror_pictures
 from gangealing_fast.runtime.errors import UserError
 from gangealing_fast.storage.files import atomic_write, write_bytes
 
@@ -37,7 +37,7 @@ class _Whole(nn.Module):
             record = self.transformer(images, **self.options)
             return record.image, record.grid
         cluster, mirrored = self.classifier.assign(images)
-        record = self.transformer(mirror_chosen(images, mirrored), assignment=cluster, **self.options)
+        record = self.transformer(mirror_pictures(images, mirrored), assignment=cluster, **self.options)
         return record.image, mirror_grid(record.grid, mirrored)
 
 

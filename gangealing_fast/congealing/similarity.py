@@ -19,6 +19,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import affine_grid, conv2d, grid_sample, pad
 
+from gangealing_fast.geometry.warps import similarity_matrix
+
 STEPS = (math.radians(20.0), 0.16, 0.16, 0.16)
 """Coarsest step of each parameter: radians, log scale, and shifts in normalised units (the picture is 2 wide)."""
 SPREAD = (math.radians(45.0), 0.35, 0.35, 0.35)
@@ -67,14 +69,7 @@ def congeal(
             scale = decay ** (stage + sweep / iterations)
             parameters = _sweep(blurred, parameters, steps * scale, penalty)
             parameters = _recentre(parameters)
-    return similarity_matrix(parameters)
-
-
-def similarity_matrix(parameters: Tensor) -> Tensor:
-    """(rotation, log scale, shift x, shift y) [N, 4] → [[s cos, -s sin, x], [s sin, s cos, y]]: [N, 2, 3]."""
-    rotation, scale, x, y = parameters.unbind(1)
-    cosine, sine = scale.exp() * rotation.cos(), scale.exp() * rotation.sin()
-    return torch.stack([torch.stack([cosine, -sine, x], 1), torch.stack([sine, cosine, y], 1)], 1)
+    return similarity_matrix(*parameters.unbind(1))
 
 
 def soft_stack_entropy(images: Tensor) -> Tensor:
@@ -111,14 +106,14 @@ def _distance(parameters: Tensor) -> Tensor:
 def _recentre(parameters: Tensor) -> Tensor:
     """Right-multiply all transforms with the one that makes mean rotation, log scale and shift zero."""
     common = parameters[:, :2].mean(0)
-    linear = similarity_matrix(parameters)[:, :, :2].mean(0)
-    shift = -torch.linalg.solve(linear, parameters[:, 2:].mean(0))
-    moved = parameters[:, 2:] + similarity_matrix(parameters)[:, :, :2] @ shift
+    linear = similarity_matrix(*parameters.unbind(1))[:, :, :2]
+    shift = -torch.linalg.solve(linear.mean(0), parameters[:, 2:].mean(0))
+    moved = parameters[:, 2:] + linear @ shift
     return torch.cat([parameters[:, :2] - common, moved], 1)
 
 
 def _warp(images: Tensor, parameters: Tensor) -> Tensor:
-    grid = affine_grid(similarity_matrix(parameters), list(images.shape), align_corners=False)
+    grid = affine_grid(similarity_matrix(*parameters.unbind(1)), list(images.shape), align_corners=False)
     return grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
 
 

@@ -10,13 +10,12 @@ of the first pixel; normalised they are `((p / (n - 1)) - 0.5) * 2 * (r - 1) / r
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Literal, get_args
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gangealing_fast.geometry.warps import invert, transform_points
 from gangealing_fast.ops import invert_grid, nearest_grid_point
 
 Method = Literal["nearest", "subpixel"]
@@ -80,38 +79,9 @@ def transfer(
 
 def similarity_from_template(matrix: Tensor, points: Tensor, template_size: int, image_size: int) -> Tensor:
     """Template pixels `[N, P, 2]` to picture pixels by similarity matrices `[N, 2, 3]` alone, without a grid."""
-    place = normalize_points(points, template_size)
-    return denormalize_points(place @ matrix[:, :, :2].mT + matrix[:, None, :, 2], image_size)
+    return denormalize_points(transform_points(matrix, normalize_points(points, template_size)), image_size)
 
 
 def similarity_to_template(matrix: Tensor, points: Tensor, template_size: int, image_size: int) -> Tensor:
-    """The exact inverse of `similarity_from_template`."""
-    place = normalize_points(points, image_size) - matrix[:, None, :, 2]
-    return denormalize_points(torch.linalg.solve(matrix[:, :, :2], place.mT).mT, template_size)
-
-
-def mirror_points(
-    points: Tensor,
-    mirrored: Tensor,
-    image_size: int,
-    permutation: Sequence[int] | Tensor | None = None,
-    visible: Tensor | None = None,
-) -> tuple[Tensor, Tensor | None]:
-    """Key points `[N, P, 2]` (and their visibility `[N, P]`) as they lie in those pictures that were `mirrored` `[N]`.
-
-    x becomes `image_size - 1 - x`; `permutation` `[P]` then puts left-hand points where right-hand ones belong,
-    visibility with them.
-    """
-    flipped = torch.stack([image_size - 1 - points[..., 0], points[..., 1]], -1)
-    order = torch.arange(points.shape[1]) if permutation is None else torch.as_tensor(permutation)
-    order = order.to(points.device)
-    result = torch.where(mirrored[:, None, None], flipped[:, order], points)
-    if visible is None:
-        return result, None
-    return result, torch.where(mirrored[:, None], visible[:, order], visible)
-
-
-def best_mirrors(tv_a: Tensor, tv_a_mirrored: Tensor, tv_b: Tensor, tv_b_mirrored: Tensor) -> Tensor:
-    """Which of a pair to mirror, `[N]`: 0 neither, 1 the first, 2 the second, 3 both; by the least sum of flow TVs."""
-    sums = torch.stack([tv_a + tv_b, tv_a_mirrored + tv_b, tv_a + tv_b_mirrored, tv_a_mirrored + tv_b_mirrored], 1)
-    return sums.argmin(1)
+    """The exact inverse of `similarity_from_template`. Raises ValueError if a matrix is singular or not finite."""
+    return denormalize_points(transform_points(invert(matrix), normalize_points(points, image_size)), template_size)

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from gangealing_fast.geometry.warps import identity_grid
+
 MAX_OUTSIDE = 0.5
 """Share of grid points beyond the picture's edge above which the warps are said to leave the picture."""
 MIN_AREA = 0.05
@@ -112,13 +114,6 @@ def inspect_warps(
         folded=float(folded_share(folds).max()),
         contrast=contrast,
     )
-
-
-def identity_grid(height: int, width: int, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> Tensor:
-    """The grid [1, H, W, 2] that reads every pixel where it is (pixel edges at ±1)."""
-    x = (torch.arange(width, dtype=dtype, device=device) * 2 + 1) / width - 1
-    y = (torch.arange(height, dtype=dtype, device=device) * 2 + 1) / height - 1
-    return torch.stack([x.expand(height, width), y[:, None].expand(height, width)], -1)[None]
 
 
 def relative_areas(grid: Tensor) -> Tensor:
