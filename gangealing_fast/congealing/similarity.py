@@ -4,7 +4,7 @@
 The classical method that learned alignment is compared with, after Learned-Miller, "Data Driven Image Models through
 Continuous Joint Alignment", PAMI 28(2), 2006. Every image x_i has parameters (rotation, log scale, shift x, shift y);
 the stack x_i∘W_i has at pixel p the mean m(p), the chance of ink there, and the objective is Σ_p h(m(p)) with h the
-binary entropy. Coordinate descent: each parameter of each image in turn is moved by a step where that lowers the
+binary entropy. Coordinate descent: each parameter of each image in turn is moved by a step if that lowers the
 objective. As in the paper far transforms are penalised, the mean transform is taken out after every sweep, so that the
 stack cannot lower its entropy by shrinking, and the images start out blurred. Two liberties, both for speed and reach:
 all images decide at the same time against one mean, each with its own share of it replaced; and steps fall from coarse
@@ -78,7 +78,7 @@ def soft_stack_entropy(images: Tensor) -> Tensor:
 
 
 def _sweep(images: Tensor, parameters: Tensor, steps: Tensor, penalty: float) -> Tensor:
-    """Move every parameter once, in each image where that lowers the entropy of the stack."""
+    """Move every parameter once, in each image if that lowers the entropy of the stack."""
     count = images.shape[0]
     factors = images.new_tensor(FACTORS)
     repeated = images.repeat(len(FACTORS), 1, 1, 1)

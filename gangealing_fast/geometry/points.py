@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Maps of points between a picture and the template it is aligned to, by the grid that aligned it.
 
-A grid says for every template pixel where to read the picture, so template → picture is a bilinear look-up, and
-picture → template the nearest grid point (arXiv 2112.05143, section 4.3) or, between the grid's points, the inverse of
-that look-up. Points are pixels (x, y), 0 at the centre
-of the first pixel; normalised they are `((p / (n - 1)) - 0.5) * 2 * (r - 1) / r`, which for r = n puts pixel edges at
--1 and 1.
+A grid says for every template pixel where to read the picture, so template → picture is a bilinear look-up. Picture → template is
+the nearest grid point (arXiv 2112.05143, section 4.3) or, between the grid's points, the inverse of that look-up.
+
+Points are pixels (x, y), 0 at the centre of the first pixel. Normalised they are `((p / (n - 1)) - 0.5) * 2 * (r - 1) / r`, which
+for r = n puts pixel edges at -1 and 1, as `geometry/warps.py` does.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Method = Literal["nearest", "subpixel"]
 
 
 def normalize_points(points: Tensor, size: int, resolution: int | None = None) -> Tensor:
-    """Pixels of a picture of side `size` (2 or more) to grid coordinates; `resolution` is `size` where None."""
+    """Pixels of a picture of side `size` (2 or more) to grid coordinates; `resolution` is `size` if None."""
     resolution = size if resolution is None else resolution
     return (points / (size - 1) - 0.5) * (2 * (resolution - 1) / resolution)
 
@@ -42,9 +42,9 @@ def to_template(grid: Tensor, points: Tensor, image_size: int, *, method: Method
     """Points `[N, P, 2]` of square pictures of side `image_size` to template pixels `[N, P, 2]`.
 
     "nearest": the template pixel, int64, whose grid point lies nearest to the point; the first of them in reading order
-    where several do, (-1, -1) for a point that is not finite. "subpixel": the place in the template that `from_template`
+    if several do, (-1, -1) for a point that is not finite. "subpixel": the place in the template that `from_template`
     takes to the point, in the grid's dtype (at least float32) and differentiable once, by `ops.invert_grid`, which also
-    tells how sure it is; where the grid does not reach the point, the pixel that "nearest" gives.
+    tells how sure it is; if the grid does not reach the point, the pixel that "nearest" gives.
     """
     _check(grid, points)
     wanted = normalize_points(points.to(grid.dtype), image_size)

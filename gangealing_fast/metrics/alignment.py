@@ -23,7 +23,7 @@ def stack_entropy(images: Tensor, threshold: float = 0.0) -> Tensor:
     """Mean over pixels of the binary entropy, in bits, of the foreground frequency across a stack.
 
     images: [N, C, H, W] or [N, H, W] in [-1, 1]; channels are averaged, a pixel is foreground above `threshold`.
-    Returns a float64 scalar in [0, 1]: 0 where all pictures agree everywhere. The stack's pixelwise entropy is the
+    Returns a float64 scalar in [0, 1]: 0 if all pictures agree everywhere. The stack's pixelwise entropy is the
     objective of Learned-Miller, "Data Driven Image Models through Continuous Joint Alignment", PAMI 2006.
     """
     if images.dim() not in (3, 4) or images.shape[0] == 0:
@@ -43,7 +43,7 @@ def ink_kept(before: Tensor, after: Tensor) -> Tensor:
     """Mean ink per picture after warping over that before; ink is (x + 1) / 2, mean over channels, summed over pixels.
 
     before, after: [N, C, H, W] in [-1, 1]; the two may differ in N and C. Returns a float64 scalar; 1 means that the
-    alignment neither zooms in nor shrinks the pictures away. Raises ValueError where `before` holds no ink.
+    alignment neither zooms in nor shrinks the pictures away. Raises ValueError if `before` holds no ink.
     """
     ink_before, ink_after = _mean_ink(before, "before"), _mean_ink(after, "after")
     if not ink_before > 0:
@@ -61,7 +61,7 @@ def object_frame_points(known: Tensor, warp: Tensor, corners: Tensor, size: Size
     """`A⁻¹ W` at the corners, in pixels of the object's frame: [N, P, 2] float64.
 
     known: A [N, 2, 3]; warp: W [N, 2, 3] or [N, H, W, 2]; corners: [P, 2] or [N, P, 2] normalised; size: pixels of the
-    square picture's side, or (height, width).
+    square picture's side, or (height, width). Raises ValueError for other shapes and if a known warp has no inverse.
     """
     if known.shape[0] != warp.shape[0]:
         raise ValueError(f"{known.shape[0]} known warps do not match {warp.shape[0]} warps")
@@ -77,7 +77,7 @@ def pair_error(known_a: Tensor, warp_a: Tensor, known_b: Tensor, warp_b: Tensor,
 
     known_*: [N, 2, 3]; warp_*: [N, 2, 3] or grids [N, H, W, 2]; corners: [P, 2] or [N, P, 2], the object's box in
     template coordinates; size: side in pixels or (height, width). Row i of both halves belongs to the same picture.
-    0 where both warped versions land on the template in the same way. Returns a float64 scalar.
+    0 if both warped versions land on the template in the same way. Returns a float64 scalar.
     """
     first = object_frame_points(known_a, warp_a, corners, size)
     second = object_frame_points(known_b, warp_b, corners, size)
@@ -114,6 +114,6 @@ def set_spread_ratio(known: Tensor, warp: Tensor, corners: Tensor, size: Size) -
 
 
 def before_after(before: Tensor | float, after: Tensor | float) -> dict[str, float]:
-    """{"before", "after", "ratio"} as plain numbers; the ratio is NaN where `before` is 0."""
+    """{"before", "after", "ratio"} as plain numbers; the ratio is NaN if `before` is 0."""
     before, after = float(before), float(after)
     return {"before": before, "after": after, "ratio": after / before if before else float("nan")}

@@ -43,7 +43,7 @@ class WarpHealth:
     """Standard deviation within the aligned pictures over that within their inputs; NaN without pictures."""
 
     def warnings(self, *, started: bool = True) -> list[str]:
-        """One sentence of what is wrong and what to do for every finding, the gravest first; empty where all is well.
+        """One sentence of what is wrong and what to do for every finding, the gravest first; empty if all is well.
 
         The sentences hold no numbers, so that the same finding is the same sentence at every step. started: False
         during the first steps, when a transformer that starts at the identity has not moved yet.
@@ -119,7 +119,7 @@ def inspect_warps(
 def relative_areas(grid: Tensor) -> Tensor:
     """Signed area of each cell of a grid [N, H, W, 2] over that of the identity's: [N, H-1, W-1].
 
-    Half the cross product of the cell's diagonals; 1 everywhere for the identity, negative where the warp is turned
+    Half the cross product of the cell's diagonals; 1 everywhere for the identity, negative if the warp is turned
     inside out (a mirrored warp is negative everywhere).
     """
     _check_grid(grid, "grid")

@@ -99,7 +99,7 @@ class SpatialTransformer(nn.Module):
 
     transforms: ("similarity",), ("flow",) or ("similarity", "flow"). flow_size: the side, a power of two (32 or more
     with a flow, else 8 or more), at which the networks look at a picture and at which grids are produced; larger
-    pictures are downsampled for the networks. input_size: the side of the pictures it is made for, flow_size where
+    pictures are downsampled for the networks. input_size: the side of the pictures it is made for, flow_size if
     None; kept for the record.
     channel_multiplier, max_channels, channel_base: widths of the trunks as in `Generator`. heads: K, one for each
     cluster. trunk: "learned", as published, or "efficientnet": the similarity looks at frozen features.
@@ -190,13 +190,13 @@ class SpatialTransformer(nn.Module):
     ) -> Alignment:
         """Align `images` `[N, 3, H, W]`.
 
-        source: the pictures whose pixels are sampled, `[N, C, H', W']`, `images` where None (a full-resolution
+        source: the pictures whose pixels are sampled, `[N, C, H', W']`, `images` if None (a full-resolution
         original, say).
         padding_mode: "zeros", "border" or "reflection". iters: how often the similarity runs, each time on its own
         output.
         alpha: 0 leaves the picture as it is, 1 aligns it, the grid being interpolated; one number, or `[N]`.
-        output_resolution: side of the result, `flow_size` where None. assignment: `[N]`, the head of each picture;
-        where None every head warps every picture and the result has N * K rows, head fastest.
+        output_resolution: side of the result, `flow_size` if None. assignment: `[N]`, the head of each picture;
+        if None every head warps every picture and the result has N * K rows, head fastest.
         """
         source = images if source is None else source
         _check_arguments(images, source, iters, alpha, assignment)

@@ -16,7 +16,7 @@ FLOW_FACTOR = 8
 
 
 def pick_head(found: Tensor, assignment: Tensor | None) -> Tensor:
-    """Of `[N, K, ...]` the assigned head's row, `[N, ...]`; head 0 where there is no assignment."""
+    """Of `[N, K, ...]` the assigned head's row, `[N, ...]`; head 0 if there is no assignment."""
     if assignment is None or found.shape[1] == 1:
         return found[:, 0]
     return found[torch.arange(found.shape[0], device=found.device), assignment]
@@ -29,6 +29,8 @@ def similarity_of(outputs: Tensor) -> Tensor:
 
 
 class SimilarityHead(nn.Module):
+    """Features `[N, features]` and heads `[N]` (or None: head 0) to matrices `[N, 2, 3]`; the identity at the start of training."""
+
     def __init__(self, features: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
@@ -47,6 +49,8 @@ class SimilarityHead(nn.Module):
 
 
 class FlowHead(nn.Module):
+    """Features `[N, channels, h, w]` and heads `[N]` (or None: head 0) to flows `[N, 8 h, 8 w, 2]`, zero at first."""
+
     def __init__(self, channels: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
