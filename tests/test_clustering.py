@@ -13,13 +13,14 @@ from test_perceptual import lpips_state
 from gangealing_fast import ops
 from gangealing_fast.alignment import classifying
 from gangealing_fast.alignment.building import build
-from gangealing_fast.alignment.clustering import align_assigned, assign, cluster_distances, mirror_chosen
+from gangealing_fast.alignment.clustering import align_assigned, assign, cluster_distances
 from gangealing_fast.alignment.config import ClassifyConfig
 from gangealing_fast.alignment.step import AlignmentStep
 from gangealing_fast.alignment.templates import central_members, distance_matrix, split_template, spread_centres, start_templates
 from gangealing_fast.alignment.trainer import run
 from gangealing_fast.applications.aligner import Aligner
 from gangealing_fast.geometry.warping import Warping
+from gangealing_fast.geometry.warps import mirror_pictures
 from gangealing_fast.metrics import cluster_purity
 from gangealing_fast.models import ClusterClassifier, Generator, LatentTarget, Lpips, SpatialTransformer
 from gangealing_fast.runtime.distributed import Group
@@ -63,7 +64,7 @@ def test_classes_are_numbered_cluster_fastest():
     with pytest.raises(ValueError, match=r"\[N, 3\] or \[N, 6\]"):
         assign(torch.zeros(2, 4), 3)
     images = torch.arange(6.0).reshape(2, 1, 1, 3)
-    assert mirror_chosen(images, torch.tensor([False, True])).flatten().tolist() == [0, 1, 2, 5, 4, 3]
+    assert mirror_pictures(images, torch.tensor([False, True])).flatten().tolist() == [0, 1, 2, 5, 4, 3]
 
 
 def test_centres_lie_in_different_groups():

@@ -10,8 +10,9 @@ import torch
 from torch.nn.functional import affine_grid, grid_sample, interpolate
 
 from gangealing_fast import metrics
-from gangealing_fast.congealing import congeal, similarity_matrix, soft_stack_entropy
+from gangealing_fast.congealing import congeal, soft_stack_entropy
 from gangealing_fast.congealing.similarity import _recentre, _sweep
+from gangealing_fast.geometry.warps import compose, invert, similarity_matrix
 
 CORNERS = torch.tensor([[-0.5, -0.6], [0.5, -0.6], [0.5, 0.6], [-0.5, 0.6]])
 
@@ -28,9 +29,8 @@ def letter() -> torch.Tensor:
 def warped_letters(count: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     """Letters [N, 1, 24, 24] under random similarity warps, and the warps A [N, 2, 3]."""
     draw = torch.rand(count, 4, generator=torch.Generator().manual_seed(seed)) * 2 - 1
-    known = similarity_matrix(draw * torch.tensor([math.radians(30), 0.2, 0.15, 0.15]))
-    inverse = metrics.invert_matrix(known)
-    grid = affine_grid(inverse, [count, 1, 24, 24], align_corners=False)
+    known = similarity_matrix(*(draw * torch.tensor([math.radians(30), 0.2, 0.15, 0.15])).unbind(1))
+    grid = affine_grid(invert(known), [count, 1, 24, 24], align_corners=False)
     return grid_sample(letter().expand(count, -1, -1, -1), grid, align_corners=False), known
 
 
@@ -62,8 +62,8 @@ def test_same_input_same_matrices_and_the_mean_transform_is_the_identity() -> No
 
 def test_recentring_changes_the_template_only() -> None:
     parameters = torch.rand(9, 4, generator=torch.Generator().manual_seed(1)) - 0.3
-    before, after = similarity_matrix(parameters), similarity_matrix(_recentre(parameters))
-    change = metrics.compose_matrices(metrics.invert_matrix(before), after)
+    before, after = (similarity_matrix(*found.unbind(1)) for found in (parameters, _recentre(parameters)))
+    change = compose(invert(before), after)
     torch.testing.assert_close(change, change[:1].expand_as(change))
 
 

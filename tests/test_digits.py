@@ -11,6 +11,7 @@ import torch
 from support import shared
 
 from gangealing_fast.data import digits, mnist
+from gangealing_fast.geometry.warps import transform_points
 from gangealing_fast.runtime.errors import UserError
 
 
@@ -47,14 +48,6 @@ def test_random_similarity_stays_in_range():
     assert digits.random_similarity(0).shape == (0, 2, 3)
 
 
-def test_inverse_and_points():
-    a = digits.random_similarity(20, generator=generator())
-    points = torch.rand(20, 5, 2) * 2 - 1
-    there = digits.transform_points(a, points)
-    assert torch.allclose(there[3, 2], a[3, :, :2] @ points[3, 2] + a[3, :, 2])
-    assert torch.allclose(digits.transform_points(digits.invert(a), there), points, atol=1e-6)
-
-
 def test_ink_is_found_where_the_matrix_sends_it():
     images = digits.load_heldout_digits((3,)).images[:100]
     a = digits.random_similarity(100, generator=generator())
@@ -63,7 +56,7 @@ def test_ink_is_found_where_the_matrix_sends_it():
     kept = warped.sum((1, 2)) / (upright.sum((1, 2)) * scale**2)
     whole = kept > 0.9995
     assert whole.float().mean() > 0.9
-    expected = digits.transform_points(a, centre_of_mass(upright)[:, None])[:, 0]
+    expected = transform_points(a, centre_of_mass(upright)[:, None])[:, 0]
     error = (centre_of_mass(warped) - expected).norm(dim=1)[whole]
     assert error.max() < 0.02 * 2 / 32  # a fiftieth of a pixel
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from gangealing_fast import metrics
+from gangealing_fast.geometry.warps import compose, identity_grid, identity_matrix, similarity_matrix, transform_points
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -18,17 +19,14 @@ def generator(seed: int = 0) -> torch.Generator:
 def similarity(count: int, seed: int = 0) -> torch.Tensor:
     """Random similarity matrices [N, 2, 3] in float64."""
     rotation, scale, x, y = (torch.rand(4, count, generator=generator(seed), dtype=torch.float64) - 0.5).unbind(0)
-    scale = torch.exp(scale)
-    top = torch.stack([scale * rotation.cos(), -scale * rotation.sin(), x * 0.4], -1)
-    bottom = torch.stack([scale * rotation.sin(), scale * rotation.cos(), y * 0.4], -1)
-    return torch.stack([top, bottom], 1)
+    return similarity_matrix(rotation, scale, x * 0.4, y * 0.4)
 
 
 CORNERS = torch.tensor([[-0.5, -0.6], [0.5, -0.6], [0.5, 0.6], [-0.5, 0.6]], dtype=torch.float64)
 
 
-def affine_grid(matrix: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    return torch.nn.functional.affine_grid(matrix, [matrix.shape[0], 1, height, width], align_corners=False)
+def grid_of(matrix: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    return transform_points(matrix, identity_grid(height, width, dtype=matrix.dtype)[None])
 
 
 def test_stack_entropy_brute_force() -> None:
@@ -62,34 +60,6 @@ def test_ink_kept() -> None:
         metrics.ink_kept(torch.full((1, 1, 4, 4), -1.0), before)
 
 
-def test_matrix_inverse_and_composition() -> None:
-    a, b = similarity(6, 1), similarity(6, 2)
-    identity = metrics.identity_matrix(6, dtype=torch.float64)
-    torch.testing.assert_close(metrics.compose_matrices(a, metrics.invert_matrix(a)), identity)
-    points = torch.randn(6, 3, 2, generator=generator(), dtype=torch.float64)
-    torch.testing.assert_close(
-        metrics.transform_points(metrics.compose_matrices(a, b), points),
-        metrics.transform_points(a, metrics.transform_points(b, points)),
-    )
-    with pytest.raises(ValueError, match="singular"):
-        metrics.invert_matrix(torch.zeros(1, 2, 3))
-
-
-def test_grids_of_matrices_carry_points_alike() -> None:
-    matrix = similarity(5)
-    points = torch.rand(5, 9, 2, generator=generator(), dtype=torch.float64) * 2.4 - 1.2
-    torch.testing.assert_close(
-        metrics.transform_points(affine_grid(matrix, 7, 10), points), metrics.transform_points(matrix, points)
-    )
-
-
-def test_grid_points_agree_with_grid_sample() -> None:
-    grid = torch.randn(3, 6, 9, 2, generator=generator(), dtype=torch.float64)
-    points = (torch.rand(3, 11, 2, generator=generator(1), dtype=torch.float64) * 2 - 1) * 0.8
-    expected = torch.nn.functional.grid_sample(grid.permute(0, 3, 1, 2), points[:, None], align_corners=False)
-    torch.testing.assert_close(metrics.transform_points(grid, points), expected[:, :, 0].transpose(1, 2))
-
-
 def test_pair_error_brute_force() -> None:
     a1, w1, a2, w2 = (similarity(4, seed) for seed in range(4))
     total = 0.0
@@ -101,19 +71,18 @@ def test_pair_error_brute_force() -> None:
                 ends.append(torch.linalg.solve(known[:, :2], read - known[:, 2]) * torch.tensor([40 / 2, 30 / 2]))
             total += float((ends[0] - ends[1]).norm()) / 16
     assert float(metrics.pair_error(a1, w1, a2, w2, CORNERS, (30, 40))) == pytest.approx(total, rel=1e-9)
-    grids = affine_grid(w1, 32, 32), affine_grid(w2, 32, 32)
+    grids = grid_of(w1, 32, 32), grid_of(w2, 32, 32)
     assert float(metrics.pair_error(a1, grids[0], a2, grids[1], CORNERS, (30, 40))) == pytest.approx(total, rel=1e-9)
 
 
 def test_perfect_alignment_scores_zero() -> None:
     a1, a2, template = similarity(8, 1), similarity(8, 2), similarity(1, 3).repeat(8, 1, 1)
-    w1, w2 = metrics.compose_matrices(a1, template), metrics.compose_matrices(a2, template)
+    w1, w2 = compose(a1, template), compose(a2, template)
     scores = metrics.pair_error_ratio(a1, w1, a2, w2, CORNERS, 32)
     assert scores["after"] < 1e-6 and scores["ratio"] < 1e-6 and scores["before"] > 1
     scores = metrics.set_spread_ratio(a1, w1, CORNERS, 32)
     assert scores["after"] < 1e-6 and scores["before"] > 1
-    identity = metrics.identity_matrix(8)
-    assert metrics.set_spread_ratio(a1.float(), identity, CORNERS, 32)["ratio"] == 1
+    assert metrics.set_spread_ratio(a1.float(), identity_matrix(8), CORNERS, 32)["ratio"] == 1
 
 
 def test_set_spread_brute_force() -> None:
@@ -129,7 +98,7 @@ def test_wrong_shapes_are_named() -> None:
     with pytest.raises(ValueError, match="do not match"):
         metrics.set_spread(similarity(3), similarity(2), CORNERS, 32)
     with pytest.raises(ValueError, match="points"):
-        metrics.transform_points(similarity(3), torch.zeros(2, 4, 2))
+        metrics.set_spread(similarity(3), similarity(3), torch.zeros(4, 3), 32)
 
 
 def mean_square(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
@@ -214,14 +183,15 @@ def test_precision_recall() -> None:
         metrics.precision_recall(real[:3], real)
 
 
-def test_identity_grid_agrees_with_torch() -> None:
-    expected = affine_grid(metrics.identity_matrix(1), 5, 8)
-    torch.testing.assert_close(metrics.identity_grid(5, 8), expected)
-    torch.testing.assert_close(metrics.relative_areas(expected), torch.ones(1, 4, 7))
+def test_relative_areas() -> None:
+    torch.testing.assert_close(metrics.relative_areas(identity_grid(5, 8)[None]), torch.ones(1, 4, 7))
+    torch.testing.assert_close(
+        metrics.relative_areas(identity_grid(5, 8)[None] * torch.tensor([-2.0, 3.0])), torch.full((1, 4, 7), -6.0)
+    )
 
 
 def test_healthy_warps_give_no_warning() -> None:
-    grid = affine_grid(similarity(6).float(), 16, 16)
+    grid = grid_of(similarity(6).float(), 16, 16)
     images = torch.rand(6, 3, 16, 16, generator=generator())
     health = metrics.inspect_warps(grid, torch.zeros(6, 16, 16, 2), images, images)
     assert health.warnings() == [] and health.folded == 0 and health.contrast == pytest.approx(1)
@@ -236,18 +206,18 @@ def test_healthy_warps_give_no_warning() -> None:
         (lambda g: g * 6, "shrinks away"),
         (lambda g: g + 2, "outside"),
         (lambda g: g[:1].repeat(6, 1, 1, 1), "one and the same warp"),
-        (lambda g: metrics.identity_grid(16, 16).repeat(6, 1, 1, 1), "the identity"),
+        (lambda g: identity_grid(16, 16).repeat(6, 1, 1, 1), "the identity"),
         (lambda g: g + torch.randn(g.shape, generator=generator()) * 0.3, "folds"),
         (lambda g: g * math.nan, "NaN"),
     ],
 )
 def test_degenerate_warps_are_named(change, word: str) -> None:
-    grid = change(affine_grid(similarity(6).float(), 16, 16))
+    grid = change(grid_of(similarity(6).float(), 16, 16))
     assert any(word in sentence for sentence in metrics.inspect_warps(grid).warnings())
 
 
 def test_quiet_before_the_start_and_on_flat_pictures() -> None:
-    grid = metrics.identity_grid(16, 16).repeat(4, 1, 1, 1)
+    grid = identity_grid(16, 16).repeat(4, 1, 1, 1)
     assert metrics.inspect_warps(grid).warnings(started=False) == []
     assert metrics.inspect_warps(grid[:1]).warnings() == []
     images = torch.rand(4, 3, 16, 16, generator=generator())
@@ -256,7 +226,7 @@ def test_quiet_before_the_start_and_on_flat_pictures() -> None:
 
 
 def test_residual_folds_are_counted_on_the_flow() -> None:
-    grid = affine_grid(similarity(2).float(), 16, 16)
+    grid = grid_of(similarity(2).float(), 16, 16)
     flow = torch.zeros(2, 16, 16, 2)
     flow[1, :, 8:, 0] = -0.8
     assert metrics.inspect_warps(grid, flow).folded == pytest.approx(1 / 15)

@@ -9,6 +9,7 @@ from cases.nearest_grid_point import Case
 from support import assert_close
 
 from gangealing_fast.geometry.points import from_template, to_template, transfer
+from gangealing_fast.geometry.warps import identity_grid
 
 
 @pytest.fixture
@@ -56,8 +57,7 @@ def test_a_point_out_of_reach_gets_the_nearest_pixel(grid):
 
 
 def test_pixels_of_an_identity_grid():
-    axis = (2 * torch.arange(8.0) + 1) / 8 - 1
-    grid = torch.stack(torch.meshgrid(axis, axis, indexing="xy"), -1)[None]
+    grid = identity_grid(8, 8)[None]
     places = torch.tensor([[[0.0, 0.0], [7.0, 7.0], [3.0, 5.0], [3.25, 4.625]]])
     # A picture of side 8 beside a template of side 8: the same pixels.
     assert to_template(grid, places, 8).tolist() == [[[0, 0], [7, 7], [3, 5], [3, 5]]]

@@ -17,14 +17,13 @@ from runs import train_config, write_generator, write_pictures
 from torch.testing import assert_close
 
 from gangealing_fast.alignment.building import build
-from gangealing_fast.alignment.clustering import mirror_chosen
 from gangealing_fast.alignment.evaluation import evaluate_pictures
-from gangealing_fast.alignment.poses import PoseRange, equivariance_error, mirror_pose, show
+from gangealing_fast.alignment.poses import PoseRange, equivariance_error, show
 from gangealing_fast.alignment.results import new_samples, watch
 from gangealing_fast.alignment.trainer import run
-from gangealing_fast.data.digits import invert, random_similarity
+from gangealing_fast.data.digits import random_similarity
 from gangealing_fast.geometry.warping import Warping
-from gangealing_fast.geometry.warps import compose, identity_grid, transform_points
+from gangealing_fast.geometry.warps import compose, identity_grid, invert, mirror_matrix, mirror_pictures, transform_points
 from gangealing_fast.models.spatial_transformer import SpatialTransformer
 from gangealing_fast.runtime.distributed import Group
 from gangealing_fast.runtime.errors import UserError
@@ -82,9 +81,9 @@ def test_neither_zooming_in_nor_out_lessens_the_error():
 def test_a_mirrored_picture_has_the_mirrored_pose():
     images, pose = torch.rand(4, 3, 16, 16), RANGE.draw(torch.randn(4, 4))
     mirrored = torch.tensor([True, False, True, False])
-    expected = mirror_chosen(show(images, pose, "reflection"), mirrored)
-    turned = mirror_chosen(images, mirrored)
-    assert_close(show(turned, mirror_pose(pose, mirrored), "reflection"), expected, atol=1e-5, rtol=0)
+    expected = mirror_pictures(show(images, pose, "reflection"), mirrored)
+    turned = mirror_pictures(images, mirrored)
+    assert_close(show(turned, mirror_matrix(pose, mirrored), "reflection"), expected, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("changes", [{}, {"clusters": 2, "flips": True}, {"transforms": "similarity", "iters": 2}])

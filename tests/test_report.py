@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 
 from gangealing_fast import report
-from gangealing_fast.metrics import identity_grid
+from gangealing_fast.geometry.warps import identity_grid
 from gangealing_fast.runtime.errors import UserError
 
 EMPTY = {"meta", "link", "img", "br"}

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from gangealing_fast.geometry.warping import Warping
+from gangealing_fast.geometry.warps import mirror_grid, mirror_pictures
 from gangealing_fast.metrics.perceptual import Distance
 from gangealing_fast.models.spatial_transformer import Alignment, SpatialTransformer
 
@@ -55,17 +56,6 @@ def assign(distances: Tensor, clusters: int) -> Assignment:
     return Assignment(best % clusters, best >= clusters, distance)
 
 
-def mirror_chosen(images: Tensor, mirrored: Tensor) -> Tensor:
-    """`images` `[N, C, H, W]` with those of `mirrored` `[N]` flipped left to right."""
-    return torch.where(mirrored.reshape(-1, 1, 1, 1), images.flip(3), images)
-
-
-def mirror_grid(grid: Tensor, mirrored: Tensor) -> Tensor:
-    """The grid `[N, H, W, 2]` found for pictures as `mirror_chosen` gave them, as it reads the pictures before that."""
-    sign = torch.where(mirrored, -1.0, 1.0).to(grid)[:, None, None]
-    return torch.stack([grid[..., 0] * sign, grid[..., 1]], -1)
-
-
 @torch.no_grad()
 def assign_to_templates(
     transformer: SpatialTransformer,
@@ -106,7 +96,7 @@ def align_assigned(
     are those of the picture that the network saw.
     """
     if mirrored is not None:
-        images = mirror_chosen(images, mirrored)
+        images = mirror_pictures(images, mirrored)
     parts = []
     for start in range(0, len(images), batch):
         chunk = slice(start, start + batch)

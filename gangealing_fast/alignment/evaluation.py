@@ -18,6 +18,7 @@ from gangealing_fast.data.digits import SIZE as DIGIT_SIZE
 from gangealing_fast.data.digits import load_heldout_digits, object_box, random_similarity, warp_digits
 from gangealing_fast.data.pictures import Pictures, to_float
 from gangealing_fast.geometry.warping import Warping
+from gangealing_fast.geometry.warps import invert
 from gangealing_fast.metrics.perceptual import Distance
 from gangealing_fast.models.spatial_transformer import Alignment, SpatialTransformer
 
@@ -76,7 +77,7 @@ def evaluate_pictures(
         read = [poses.draw(half) for half in numbers]
         pictures = [show(images, pose, warping.padding_mode) for pose in read]
         found = [align_assigned(transformer, half, warping=warping) for half in pictures]
-        warps = [metrics.invert_matrix(pose) for pose in read]
+        warps = [invert(pose) for pose in read]
         middle = torch.tensor([[-0.5, -0.5], [0.5, -0.5], [0.5, 0.5], [-0.5, 0.5]])
         figures |= _warp_figures(warps, [_matrix_or_grid(record) for record in found], middle, size)
         posed = (transformer.network_input(pictures[0]), found[0].image)

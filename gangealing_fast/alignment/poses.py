@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from gangealing_fast.alignment.config import TrainConfig
-from gangealing_fast.geometry.warps import identity_grid, transform_points
+from gangealing_fast.geometry.warps import identity_grid, inverse_similarity_matrix, transform_points
 from gangealing_fast.ops import mipmap_warp
 
 POSE_NUMBERS = 4
@@ -42,28 +42,19 @@ class PoseRange(NamedTuple):
 
     def draw(self, numbers: Tensor) -> Tensor:
         """`[N, 2, 3]`, A⁻¹ for standard normal `numbers` `[N, 4]`: where in its own frame a posed picture is read."""
-        angle, size, x, y = torch.special.ndtr(numbers.float()).unbind(1)
+        angle, log_scale, x, y = torch.special.ndtr(numbers.float()).unbind(1)
         angle = (2 * angle - 1) * math.radians(self.rotation)
         low, high = (math.log(factor) for factor in self.scale)
-        size = (-(low + (high - low) * size)).exp()
-        cos, sin = size * angle.cos(), size * angle.sin()
+        log_scale = low + (high - low) * log_scale
         # A picture's side is 2 in normalised units; the object is shifted, then turned and scaled about the middle of the picture.
         x, y = ((2 * part - 1) * 2 * self.shift for part in (x, y))
-        rows = [torch.stack([cos, sin, -cos * x - sin * y], 1), torch.stack([-sin, cos, sin * x - cos * y], 1)]
-        return torch.stack(rows, 1)
+        return inverse_similarity_matrix(angle, log_scale, x, y)
 
 
 def show(images: Tensor, pose: Tensor, padding_mode: str) -> Tensor:
     """Pictures `[N, 3, H, W]` read where `pose` `[N, 2, 3]` says, at their own size."""
     grid = transform_points(pose, identity_grid(*images.shape[2:], device=images.device)[None])
     return mipmap_warp(images, grid, padding_mode=padding_mode)
-
-
-def mirror_pose(pose: Tensor, mirrored: Tensor) -> Tensor:
-    """The poses `[N, 2, 3]` of pictures that are mirrored after they were posed, where `mirrored` `[N]` says so: x changes sign on
-    both sides."""
-    sign = pose.new_tensor([[1.0, -1.0, -1.0], [-1.0, 1.0, 1.0]])
-    return torch.where(mirrored[:, None, None], pose * sign, pose)
 
 
 def equivariance_error(grid: Tensor, posed_grid: Tensor, pose: Tensor) -> Tensor:

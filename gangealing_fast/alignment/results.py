@@ -30,7 +30,8 @@ from gangealing_fast.alignment.step import AlignmentStep, Samples
 from gangealing_fast.checkpoints.writing import export_aligner
 from gangealing_fast.data.digits import load_heldout_digits, random_similarity, warp_digits
 from gangealing_fast.data.pictures import open_pictures
-from gangealing_fast.metrics import average_image, identity_grid, inspect_warps
+from gangealing_fast.geometry.warps import identity_grid
+from gangealing_fast.metrics import average_image, inspect_warps
 from gangealing_fast.models.perceptual import build_perceptual
 from gangealing_fast.report.pictures import save_grid
 from gangealing_fast.report.run import write_run_report

@@ -11,13 +11,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from gangealing_fast.alignment.clustering import Assignment, assign, cluster_distances, mirror_chosen
+from gangealing_fast.alignment.clustering import Assignment, assign, cluster_distances
 from gangealing_fast.alignment.graphs import RecordedPasses
 from gangealing_fast.alignment.losses import AlignmentLoss, alignment_loss
 from gangealing_fast.alignment.options import Clusters, Schedule, Targets, Weights
-from gangealing_fast.alignment.poses import POSE_NUMBERS, PoseRange, equivariance_error, mirror_pose, show
+from gangealing_fast.alignment.poses import POSE_NUMBERS, PoseRange, equivariance_error, show
 from gangealing_fast.alignment.templates import FeatureDistance, split_template
 from gangealing_fast.geometry.warping import Warping
+from gangealing_fast.geometry.warps import mirror_matrix, mirror_pictures
 from gangealing_fast.metrics.perceptual import Distance
 from gangealing_fast.models.generator import Generator
 from gangealing_fast.models.latent_target import LatentTarget
@@ -217,8 +218,8 @@ class AlignmentStep:
             blended = self.target.blend(w, psi)[rows]
             layers = [blended] * inject + [w] * (generator.n_latent - inject)
             target = self.transformer.network_input(generator.synthesize(layers, [layer[rows] for layer in noise]))
-        unaligned, shown = (mirror_chosen(images, found.mirrored) for images in (unaligned, shown))
-        pose = None if pose is None else mirror_pose(pose, found.mirrored)
+        unaligned, shown = (mirror_pictures(images, found.mirrored) for images in (unaligned, shown))
+        pose = None if pose is None else mirror_matrix(pose, found.mirrored)
         aligned, apart = self._align(transformer, unaligned, shown, pose, found.cluster)
         return Samples(shown, target, aligned, found, apart)
 

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from gangealing_fast import ops
-from gangealing_fast.alignment.clustering import mirror_chosen, mirror_grid
 from gangealing_fast.geometry.warping import Warping
+from gangealing_fast.geometry.warps import mirror_grid, mirror_pictures
 from gangealing_fast.models.cluster_classifier import ClusterClassifier
 from gangealing_fast.models.spatial_transformer import SpatialTransformer
 from gangealing_fast.runtime.errors import UserError
@@ -41,7 +41,7 @@ class _Whole(nn.Module):
         cluster = mirrored = None
         if self.classifier is not None:
             cluster, mirrored = self.classifier.assign(images)
-            images = mirror_chosen(images, mirrored)
+            images = mirror_pictures(images, mirrored)
         record = self.transformer(images, warping=self.warping, output_resolution=self.output_resolution, assignment=cluster)
         return record.image, record.grid if mirrored is None else mirror_grid(record.grid, mirrored)
 

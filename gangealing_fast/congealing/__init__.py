@@ -3,6 +3,6 @@
 
 from __future__ import annotations
 
-from gangealing_fast.congealing.similarity import congeal, similarity_matrix, soft_stack_entropy
+from gangealing_fast.congealing.similarity import congeal, soft_stack_entropy
 
-__all__ = ["congeal", "similarity_matrix", "soft_stack_entropy"]
+__all__ = ["congeal", "soft_stack_entropy"]

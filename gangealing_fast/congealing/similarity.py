@@ -4,7 +4,7 @@
 The classical method that learned alignment is compared with, after Learned-Miller, "Data Driven Image Models through
 Continuous Joint Alignment", PAMI 28(2), 2006. Every image x_i has parameters (rotation, log scale, shift x, shift y);
 the stack x_i∘W_i has at pixel p the mean m(p), the chance of ink there, and the objective is Σ_p h(m(p)) with h the
-binary entropy. Coordinate descent: each parameter of each image in turn is moved by a step where that lowers the
+binary entropy. Coordinate descent: each parameter of each image in turn is moved by a step if that lowers the
 objective. As in the paper far transforms are penalised, the mean transform is taken out after every sweep, so that the
 stack cannot lower its entropy by shrinking, and the images start out blurred. Two liberties, both for speed and reach:
 all images decide at the same time against one mean, each with its own share of it replaced; and steps fall from coarse
@@ -18,6 +18,8 @@ import math
 import torch
 from torch import Tensor
 from torch.nn.functional import affine_grid, conv2d, grid_sample, pad
+
+from gangealing_fast.geometry.warps import similarity_matrix
 
 STEPS = (math.radians(20.0), 0.16, 0.16, 0.16)
 """Coarsest step of each parameter: radians, log scale, and shifts in normalised units (the picture is 2 wide)."""
@@ -67,14 +69,7 @@ def congeal(
             scale = decay ** (stage + sweep / iterations)
             parameters = _sweep(blurred, parameters, steps * scale, penalty)
             parameters = _recentre(parameters)
-    return similarity_matrix(parameters)
-
-
-def similarity_matrix(parameters: Tensor) -> Tensor:
-    """(rotation, log scale, shift x, shift y) [N, 4] → [[s cos, -s sin, x], [s sin, s cos, y]]: [N, 2, 3]."""
-    rotation, scale, x, y = parameters.unbind(1)
-    cosine, sine = scale.exp() * rotation.cos(), scale.exp() * rotation.sin()
-    return torch.stack([torch.stack([cosine, -sine, x], 1), torch.stack([sine, cosine, y], 1)], 1)
+    return similarity_matrix(*parameters.unbind(1))
 
 
 def soft_stack_entropy(images: Tensor) -> Tensor:
@@ -83,7 +78,7 @@ def soft_stack_entropy(images: Tensor) -> Tensor:
 
 
 def _sweep(images: Tensor, parameters: Tensor, steps: Tensor, penalty: float) -> Tensor:
-    """Move every parameter once, in each image where that lowers the entropy of the stack."""
+    """Move every parameter once, in each image if that lowers the entropy of the stack."""
     count = images.shape[0]
     factors = images.new_tensor(FACTORS)
     repeated = images.repeat(len(FACTORS), 1, 1, 1)
@@ -111,14 +106,14 @@ def _distance(parameters: Tensor) -> Tensor:
 def _recentre(parameters: Tensor) -> Tensor:
     """Right-multiply all transforms with the one that makes mean rotation, log scale and shift zero."""
     common = parameters[:, :2].mean(0)
-    linear = similarity_matrix(parameters)[:, :, :2].mean(0)
-    shift = -torch.linalg.solve(linear, parameters[:, 2:].mean(0))
-    moved = parameters[:, 2:] + similarity_matrix(parameters)[:, :, :2] @ shift
+    linear = similarity_matrix(*parameters.unbind(1))[:, :, :2]
+    shift = -torch.linalg.solve(linear.mean(0), parameters[:, 2:].mean(0))
+    moved = parameters[:, 2:] + linear @ shift
     return torch.cat([parameters[:, :2] - common, moved], 1)
 
 
 def _warp(images: Tensor, parameters: Tensor) -> Tensor:
-    grid = affine_grid(similarity_matrix(parameters), list(images.shape), align_corners=False)
+    grid = affine_grid(similarity_matrix(*parameters.unbind(1)), list(images.shape), align_corners=False)
     return grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
 
 

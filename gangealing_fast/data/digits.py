@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The data of the `digits` preset: real MNIST digits of one class under known random similarity warps.
 
-Conventions. Points are (x, y), normalised to [-1, 1] with pixel edges at ±1 (`align_corners=False`). A warp is a matrix
-A `[2, 3]` that maps a point p of the *upright* digit's frame to the point A p (`A[:, :2] @ p + A[:, 2]`) of the
-*warped* picture, where that piece of ink is then found. The warped picture is therefore sampled at
-`grid = A⁻¹(output grid)`: `warped(q) = upright(A⁻¹ q)`. With an aligner that reads the warped picture at `W(u)` for the
-template's point u, the map u → A⁻¹ W(u) leads from the template to the upright digit, whichever A was drawn.
+Coordinates and matrices are as in `geometry/warps.py`. A warp is a matrix A `[2, 3]` that maps a point p of the *upright*
+digit's frame to the point A p of the *warped* picture, where that piece of ink is then found. The warped picture is therefore
+sampled at `grid = A⁻¹(output grid)`: `warped(q) = upright(A⁻¹ q)`. With an aligner that reads the warped picture at `W(u)` for
+the template's point u, the map u → A⁻¹ W(u) leads from the template to the upright digit, whichever A was drawn.
 
 Upright frames are 32x32: MNIST's 28x28 images with a margin of 2 black pixels on every side.
 """
@@ -28,6 +27,7 @@ from torch.nn.functional import avg_pool2d, grid_sample, pad
 
 from gangealing_fast.data.mnist import find_images, labels_path, read_idx, read_images
 from gangealing_fast.data.pictures import to_uint8
+from gangealing_fast.geometry.warps import invert, similarity_matrix, transform_points
 from gangealing_fast.runtime.errors import UserError
 
 SIZE = 32
@@ -54,22 +54,10 @@ def random_similarity(
     draw = torch.rand(n, 4, generator=generator, dtype=torch.float64)
     angle = (2 * draw[:, 0] - 1) * math.radians(rotation)
     low, high = math.log(scale[0]), math.log(scale[1])
-    factor = (low + (high - low) * draw[:, 1]).exp()
-    cosine, sine = factor * angle.cos(), factor * angle.sin()
+    log_scale = low + (high - low) * draw[:, 1]
     # A picture's side is 2 in normalised units.
-    x, y = (2 * draw[:, 2:].unbind(1)[0] - 1) * 2 * shift, (2 * draw[:, 3] - 1) * 2 * shift
-    return torch.stack((cosine, -sine, x, sine, cosine, y), 1).view(n, 2, 3).float()
-
-
-def invert(matrices: Tensor) -> Tensor:
-    """The inverse affine maps, `[N, 2, 3]` → `[N, 2, 3]`."""
-    linear = torch.linalg.inv(matrices[:, :, :2])
-    return torch.cat((linear, -linear @ matrices[:, :, 2:]), 2)
-
-
-def transform_points(matrices: Tensor, points: Tensor) -> Tensor:
-    """Apply affine maps `[N, 2, 3]` to points `[N, P, 2]`."""
-    return points @ matrices[:, :, :2].transpose(1, 2) + matrices[:, None, :, 2]
+    x, y = ((2 * part - 1) * 2 * shift for part in draw[:, 2:].unbind(1))
+    return similarity_matrix(angle, log_scale, x, y).float()
 
 
 def upright(images: Tensor | numpy.ndarray) -> Tensor:
@@ -96,6 +84,7 @@ def warp_digits(images: Tensor | numpy.ndarray, matrices: Tensor | None = None, 
     ink = upright(images)
     if matrices is not None:
         side = oversampling * SIZE
+        # Not `identity_grid`, which rounds otherwise: single grey levels would differ from those that networks were trained on.
         centres = (torch.arange(side) + 0.5) * (2 / side) - 1
         output = torch.stack(torch.meshgrid(centres, centres, indexing="xy"), -1).reshape(1, -1, 2)
         grid = transform_points(invert(matrices.to(ink)), output).view(-1, side, side, 2)

@@ -1,29 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
 """Maps of points between a picture and the template it is aligned to, by the grid that aligned it.
 
-A grid says for every template pixel where to read the picture, so template → picture is a bilinear look-up, and
-picture → template the nearest grid point (arXiv 2112.05143, section 4.3) or, between the grid's points, the inverse of
-that look-up. Points are pixels (x, y), 0 at the centre
-of the first pixel; normalised they are `((p / (n - 1)) - 0.5) * 2 * (r - 1) / r`, which for r = n puts pixel edges at
--1 and 1.
+A grid says for every template pixel where to read the picture, so template → picture is a bilinear look-up. Picture → template is
+the nearest grid point (arXiv 2112.05143, section 4.3) or, between the grid's points, the inverse of that look-up.
+
+Points are pixels (x, y), 0 at the centre of the first pixel. Normalised they are `((p / (n - 1)) - 0.5) * 2 * (r - 1) / r`, which
+for r = n puts pixel edges at -1 and 1, as `geometry/warps.py` does.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Literal, get_args
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gangealing_fast.geometry.warps import invert, transform_points
 from gangealing_fast.ops import invert_grid, nearest_grid_point
 
 Method = Literal["nearest", "subpixel"]
 
 
 def normalize_points(points: Tensor, size: int, resolution: int | None = None) -> Tensor:
-    """Pixels of a picture of side `size` (2 or more) to grid coordinates; `resolution` is `size` where None."""
+    """Pixels of a picture of side `size` (2 or more) to grid coordinates; `resolution` is `size` if None."""
     resolution = size if resolution is None else resolution
     return (points / (size - 1) - 0.5) * (2 * (resolution - 1) / resolution)
 
@@ -43,9 +42,9 @@ def to_template(grid: Tensor, points: Tensor, image_size: int, *, method: Method
     """Points `[N, P, 2]` of square pictures of side `image_size` to template pixels `[N, P, 2]`.
 
     "nearest": the template pixel, int64, whose grid point lies nearest to the point; the first of them in reading order
-    where several do, (-1, -1) for a point that is not finite. "subpixel": the place in the template that `from_template`
+    if several do, (-1, -1) for a point that is not finite. "subpixel": the place in the template that `from_template`
     takes to the point, in the grid's dtype (at least float32) and differentiable once, by `ops.invert_grid`, which also
-    tells how sure it is; where the grid does not reach the point, the pixel that "nearest" gives.
+    tells how sure it is; if the grid does not reach the point, the pixel that "nearest" gives.
     """
     _check(grid, points)
     wanted = normalize_points(points.to(grid.dtype), image_size)
@@ -80,38 +79,9 @@ def transfer(
 
 def similarity_from_template(matrix: Tensor, points: Tensor, template_size: int, image_size: int) -> Tensor:
     """Template pixels `[N, P, 2]` to picture pixels by similarity matrices `[N, 2, 3]` alone, without a grid."""
-    place = normalize_points(points, template_size)
-    return denormalize_points(place @ matrix[:, :, :2].mT + matrix[:, None, :, 2], image_size)
+    return denormalize_points(transform_points(matrix, normalize_points(points, template_size)), image_size)
 
 
 def similarity_to_template(matrix: Tensor, points: Tensor, template_size: int, image_size: int) -> Tensor:
-    """The exact inverse of `similarity_from_template`."""
-    place = normalize_points(points, image_size) - matrix[:, None, :, 2]
-    return denormalize_points(torch.linalg.solve(matrix[:, :, :2], place.mT).mT, template_size)
-
-
-def mirror_points(
-    points: Tensor,
-    mirrored: Tensor,
-    image_size: int,
-    permutation: Sequence[int] | Tensor | None = None,
-    visible: Tensor | None = None,
-) -> tuple[Tensor, Tensor | None]:
-    """Key points `[N, P, 2]` (and their visibility `[N, P]`) as they lie in those pictures that were `mirrored` `[N]`.
-
-    x becomes `image_size - 1 - x`; `permutation` `[P]` then puts left-hand points where right-hand ones belong,
-    visibility with them.
-    """
-    flipped = torch.stack([image_size - 1 - points[..., 0], points[..., 1]], -1)
-    order = torch.arange(points.shape[1]) if permutation is None else torch.as_tensor(permutation)
-    order = order.to(points.device)
-    result = torch.where(mirrored[:, None, None], flipped[:, order], points)
-    if visible is None:
-        return result, None
-    return result, torch.where(mirrored[:, None], visible[:, order], visible)
-
-
-def best_mirrors(tv_a: Tensor, tv_a_mirrored: Tensor, tv_b: Tensor, tv_b_mirrored: Tensor) -> Tensor:
-    """Which of a pair to mirror, `[N]`: 0 neither, 1 the first, 2 the second, 3 both; by the least sum of flow TVs."""
-    sums = torch.stack([tv_a + tv_b, tv_a_mirrored + tv_b, tv_a + tv_b_mirrored, tv_a_mirrored + tv_b_mirrored], 1)
-    return sums.argmin(1)
+    """The exact inverse of `similarity_from_template`. Raises ValueError if a matrix is singular or not finite."""
+    return denormalize_points(transform_points(invert(matrix), normalize_points(points, image_size)), template_size)

@@ -6,17 +6,13 @@ from __future__ import annotations
 from gangealing_fast.metrics.alignment import (
     before_after,
     binary_entropy,
-    compose_matrices,
-    identity_matrix,
     ink_kept,
-    invert_matrix,
     object_frame_points,
     pair_error,
     pair_error_ratio,
     set_spread,
     set_spread_ratio,
     stack_entropy,
-    transform_points,
 )
 from gangealing_fast.metrics.clusters import cluster_purity
 from gangealing_fast.metrics.distribution import (
@@ -29,7 +25,7 @@ from gangealing_fast.metrics.distribution import (
     kernel_distance,
     precision_recall,
 )
-from gangealing_fast.metrics.health import WarpHealth, folded_share, identity_grid, inspect_warps, relative_areas
+from gangealing_fast.metrics.health import WarpHealth, folded_share, inspect_warps, relative_areas
 from gangealing_fast.metrics.perceptual import average_image, laplacian_variance, mean_pairwise_distance, random_pairs, sharpness
 
 __all__ = [
@@ -40,17 +36,13 @@ __all__ = [
     "before_after",
     "binary_entropy",
     "cluster_purity",
-    "compose_matrices",
     "fid",
     "folded_share",
     "frechet_distance",
     "gather_features",
     "gather_statistics",
-    "identity_grid",
-    "identity_matrix",
     "ink_kept",
     "inspect_warps",
-    "invert_matrix",
     "kernel_distance",
     "laplacian_variance",
     "mean_pairwise_distance",
@@ -64,5 +56,4 @@ __all__ = [
     "set_spread_ratio",
     "sharpness",
     "stack_entropy",
-    "transform_points",
 ]

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """How well a set is aligned: stack entropy, kept ink, and distances between warps whose truth is known.
 
-Coordinates are normalised, (x, y), with pixel edges at ±1. A warp `W` says for every template (output) position where
-the picture is read; it is a matrix [N, 2, 3] or a grid [N, H, W, 2]. The known warp `A` [N, 2, 3] carries the upright
-object's frame to the warped picture. `A⁻¹ W` therefore carries the template to the object's own frame, where a perfect
-alignment is one and the same map for every picture.
+Warps are as in `geometry/warps.py`. A warp `W` says for every template (output) position where the picture is read; it is a
+matrix [N, 2, 3] or a grid [N, H, W, 2]. The known warp `A` [N, 2, 3] carries the upright object's frame to the warped picture.
+`A⁻¹ W` therefore carries the template to the object's own frame, where a perfect alignment is one and the same map for every
+picture.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ import math
 import torch
 from torch import Tensor
 
+from gangealing_fast.geometry.warps import identity_matrix, invert, read_grid, transform_points
+
 Size = int | tuple[int, int]
 
 
@@ -21,7 +23,7 @@ def stack_entropy(images: Tensor, threshold: float = 0.0) -> Tensor:
     """Mean over pixels of the binary entropy, in bits, of the foreground frequency across a stack.
 
     images: [N, C, H, W] or [N, H, W] in [-1, 1]; channels are averaged, a pixel is foreground above `threshold`.
-    Returns a float64 scalar in [0, 1]: 0 where all pictures agree everywhere. The stack's pixelwise entropy is the
+    Returns a float64 scalar in [0, 1]: 0 if all pictures agree everywhere. The stack's pixelwise entropy is the
     objective of Learned-Miller, "Data Driven Image Models through Continuous Joint Alignment", PAMI 2006.
     """
     if images.dim() not in (3, 4) or images.shape[0] == 0:
@@ -41,7 +43,7 @@ def ink_kept(before: Tensor, after: Tensor) -> Tensor:
     """Mean ink per picture after warping over that before; ink is (x + 1) / 2, mean over channels, summed over pixels.
 
     before, after: [N, C, H, W] in [-1, 1]; the two may differ in N and C. Returns a float64 scalar; 1 means that the
-    alignment neither zooms in nor shrinks the pictures away. Raises ValueError where `before` holds no ink.
+    alignment neither zooms in nor shrinks the pictures away. Raises ValueError if `before` holds no ink.
     """
     ink_before, ink_after = _mean_ink(before, "before"), _mean_ink(after, "after")
     if not ink_before > 0:
@@ -55,70 +57,18 @@ def _mean_ink(images: Tensor, name: str) -> Tensor:
     return ((images.to(torch.float64) + 1) / 2).mean(1).sum((1, 2)).mean()
 
 
-def identity_matrix(count: int, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> Tensor:
-    """`count` identity warps [N, 2, 3]."""
-    return torch.eye(2, 3, dtype=dtype, device=device).repeat(count, 1, 1)
-
-
-def invert_matrix(matrix: Tensor) -> Tensor:
-    """Inverse of affine maps [N, 2, 3], in closed form. Raises ValueError where one is singular."""
-    _check_matrix(matrix, "matrix")
-    linear, shift = matrix[:, :, :2], matrix[:, :, 2:]
-    a, b, c, d = linear[:, 0, 0], linear[:, 0, 1], linear[:, 1, 0], linear[:, 1, 1]
-    determinant = a * d - b * c
-    if not bool(((determinant != 0) & determinant.isfinite()).all()):
-        raise ValueError("a matrix is singular or not finite, so it has no inverse; check the warps for collapse")
-    inverse = torch.stack([d, -b, -c, a], -1).view(-1, 2, 2) / determinant[:, None, None]
-    return torch.cat([inverse, -inverse @ shift], 2)
-
-
-def compose_matrices(outer: Tensor, inner: Tensor) -> Tensor:
-    """The affine maps x → outer(inner(x)), both [N, 2, 3]."""
-    _check_matrix(outer, "outer")
-    _check_matrix(inner, "inner")
-    return torch.cat([outer[:, :, :2] @ inner[:, :, :2], outer[:, :, :2] @ inner[:, :, 2:] + outer[:, :, 2:]], 2)
-
-
-def transform_points(warp: Tensor, points: Tensor) -> Tensor:
-    """Carry points through warps.
-
-    warp: [N, 2, 3] affine, or a grid [N, H, W, 2], which is read bilinearly between its pixel centres and continued
-    linearly beyond them. points: [P, 2] for all, or [N, P, 2], normalised (x, y). Returns [N, P, 2].
-    """
-    if points.dim() == 2:
-        points = points.expand(warp.shape[0], *points.shape)
-    if points.dim() != 3 or points.shape[-1] != 2 or points.shape[0] != warp.shape[0]:
-        raise ValueError(f"points must be [P, 2] or [N, P, 2] with N={warp.shape[0]}, got {tuple(points.shape)}")
-    points = points.to(warp.dtype)
-    if warp.dim() == 3:
-        _check_matrix(warp, "warp")
-        return points @ warp[:, :, :2].transpose(1, 2) + warp[:, None, :, 2]
-    if warp.dim() != 4 or warp.shape[-1] != 2 or min(warp.shape[1:3]) < 2:
-        raise ValueError(f"warp must be [N, 2, 3] or [N, H, W, 2] with H, W >= 2, got {tuple(warp.shape)}")
-    count, height, width, _ = warp.shape
-    limits = points.new_tensor([width, height])
-    position = (points + 1) / 2 * limits - 0.5
-    cell = torch.minimum(position.floor().clamp(min=0), limits - 2).long()
-    fraction = position - cell
-    column, row = cell.unbind(-1)
-    sample = torch.arange(count, device=warp.device)[:, None]
-    x, y = fraction[..., :1], fraction[..., 1:]
-    top = warp[sample, row, column] * (1 - x) + warp[sample, row, column + 1] * x
-    bottom = warp[sample, row + 1, column] * (1 - x) + warp[sample, row + 1, column + 1] * x
-    return top * (1 - y) + bottom * y
-
-
 def object_frame_points(known: Tensor, warp: Tensor, corners: Tensor, size: Size) -> Tensor:
     """`A⁻¹ W` at the corners, in pixels of the object's frame: [N, P, 2] float64.
 
     known: A [N, 2, 3]; warp: W [N, 2, 3] or [N, H, W, 2]; corners: [P, 2] or [N, P, 2] normalised; size: pixels of the
-    square picture's side, or (height, width).
+    square picture's side, or (height, width). Raises ValueError for other shapes and if a known warp has no inverse.
     """
     if known.shape[0] != warp.shape[0]:
         raise ValueError(f"{known.shape[0]} known warps do not match {warp.shape[0]} warps")
     height, width = (size, size) if isinstance(size, int) else size
-    points = transform_points(warp.to(torch.float64), corners.to(torch.float64))
-    points = transform_points(invert_matrix(known.to(torch.float64)), points)
+    corners = (corners if corners.dim() == 3 else corners[None]).to(torch.float64)
+    carry = read_grid if warp.dim() == 4 else transform_points
+    points = transform_points(invert(known.to(torch.float64)), carry(warp.to(torch.float64), corners))
     return points * points.new_tensor([width / 2, height / 2])
 
 
@@ -127,7 +77,7 @@ def pair_error(known_a: Tensor, warp_a: Tensor, known_b: Tensor, warp_b: Tensor,
 
     known_*: [N, 2, 3]; warp_*: [N, 2, 3] or grids [N, H, W, 2]; corners: [P, 2] or [N, P, 2], the object's box in
     template coordinates; size: side in pixels or (height, width). Row i of both halves belongs to the same picture.
-    0 where both warped versions land on the template in the same way. Returns a float64 scalar.
+    0 if both warped versions land on the template in the same way. Returns a float64 scalar.
     """
     first = object_frame_points(known_a, warp_a, corners, size)
     second = object_frame_points(known_b, warp_b, corners, size)
@@ -164,11 +114,6 @@ def set_spread_ratio(known: Tensor, warp: Tensor, corners: Tensor, size: Size) -
 
 
 def before_after(before: Tensor | float, after: Tensor | float) -> dict[str, float]:
-    """{"before", "after", "ratio"} as plain numbers; the ratio is NaN where `before` is 0."""
+    """{"before", "after", "ratio"} as plain numbers; the ratio is NaN if `before` is 0."""
     before, after = float(before), float(after)
     return {"before": before, "after": after, "ratio": after / before if before else float("nan")}
-
-
-def _check_matrix(matrix: Tensor, name: str) -> None:
-    if matrix.dim() != 3 or matrix.shape[1:] != (2, 3):
-        raise ValueError(f"{name} must be [N, 2, 3], got {tuple(matrix.shape)}")

@@ -10,7 +10,7 @@ from torch import Tensor
 def cluster_purity(clusters: Tensor, labels: Tensor) -> float:
     """The share of pictures whose class is the commonest of their cluster; 1 is perfect.
 
-    clusters, labels: integers `[N]`, not negative. Raises ValueError for other shapes or where N is 0.
+    clusters, labels: integers `[N]`, not negative. Raises ValueError for other shapes or if N is 0.
     """
     if clusters.ndim != 1 or clusters.shape != labels.shape or not len(clusters):
         raise ValueError(f"clusters and labels must be [N] with N of 1 or more, got {list(clusters.shape)}, {list(labels.shape)}.")

@@ -19,7 +19,7 @@ def total_variation(p: Tensor, q: Tensor) -> Tensor:
 
 
 def pearson_chi2(p: Tensor, q: Tensor) -> Tensor:
-    """chi²(p ‖ q) = sum (q - p)² / p of two measures `[K]`; infinite where q has mass and p none."""
+    """chi²(p ‖ q) = sum (q - p)² / p of two measures `[K]`; infinite if q has mass and p none."""
     squares = (q - p).square()
     return torch.where(squares > 0, squares / p, 0.0).sum()
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from gangealing_fast.geometry.warps import identity_grid
+
 MAX_OUTSIDE = 0.5
 """Share of grid points beyond the picture's edge above which the warps are said to leave the picture."""
 MIN_AREA = 0.05
@@ -41,7 +43,7 @@ class WarpHealth:
     """Standard deviation within the aligned pictures over that within their inputs; NaN without pictures."""
 
     def warnings(self, *, started: bool = True) -> list[str]:
-        """One sentence of what is wrong and what to do for every finding, the gravest first; empty where all is well.
+        """One sentence of what is wrong and what to do for every finding, the gravest first; empty if all is well.
 
         The sentences hold no numbers, so that the same finding is the same sentence at every step. started: False
         during the first steps, when a transformer that starts at the identity has not moved yet.
@@ -114,17 +116,10 @@ def inspect_warps(
     )
 
 
-def identity_grid(height: int, width: int, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> Tensor:
-    """The grid [1, H, W, 2] that reads every pixel where it is (pixel edges at ±1)."""
-    x = (torch.arange(width, dtype=dtype, device=device) * 2 + 1) / width - 1
-    y = (torch.arange(height, dtype=dtype, device=device) * 2 + 1) / height - 1
-    return torch.stack([x.expand(height, width), y[:, None].expand(height, width)], -1)[None]
-
-
 def relative_areas(grid: Tensor) -> Tensor:
     """Signed area of each cell of a grid [N, H, W, 2] over that of the identity's: [N, H-1, W-1].
 
-    Half the cross product of the cell's diagonals; 1 everywhere for the identity, negative where the warp is turned
+    Half the cross product of the cell's diagonals; 1 everywhere for the identity, negative if the warp is turned
     inside out (a mirrored warp is negative everywhere).
     """
     _check_grid(grid, "grid")

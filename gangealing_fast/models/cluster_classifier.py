@@ -18,7 +18,7 @@ class ClusterClassifier(Trunk):
 
     size: side at which it looks at a picture, a power of two >= 8; larger pictures are downsampled. clusters: K. flips: whether
     mirrored pictures are classes of their own. Widths as in `SpatialTransformer`. State-dict keys are the published ones.
-    Raises ValueError where the size is no such power of two or there is no cluster.
+    Raises ValueError if the size is no such power of two or there is no cluster.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class ClusterClassifier(Trunk):
 
     @classmethod
     def like(cls, transformer: SpatialTransformer, *, flips: bool = False) -> ClusterClassifier:
-        """For the clusters of `transformer`, its trunk initialised from the similarity's where that is one of learned layers."""
+        """For the clusters of `transformer`, its trunk initialised from the similarity's if that is one of learned layers."""
         config = transformer.config()
         widths = {key: config[key] for key in ("channel_multiplier", "max_channels", "channel_base")}
         made = cls(transformer.flow_size, transformer.heads, flips=flips, **widths)

@@ -6,20 +6,20 @@
     flow         grid = identity + convex_upsample(head(trunk(x)))
     composed     grid = M · (identity + flow), the flow network seeing the picture that M has aligned
 
-A grid `[N, H, W, 2]` says for every output pixel where to read the input: (x, y), pixel edges at -1 and 1.
+Matrices and grids are as in `geometry/warps.py`.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
 from gangealing_fast.geometry.warping import Warping
-from gangealing_fast.geometry.warps import compose, identity_grid, resize_grid, transform_points
+from gangealing_fast.geometry.warps import compose, identity_grid, mirror_grid, resize_grid, transform_points
 from gangealing_fast.models.feature_similarity import FeatureSimilarityTransformer
 from gangealing_fast.models.generator import Widths
 from gangealing_fast.models.layers import ConvLayer, EqualLinear, ResBlock, resize_to
@@ -93,12 +93,15 @@ class FlowTransformer(Trunk):
         return self.warp_head(self.features(x), assignment)
 
 
+Stage = SimilarityTransformer | FeatureSimilarityTransformer | FlowTransformer
+
+
 class SpatialTransformer(nn.Module):
     """Aligns pictures `[N, 3, H, W]` in [-1, 1] by a similarity, a flow, or a similarity and then a flow.
 
     transforms: ("similarity",), ("flow",) or ("similarity", "flow"). flow_size: the side, a power of two (32 or more
     with a flow, else 8 or more), at which the networks look at a picture and at which grids are produced; larger
-    pictures are downsampled for the networks. input_size: the side of the pictures it is made for, flow_size where
+    pictures are downsampled for the networks. input_size: the side of the pictures it is made for, flow_size if
     None; kept for the record.
     channel_multiplier, max_channels, channel_base: widths of the trunks as in `Generator`. heads: K, one for each
     cluster. trunk: "learned", as published, or "efficientnet": the similarity looks at frozen features.
@@ -132,7 +135,7 @@ class SpatialTransformer(nn.Module):
         self.stns = nn.ModuleList(self._stage(name) for name in transforms)
         self.register_load_state_dict_pre_hook(_drop_constant_buffers)
 
-    def _stage(self, name: str) -> nn.Module:
+    def _stage(self, name: str) -> Stage:
         if name == "flow":
             return FlowTransformer(self.flow_size, self.widths, self.heads)
         if self.trunk == "learned":
@@ -154,16 +157,17 @@ class SpatialTransformer(nn.Module):
 
     @property
     def similarity(self) -> SimilarityTransformer | FeatureSimilarityTransformer | None:
-        return self.stns[0] if "similarity" in self.transforms else None
+        found = self.stns[0] if "similarity" in self.transforms else None
+        return cast(SimilarityTransformer | FeatureSimilarityTransformer | None, found)
 
     @property
     def flow(self) -> FlowTransformer | None:
-        return self.stns[-1] if "flow" in self.transforms else None
+        return cast(FlowTransformer | None, self.stns[-1] if "flow" in self.transforms else None)
 
     @torch.no_grad()
     def copy_first_head(self, beside: Callable[[nn.Parameter], Sequence[Tensor]] | None = None) -> None:
         """Give every head the weights of head 0; likewise in the tensors `beside(parameter)` of each of the heads' parameters."""
-        for stage in self.stns:
+        for stage in cast(Sequence[Stage], self.stns):
             for parameter, heads_first in stage.warp_head.separate():
                 shape = (self.heads, -1) if heads_first else (-1, self.heads)
                 for tensor in (parameter, *(beside(parameter) if beside is not None else ())):
@@ -187,22 +191,15 @@ class SpatialTransformer(nn.Module):
     ) -> Alignment:
         """Align `images` `[N, 3, H, W]`.
 
-        source: the pictures whose pixels are sampled, `[N, C, H', W']`, `images` where None (a full-resolution
+        source: the pictures whose pixels are sampled, `[N, C, H', W']`, `images` if None (a full-resolution
         original, say).
         warping: what lies beyond the edge of a picture, and how often the similarity runs on its own output.
         alpha: 0 leaves the picture as it is, 1 aligns it, the grid being interpolated; one number, or `[N]`.
-        output_resolution: side of the result, `flow_size` where None. assignment: `[N]`, the head of each picture;
-        where None every head warps every picture and the result has N * K rows, head fastest.
+        output_resolution: side of the result, `flow_size` if None. assignment: `[N]`, the head of each picture;
+        if None every head warps every picture and the result has N * K rows, head fastest.
         """
-        if images.ndim != 4 or images.shape[1] != 3:
-            raise ValueError(f"images must be [N, 3, H, W], got {list(images.shape)}.")
         source = images if source is None else source
-        if source.ndim != 4 or source.shape[0] != images.shape[0]:
-            raise ValueError(f"source must be [N, C, H, W] with N = {images.shape[0]}, got {list(source.shape)}.")
-        if assignment is not None and assignment.shape != (images.shape[0],):
-            raise ValueError(f"assignment must be [N] with N = {images.shape[0]}, got {list(assignment.shape)}.")
-        if isinstance(alpha, Tensor) and alpha.ndim != 0 and alpha.shape != (images.shape[0],):
-            raise ValueError(f"alpha must be one number or [N] with N = {images.shape[0]}, got {list(alpha.shape)}.")
+        _check_arguments(images, source, alpha, assignment)
         spread = self.heads if assignment is None else 1
         seen = images
         if spread > 1:
@@ -210,7 +207,7 @@ class SpatialTransformer(nn.Module):
             seen = images.repeat_interleave(spread, 0)
             source = seen if source is images else source.repeat_interleave(spread, 0)
 
-        def run(stage: SimilarityTransformer | FeatureSimilarityTransformer | FlowTransformer, x: Tensor) -> Tensor:
+        def run(stage: Stage, x: Tensor) -> Tensor:
             features = stage.features(x)
             if features.shape[0] != seen.shape[0]:  # the first stage sees a picture once, whatever the number of heads
                 features = features.repeat_interleave(spread, 0)
@@ -247,12 +244,25 @@ class SpatialTransformer(nn.Module):
         plain = self(images, source, **options)
         mirrored = self(images.flip(3), None if source is None else source.flip(3), **options)
         chosen = flow_regularizer(mirrored.residual_flow)[0] < flow_regularizer(plain.residual_flow)[0]
-        mirrored = mirrored._replace(grid=mirrored.grid * mirrored.grid.new_tensor([-1.0, 1.0]))
-        kept = [
-            None if a is None else torch.where(chosen.reshape(-1, *[1] * (a.ndim - 1)), b, a)
-            for a, b in zip(plain, mirrored, strict=True)
-        ]
-        return Alignment(*kept), chosen
+
+        def kept(a: Tensor, b: Tensor) -> Tensor:
+            return torch.where(chosen.reshape(-1, *[1] * (a.ndim - 1)), b, a)
+
+        matrix = None if plain.matrix is None else kept(plain.matrix, mirrored.matrix)
+        grid = mirror_grid(kept(plain.grid, mirrored.grid), chosen)
+        return Alignment(kept(plain.image, mirrored.image), grid, kept(plain.residual_flow, mirrored.residual_flow), matrix), chosen
+
+
+def _check_arguments(images: Tensor, source: Tensor, alpha: float | Tensor, assignment: Tensor | None) -> None:
+    """Raise ValueError if an argument of `SpatialTransformer.forward` does not fit."""
+    if images.ndim != 4 or images.shape[1] != 3:
+        raise ValueError(f"images must be [N, 3, H, W], got {list(images.shape)}.")
+    if source.ndim != 4 or source.shape[0] != images.shape[0]:
+        raise ValueError(f"source must be [N, C, H, W] with N = {images.shape[0]}, got {list(source.shape)}.")
+    if assignment is not None and assignment.shape != (images.shape[0],):
+        raise ValueError(f"assignment must be [N] with N = {images.shape[0]}, got {list(assignment.shape)}.")
+    if isinstance(alpha, Tensor) and alpha.ndim != 0 and alpha.shape != (images.shape[0],):
+        raise ValueError(f"alpha must be one number or [N] with N = {images.shape[0]}, got {list(alpha.shape)}.")
 
 
 def _drop_constant_buffers(module: nn.Module, state: dict[str, Tensor], prefix: str, *_: object) -> None:

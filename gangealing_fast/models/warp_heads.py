@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -14,13 +16,21 @@ FLOW_FACTOR = 8
 
 
 def pick_head(found: Tensor, assignment: Tensor | None) -> Tensor:
-    """Of `[N, K, ...]` the assigned head's row, `[N, ...]`; head 0 where there is no assignment."""
+    """Of `[N, K, ...]` the assigned head's row, `[N, ...]`; head 0 if there is no assignment."""
     if assignment is None or found.shape[1] == 1:
         return found[:, 0]
     return found[torch.arange(found.shape[0], device=found.device), assignment]
 
 
+def similarity_of(outputs: Tensor) -> Tensor:
+    """Matrices `[..., 2, 3]` of a head's raw outputs (rot, scale, x, y) `[..., 4]`: angle pi tanh(rot), size exp(scale)."""
+    rot, scale, shift_x, shift_y = outputs.unbind(-1)
+    return similarity_matrix(torch.tanh(rot) * math.pi, scale, shift_x, shift_y)
+
+
 class SimilarityHead(nn.Module):
+    """Features `[N, features]` and heads `[N]` (or None: head 0) to matrices `[N, 2, 3]`; the identity at the start of training."""
+
     def __init__(self, features: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
@@ -30,15 +40,17 @@ class SimilarityHead(nn.Module):
 
     def separate(self) -> list[tuple[nn.Parameter, bool]]:
         """The parameters with rows for each head, and whether a head's rows lie together (else those of one output do)."""
-        return [(self.linear.weight, False), (self.linear.bias, False)]
+        return [(parameter, False) for parameter in self.linear.parameters()]
 
     def forward(self, x: Tensor, assignment: Tensor | None) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):
-            parameters = pick_head(self.linear(x.float()).unflatten(1, (4, self.heads)).mT, assignment)
-            return similarity_matrix(*parameters.unbind(1))
+            outputs = pick_head(self.linear(x.float()).unflatten(1, (4, self.heads)).mT, assignment)
+            return similarity_of(outputs)
 
 
 class FlowHead(nn.Module):
+    """Features `[N, channels, h, w]` and heads `[N]` (or None: head 0) to flows `[N, 8 h, 8 w, 2]`, zero at first."""
+
     def __init__(self, channels: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
@@ -50,7 +62,7 @@ class FlowHead(nn.Module):
 
         self.flow_out = branch(2 * heads)
         self.mask_out = branch(9 * FLOW_FACTOR**2 * heads)
-        nn.init.zeros_(self.flow_out[2].weight)
+        nn.init.zeros_(self.flow_out[2].get_parameter("weight"))
 
     def separate(self) -> list[tuple[nn.Parameter, bool]]:
         """As that of the similarity's head."""
