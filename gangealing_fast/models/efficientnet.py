@@ -70,6 +70,9 @@ class _EverySecond(torch.autograd.Function):
 class _FoldedConv(nn.Module):
     """Convolution with its batch normalisation folded in, TensorFlow's "same" padding, optionally ReLU6."""
 
+    weight: Tensor
+    bias: Tensor
+
     def __init__(self, cin: int, cout: int, kernel: int, stride: int = 1, *, groups: int = 1, activate: bool = True) -> None:
         super().__init__()
         self.kernel, self.stride, self.groups, self.activate = kernel, stride, groups, activate
@@ -141,18 +144,20 @@ class EfficientNetPerceptual(nn.Module):
         self.stem = _FoldedConv(3, _STEM_CHANNELS, 3, 2)
         self.stages = nn.ModuleList()
         channels = _STEM_CHANNELS
+        every: list[_Block] = []
         for repeats, kernel, stride, expansion, cout in _STAGES[: taps[-1] + 1]:
             blocks = []
             for index in range(repeats):
                 blocks.append(_Block(channels, cout, kernel, stride if index == 0 else 1, expansion))
                 channels = cout
             self.stages.append(nn.Sequential(*blocks))
-        self._load(Path(weights) if weights is not None else weights_file())
+            every += blocks
+        self._load(every, Path(weights) if weights is not None else weights_file())
         self.to(memory_format=activation_format())
         self.eval()
 
     @torch.no_grad()
-    def _load(self, file: Path) -> None:
+    def _load(self, blocks: Sequence[_Block], file: Path) -> None:
         try:
             state = torch.load(file, map_location="cpu", weights_only=True)
         except FileNotFoundError:
@@ -166,7 +171,7 @@ class EfficientNetPerceptual(nn.Module):
 
         try:
             fold(self.stem, "_conv_stem", "_bn0")
-            for index, block in enumerate(block for stage in self.stages for block in stage):
+            for index, block in enumerate(blocks):
                 prefix = f"_blocks.{index}"
                 if block.expand is not None:
                     fold(block.expand, f"{prefix}._expand_conv", f"{prefix}._bn0")

@@ -39,6 +39,7 @@ class SelfSupervisedPerceptual(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+                assert module.bias is not None
                 nn.init.zeros_(module.bias)
         self.to(memory_format=activation_format())
 
@@ -55,6 +56,7 @@ class SelfSupervisedPerceptual(nn.Module):
         for number, layers in enumerate(self.slices):
             if number:
                 x = F.max_pool2d(x, 2)
+            assert isinstance(layers, nn.ModuleList)
             for convolution in layers:
                 x = F.relu(convolution(x))
             maps.append(x)
