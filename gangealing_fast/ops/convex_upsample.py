@@ -30,7 +30,7 @@ def convex_upsample_reference(flow: Tensor, mask: Tensor, factor: int = 8) -> Te
     batch, height, width, _ = flow.shape
     padded = F.pad(factor * flow.to(dtype), (0, 0, 1, 1, 1, 1))
     weights = mask.to(dtype).view(batch, 9, factor, factor, height, width).softmax(1)
-    result = 0
+    result = weights.new_zeros(())
     for k in range(9):
         row, column = divmod(k, 3)
         neighbour = padded[:, row : row + height, column : column + width]

@@ -50,7 +50,10 @@ def _crosses(start: Tensor, end: Tensor, point: Tensor) -> Tensor:
 def _cells(grid: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The corners 00, 10, 01, 11 (first x, then y) of all cells, each `[N, (H - 1) * (W - 1), 2]`."""
     below, above = grid[:, 1:], grid[:, :-1]
-    return tuple(part.flatten(1, 2) for part in (above[:, :, :-1], above[:, :, 1:], below[:, :, :-1], below[:, :, 1:]))
+    first, right, lower, last = (
+        part.flatten(1, 2) for part in (above[:, :, :-1], above[:, :, 1:], below[:, :, :-1], below[:, :, 1:])
+    )
+    return first, right, lower, last
 
 
 def _solve(corners: tuple[Tensor, ...], point: Tensor) -> tuple[Tensor, Tensor]:

@@ -112,8 +112,8 @@ def _backward_autograd(ctx, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         triples = zip(outputs, grads, ctx.needs, strict=True)
         pairs = [(y, g) for y, g, needed in triples if needed and g is not None and y.requires_grad]
         leaves = [x for x in inputs if x.requires_grad]
-        outputs, cotangents = [y for y, _ in pairs], [g for _, g in pairs]
-        found = iter(torch.autograd.grad(outputs, leaves, cotangents, allow_unused=True) if pairs else ())
+        reached, cotangents = [y for y, _ in pairs], [g for _, g in pairs]
+        found = iter(torch.autograd.grad(reached, leaves, cotangents, allow_unused=True) if pairs else ())
     return *(next(found, None) if x.requires_grad else None for x in inputs), *[None] * 3
 
 
@@ -166,4 +166,5 @@ def lpips_distance(features_a: Sequence[Tensor], features_b: Sequence[Tensor], h
         else:
             distance = _lpips_distance(a, b, head)
         total = distance if total is None else total + distance
+    assert total is not None  # as there is a feature map or more
     return total

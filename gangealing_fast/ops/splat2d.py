@@ -89,8 +89,10 @@ def _splat2d_backward(
     if soft:
         grad_total = torch.where(total >= 1, grad_total, 0.0)
     background = torch.zeros_like(result)
-    gradients = reference_vjp(lambda *points: _sums(background, *points), (xy, values, sigma), (grad_sums, grad_total))
-    return grad_sums.contiguous(memory_format=output_format(result)), *gradients
+    grad_xy, grad_values, grad_sigma = reference_vjp(
+        lambda *points: _sums(background, *points), (xy, values, sigma), (grad_sums, grad_total)
+    )
+    return grad_sums.contiguous(memory_format=output_format(result)), grad_xy, grad_values, grad_sigma
 
 
 @_splat2d_backward.register_fake
