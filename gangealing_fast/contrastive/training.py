@@ -21,7 +21,7 @@ from gangealing_fast.runtime.errors import UserError
 from gangealing_fast.runtime.precision import autocast, resolve
 from gangealing_fast.runtime.setup import choose_device, prepare_process
 from gangealing_fast.storage.runs import open_run
-from gangealing_fast.training.fitting import fit
+from gangealing_fast.training.fitting import Stateful, fit
 
 CHECKPOINT_KIND = "contrast"
 PROJECTION = 64
@@ -47,9 +47,9 @@ class Mixture:
     def next(self, n: int) -> Tensor:
         real = 0 if self.pictures is None else n if self.generator is None else n // 2
         parts = []
-        if real:
+        if self.pictures is not None and real:
             parts.append(to_float(self.pictures.batch(self.sampler.next(real))).to(self.device))
-        if n - real:
+        if self.generator is not None and n > real:
             with torch.no_grad():
                 samples = self.generator(torch.randn(n - real, self.generator.latent_dim, device=self.device)).float()
             parts.append(resize_to(samples, self.size).clamp(-1, 1))
@@ -89,7 +89,7 @@ def run(config: ContrastConfig) -> Path:
     def export(line: dict[str, float]) -> None:
         network.export(config.out / EXPORT_NAME, {key: line[key] for key in ("step", "loss", "found")})
 
-    parts = {"network": network, "projection": projection, "source": source}
+    parts: dict[str, Stateful] = {"network": network, "projection": projection, "source": source}
     fit(config, CHECKPOINT_KIND, optimizer, parts, lesson, "found", resuming=resuming, exported=export)
     return config.out / EXPORT_NAME
 

@@ -16,7 +16,7 @@ import pickle
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 
@@ -66,11 +66,11 @@ def save(path: str | os.PathLike[str], state: Mapping[str, Any], *, kind: str) -
 class _Writer:
     """Passes writes on and keeps the OSError of a failed one: torch's zip writer reports only that something failed."""
 
-    def __init__(self, file: Any) -> None:
+    def __init__(self, file: IO[bytes]) -> None:
         self.file = file
         self.error: OSError | None = None
 
-    def write(self, content: Any) -> int:
+    def write(self, content: bytes | memoryview) -> int:
         try:
             return self.file.write(content)
         except OSError as error:
@@ -81,10 +81,11 @@ class _Writer:
         self.file.flush()
 
 
-def _dump(content: dict[str, Any], file: Any) -> None:
+def _dump(content: dict[str, Any], file: IO[bytes]) -> None:
     writer = _Writer(file)
     try:
-        torch.save(content, writer)
+        # The annotation asks for a whole IO[bytes]; the documentation, for an object with write and flush.
+        torch.save(content, writer)  # type: ignore[arg-type]
     except Exception:
         if writer.error is not None:
             raise writer.error from None

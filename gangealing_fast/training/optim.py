@@ -40,10 +40,12 @@ class AdamEma(torch.optim.Adam):
     ) -> None:
         super().__init__(params, lr, betas, eps)
         parameters = [parameter for group in self.param_groups for parameter in group["params"]]
-        followers = [None] * len(parameters) if averages is None else [average.detach() for average in averages]
-        if len(followers) != len(parameters):
-            raise ValueError(f"AdamEma: there are {len(parameters)} parameters but {len(followers)} averages.")
-        self._averages: dict[Tensor, Tensor | None] = dict(zip(parameters, followers, strict=True))
+        self._averages: dict[Tensor, Tensor] = {}
+        if averages is not None:
+            followers = [average.detach() for average in averages]
+            if len(followers) != len(parameters):
+                raise ValueError(f"AdamEma: there are {len(parameters)} parameters but {len(followers)} averages.")
+            self._averages = dict(zip(parameters, followers, strict=True))
         self._decay = decay
 
     @torch.no_grad()
@@ -60,10 +62,10 @@ class AdamEma(torch.optim.Adam):
         for group in self.param_groups:
             if group["weight_decay"] or group["amsgrad"] or group["maximize"]:
                 raise ValueError("AdamEma: it knows no weight decay, amsgrad or maximize; use torch.optim.Adam for them.")
-            averaged = [parameter for parameter in group["params"] if self._averages.get(parameter) is not None]
+            averaged = [parameter for parameter in group["params"] if parameter in self._averages]
             moving = [parameter for parameter in averaged if parameter.grad is not None]
             self._update(group, moving, [self._averages[parameter] for parameter in moving], decay)
-            alone = [p for p in group["params"] if p.grad is not None and self._averages.get(p) is None]
+            alone = [p for p in group["params"] if p.grad is not None and p not in self._averages]
             self._update(group, alone, [], decay)
             for parameter in averaged:
                 if parameter.grad is None:
@@ -71,12 +73,13 @@ class AdamEma(torch.optim.Adam):
         return loss
 
     def _update(self, group: dict[str, Any], parameters: list[Tensor], averages: list[Tensor], decay: float) -> None:
+        """One step of `parameters`, all of which have a gradient, and of their averages, all or none."""
         states = [self._state_of(parameter) for parameter in parameters]
         for state in states:
             state["step"] += 1
         adam_ema(
             parameters,
-            [parameter.grad for parameter in parameters],
+            [parameter.grad for parameter in parameters if parameter.grad is not None],
             [state["exp_avg"] for state in states],
             [state["exp_avg_sq"] for state in states],
             averages,
