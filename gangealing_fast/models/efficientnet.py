@@ -11,6 +11,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -56,12 +57,12 @@ class _EverySecond(torch.autograd.Function):
     everything behind it."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, top: int, left: int) -> Tensor:
+    def forward(ctx: Any, x: Tensor, top: int, left: int) -> Tensor:
         ctx.shape, ctx.start = x.shape, (top, left)
         return x[:, :, top::2, left::2].contiguous(memory_format=torch.channels_last)
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         full = torch.empty(ctx.shape, dtype=grad.dtype, device=grad.device, memory_format=torch.channels_last).zero_()
         full[:, :, ctx.start[0] :: 2, ctx.start[1] :: 2] = grad
         return full, None, None

@@ -76,11 +76,11 @@ def _first_derivative(backward_op: CustomOpDef) -> tuple[Callable[..., None], Ca
     """(what the operator's forward keeps, its gradients by the operator `backward_op`)."""
     backward_overload = backward_op._opoverload
 
-    def setup_context(ctx, inputs, output) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         x, grid, *ctx.options = inputs
         ctx.save_for_backward(x, grid)
 
-    def backward(ctx, grad: Tensor):
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         need_x, need_grid, *_ = ctx.needs_input_grad
         grad_x, grad_grid = backward_overload(grad, *ctx.saved_tensors, *ctx.options, need_x, need_grid)
         return grad_x if need_x else None, grad_grid if need_grid else None, None, None
@@ -91,11 +91,11 @@ def _first_derivative(backward_op: CustomOpDef) -> tuple[Callable[..., None], Ca
 def _second_derivative(reference: Sampler) -> tuple[Callable[..., None], Callable[..., Any]]:
     """(what the backward operator keeps, its gradients by deriving `reference` twice)."""
 
-    def setup_context(ctx, inputs, output) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
         grad, x, grid, *ctx.options, ctx.need_x, ctx.need_grid = inputs
         ctx.save_for_backward(grad, x, grid)
 
-    def double_backward(ctx, grad_grad_x: Tensor, grad_grad_grid: Tensor):
+    def double_backward(ctx: Any, grad_grad_x: Tensor, grad_grad_grid: Tensor) -> tuple[Tensor | None, ...]:
         grad, x, grid = ctx.saved_tensors
         tangents = (
             grad_grad_x if ctx.need_x else torch.zeros_like(x),

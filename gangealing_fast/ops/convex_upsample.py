@@ -11,6 +11,8 @@ with zeros outside the coarse flow: a convex combination of the 3x3 coarse neigh
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -70,16 +72,16 @@ def _(grad: Tensor, flow: Tensor, mask: Tensor, factor: int) -> tuple[Tensor, Te
     return flow.new_empty(flow.shape), mask.new_empty(mask.shape)
 
 
-def _setup_context(ctx, inputs, output) -> None:
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor | tuple[Tensor, Tensor]) -> None:
     *tensors, ctx.factor = inputs
     ctx.save_for_backward(*tensors)
 
 
-def _backward(ctx, grad: Tensor):
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return *_convex_upsample_backward(grad, *ctx.saved_tensors, ctx.factor), None
 
 
-def _double_backward(ctx, grad_grad_flow: Tensor, grad_grad_mask: Tensor):
+def _double_backward(ctx: Any, grad_grad_flow: Tensor, grad_grad_mask: Tensor) -> tuple[Tensor | None, ...]:
     def first_order(grad: Tensor, flow: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         return _vjp(grad, flow, mask, ctx.factor)
 

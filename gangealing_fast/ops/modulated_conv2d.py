@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -148,7 +148,11 @@ def _modulated_conv2d(
 
 
 @_modulated_conv2d.register_fake
-def _(x, weight, style, demodulation, f, bias, noise, noise_strength, up, down, slope, gain, algorithm):
+def _(
+    x: Tensor, weight: Tensor, style: Tensor, demodulation: Tensor | None, f: Tensor,
+    bias: Tensor | None, noise: Tensor | None, noise_strength: Tensor | None,
+    up: bool, down: bool, slope: float, gain: float, algorithm: str,
+) -> Tensor:  # fmt: skip
     n, _, h, w = x.shape
     k = weight.shape[2]
     if up:
@@ -203,9 +207,11 @@ def _modulated_conv2d_backward(
 
 @_modulated_conv2d_backward.register_fake
 def _(
-    grad, x, weight, style, demodulation, f, bias, noise, noise_strength, y, up, down, slope, gain, algorithm,
-    need_x, need_weight, need_style, need_demodulation, need_activation,
-):  # fmt: skip
+    grad: Tensor, x: Tensor, weight: Tensor, style: Tensor, demodulation: Tensor | None, f: Tensor,
+    bias: Tensor | None, noise: Tensor | None, noise_strength: Tensor | None,
+    y: Tensor | None, up: bool, down: bool, slope: float, gain: float, algorithm: str,
+    need_x: bool, need_weight: bool, need_style: bool, need_demodulation: bool, need_activation: bool,
+) -> tuple[Tensor, ...]:  # fmt: skip
     inputs = (x, weight, style, demodulation, bias, noise, noise_strength)
     needs = (need_x, need_weight, need_style, need_demodulation, *[need_activation] * 3)
     empty = [
@@ -217,14 +223,14 @@ def _(
     return tuple(empty)
 
 
-def _setup_context(ctx, inputs, output):
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     *tensors, ctx.up, ctx.down, ctx.slope, ctx.gain, ctx.algorithm = inputs
     bias, demodulation = tensors[5], tensors[3]
     keeps_output = bias is not None or (demodulation is not None and demodulation.requires_grad)
     ctx.save_for_backward(*tensors, output if keeps_output else None)
 
 
-def _backward(ctx, grad):
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     x, weight, style, demodulation, f, bias, noise, noise_strength, y = ctx.saved_tensors
     needs = ctx.needs_input_grad
     found = _ops.modulated_conv2d_backward(
@@ -235,14 +241,14 @@ def _backward(ctx, grad):
     return *gradients[:4], None, *gradients[4:], *[None] * 5
 
 
-def _setup_backward_context(ctx, inputs, output):
+def _setup_backward_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     *tensors, ctx.up, ctx.down, ctx.slope, ctx.gain, ctx.algorithm = inputs[:15]
     ctx.computed = (*inputs[15:19], *[inputs[19]] * 3)
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(*tensors)
 
 
-def _double_backward(ctx, *tangents):
+def _double_backward(ctx: Any, *tangents: Tensor | None) -> tuple[Tensor | None, ...]:
     """The backward is the transpose of the operator's derivative: its own gradient is that derivative along `tangents`
     (for grad), and the transpose of that derivative's derivatives (for the rest). Without the activation the operator is
     linear in each tensor, so that all of it is the operator again."""
@@ -251,8 +257,10 @@ def _double_backward(ctx, *tangents):
     with torch.enable_grad():
         leaves = [t if t is None else t.detach().requires_grad_(needed) for t, needed in zip(saved, needs, strict=True)]
         x, weight, style, demodulation, f, bias, noise, strength = leaves
-        tangents = [t if computed else None for t, computed in zip(tangents, ctx.computed, strict=True)]
-        along_x, along_weight, along_style, along_d, *along_activation = tangents
+        assert x is not None and weight is not None and style is not None  # which every call has
+        along_x, along_weight, along_style, along_d, *along_activation = (
+            t if computed else None for t, computed in zip(tangents, ctx.computed, strict=True)
+        )
         convolve = partial(
             _ops.modulated_conv2d, f=f, bias=None, noise=None, noise_strength=None,
             up=ctx.up, down=ctx.down, slope=1.0, gain=1.0, algorithm=ctx.algorithm,
