@@ -175,13 +175,13 @@ def _original(content: dict[str, Any]) -> Parts:
     return Parts("GANgealing (original)", generator, mean, _frozen(transformer), target, classifier, settings, options)
 
 
-def _plain(value: Any) -> bool:
+def _plain(value: object) -> bool:
     if isinstance(value, list | tuple):
         return all(_plain(item) for item in value)
     return value is None or isinstance(value, bool | int | float | str)
 
 
-def _pickle(path: Path, content: Any) -> Parts:
+def _pickle(path: Path, content: object) -> Parts:
     if isinstance(content, dict):
         content = content.get("G_ema")
     if not isinstance(content, Persistent):

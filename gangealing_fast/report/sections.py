@@ -227,7 +227,7 @@ def _goal_text(entry: Mapping[str, Any]) -> str:
     return escape("" if goal is None else str(goal)) + badge
 
 
-def _figure_text(value: Any, unit: str = "") -> str:
+def _figure_text(value: object, unit: str = "") -> str:
     if not _is_number(value):
         return "–" if value is None else escape(str(value))
     if not math.isfinite(value):
@@ -236,7 +236,7 @@ def _figure_text(value: Any, unit: str = "") -> str:
     return text + escape(unit)
 
 
-def _plain(value: Any) -> str:
+def _plain(value: object) -> str:
     if isinstance(value, (list, tuple)):
         return ", ".join(_plain(item) for item in value)
     return "none" if value is None else str(value)

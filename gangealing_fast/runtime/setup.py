@@ -4,12 +4,30 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Protocol
 
 from gangealing_fast.runtime.errors import UserError
 
+if TYPE_CHECKING:
+    import torch
 
-def prepare_process(config: Any) -> None:
+    from gangealing_fast.runtime.implementation import Kind
+
+
+class ProcessOptions(Protocol):
+    """The options that a process is prepared by."""
+
+    @property
+    def threads(self) -> int: ...
+
+    @property
+    def ops(self) -> Kind: ...
+
+    @property
+    def reuse_memory(self) -> bool: ...
+
+
+def prepare_process(config: ProcessOptions) -> None:
     """What a training command sets for its whole process: threads, kernels or references, and whether large blocks are kept.
 
     On the references alone malloc is left as it is, like everything else.
@@ -25,7 +43,7 @@ def prepare_process(config: Any) -> None:
         print(f"large blocks of memory: {memory.describe()} (--no-reuse-memory leaves malloc alone)")
 
 
-def choose_device(name: str) -> Any:
+def choose_device(name: str) -> torch.device:
     """The torch device behind a `--device` option; "auto" takes CUDA where there is one. Raises UserError for others."""
     import torch
 

@@ -4,10 +4,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch import Tensor
+from torch.optim.optimizer import ParamsT
 
 from gangealing_fast.ops.adam_ema import adam_ema
 
@@ -30,7 +31,7 @@ class AdamEma(torch.optim.Adam):
 
     def __init__(
         self,
-        params: Iterable[Any],
+        params: ParamsT,
         lr: float = 1e-3,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
@@ -48,8 +49,14 @@ class AdamEma(torch.optim.Adam):
             self._averages = dict(zip(parameters, followers, strict=True))
         self._decay = decay
 
+    @overload
+    def step(self, closure: None = None, *, decay: float | None = None) -> None: ...
+
+    @overload
+    def step(self, closure: Callable[[], float], *, decay: float | None = None) -> float: ...
+
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None, *, decay: float | None = None) -> Any:
+    def step(self, closure: Callable[[], float] | None = None, *, decay: float | None = None) -> float | None:
         """Update all parameters that have a gradient, and the averages of all parameters.
 
         Raises ValueError where a loaded state dict asks for weight decay, AMSGrad or ascent.
@@ -112,7 +119,7 @@ class RmsPropEma(torch.optim.RMSprop):
 
     def __init__(
         self,
-        params: Iterable[Any],
+        params: ParamsT,
         lr: float = 1e-3,
         alpha: float = 0.99,
         eps: float = 1e-8,
@@ -127,8 +134,14 @@ class RmsPropEma(torch.optim.RMSprop):
             raise ValueError(f"RmsPropEma: there are {len(self._followed)} parameters but {len(self._averages)} averages.")
         self._decay = decay
 
+    @overload
+    def step(self, closure: None = None, *, decay: float | None = None) -> None: ...
+
+    @overload
+    def step(self, closure: Callable[[], float], *, decay: float | None = None) -> float: ...
+
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None, *, decay: float | None = None) -> Any:
+    def step(self, closure: Callable[[], float] | None = None, *, decay: float | None = None) -> float | None:
         """Update all parameters that have a gradient, and the averages of all parameters."""
         loss = super().step(closure)
         if self._followed:
