@@ -198,8 +198,8 @@ class ResBlock(nn.Module):
 class ModulatedConv2d(nn.Module):
     """Modulated convolution with its affine map from the latent to the style (bias initialised at 1).
 
-    `normalize`: the half-precision-safe variant of SPEC: styles divided by the largest of the batch and weights by their largest
-    entry before demodulation, which leaves the result unchanged up to the epsilon. fp16 inputs use it always.
+    `normalize`: the variant that half precision does not overflow: before demodulation styles are divided by the largest of the
+    batch and weights by their largest entry, which leaves the result unchanged up to the epsilon. fp16 inputs use it always.
     """
 
     def __init__(

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from gangealing_fast.models.efficientnet import EfficientNetPerceptual
 from gangealing_fast.models.layers import FrozenCopies, activation_format, computed_dtype
-from gangealing_fast.models.self_supervised import SelfSupervisedPerceptual
+from gangealing_fast.models.self_supervised import UNCALIBRATED_DIVISOR, SelfSupervisedPerceptual
 from gangealing_fast.ops.lpips_distance import lpips_distance
 from gangealing_fast.runtime.errors import UserError
 
@@ -30,7 +30,6 @@ _SLICES = (
     ((17, 512), (19, 512), (21, 512)),
     ((24, 512), (26, 512), (28, 512)),
 )
-_SELF_SUPERVISED_DIVISOR = 18.0
 BACKBONE_FILE = "vgg16-397923af.pth"
 PERCEPTUAL_NAMES = ("efficientnet", "lpips", "self")
 
@@ -199,7 +198,7 @@ class Lpips(nn.Module):
         if self.calibrated:
             heads = [getattr(self, f"lin{index}").weight for index in range(len(_SLICES))]
             return lpips_distance(features_a, features_b, heads)
-        return lpips_distance(features_a, features_b) / _SELF_SUPERVISED_DIVISOR
+        return lpips_distance(features_a, features_b) / UNCALIBRATED_DIVISOR
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
         return self.distance(self.features(a), self.features(b))

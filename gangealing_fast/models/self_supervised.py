@@ -18,7 +18,7 @@ from gangealing_fast.storage import checkpoint
 
 EXPORT_KIND = "perceptual"
 EXPORT_NAME = "perceptual.safetensors"
-_DIVISOR = 18.0  # that of the uncalibrated, self-supervised distance in the specification of LPIPS here
+UNCALIBRATED_DIVISOR = 18.0  # of a distance whose heads are ones
 
 
 class SelfSupervisedPerceptual(nn.Module):
@@ -68,7 +68,7 @@ class SelfSupervisedPerceptual(nn.Module):
 
     def distance(self, features_a: Sequence[Tensor], features_b: Sequence[Tensor]) -> Tensor:
         """Distance `[N]` of pictures whose `features` are at hand."""
-        return lpips_distance(features_a, features_b) / _DIVISOR
+        return lpips_distance(features_a, features_b) / UNCALIBRATED_DIVISOR
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
         return self.distance(self.features(a), self.features(b))
