@@ -10,6 +10,22 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from gangealing_fast import adversarial as adversarial
+    from gangealing_fast import alignment as alignment
+    from gangealing_fast import applications as applications
+    from gangealing_fast import checkpoints as checkpoints
+    from gangealing_fast import congealing as congealing
+    from gangealing_fast import contrastive as contrastive
+    from gangealing_fast import data as data
+    from gangealing_fast import geometry as geometry
+    from gangealing_fast import metrics as metrics
+    from gangealing_fast import models as models
+    from gangealing_fast import ops as ops
+    from gangealing_fast import pretraining as pretraining
+    from gangealing_fast import report as report
+    from gangealing_fast import runtime as runtime
+    from gangealing_fast import storage as storage
+    from gangealing_fast import training as training
     from gangealing_fast.applications.aligner import Aligner
     from gangealing_fast.runtime.errors import UserError
 

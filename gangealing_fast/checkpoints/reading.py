@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,7 @@ from gangealing_fast.storage import checkpoint
 # The first bytes of torch.save's old format: a pickled magic number.
 _OLD_TORCH = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 NO_STYLES = "its DCGAN generator has no styles to align by; train one with pretrain --architecture stylegan2"
+Network = TypeVar("Network", bound=nn.Module)
 _EXPORTS = ("generator.safetensors", "aligner.safetensors")
 
 
@@ -166,7 +167,7 @@ def _original(content: dict[str, Any]) -> Parts:
     settings = {"padding_mode": str(options.get("padding_mode", "reflection")), "iters": int(options.get("iters") or 1)}
     if "inject" in options:
         settings["inject"] = int(options["inject"])
-    state = content.get("t_ema", content.get("t"))
+    state: dict[str, Tensor] = content["t_ema"] if "t_ema" in content else content["t"]
     if not any(key.startswith("stns.") for key in state):  # a single transformer is not wrapped there
         state = {f"stns.0.{key}": value for key, value in state.items()}
     transformer = SpatialTransformer(**recover.transformer_options(state))
@@ -180,13 +181,13 @@ def _original(content: dict[str, Any]) -> Parts:
     return Parts("GANgealing (original)", generator, mean, _frozen(transformer), target, classifier, settings, options)
 
 
-def _plain(value: Any) -> bool:
+def _plain(value: object) -> bool:
     if isinstance(value, list | tuple):
         return all(_plain(item) for item in value)
     return value is None or isinstance(value, bool | int | float | str)
 
 
-def _pickle(path: Path, content: Any) -> Parts:
+def _pickle(path: Path, content: object) -> Parts:
     if isinstance(content, dict):
         content = content.get("G_ema")
     if not isinstance(content, Persistent):
@@ -233,7 +234,7 @@ def _load(module: nn.Module, state: dict[str, Tensor]) -> None:
     module.load_state_dict({name: value.to(own[name].dtype) for name, value in weights.items()})
 
 
-def _frozen(module: Any) -> Any:
+def _frozen(module: Network) -> Network:
     return module.eval().requires_grad_(False)
 
 

@@ -46,7 +46,7 @@ def check(options: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
         if key in found and options[key] != found[key]:
             raise ValueError(f"its header says {key} {options[key]}, its tensors {found[key]}")
     stated, true = (Widths(o["channel_multiplier"], o["max_channels"], o["channel_base"]) for o in (options, found))
-    side = found.get("size", found.get("flow_size"))
+    side = found["size"] if "size" in found else found["flow_size"]
     for resolution in (4 << k for k in range(side.bit_length() - 2)):
         if stated.at(resolution) != true.at(resolution):
             raise ValueError(f"its header says {stated.at(resolution)} channels at {resolution}x{resolution}, its tensors differ")

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from gangealing_fast.checkpoints.reading import Parts
-from gangealing_fast.models import ClusterClassifier, Generator, LatentTarget, SpatialTransformer
+from gangealing_fast.models import ClusterClassifier, DcganGenerator, Generator, LatentTarget, SpatialTransformer
 from gangealing_fast.ops import blur_filter
 from gangealing_fast.runtime.errors import UserError
 from gangealing_fast.storage import checkpoint
@@ -105,6 +105,12 @@ def export_generator(generator: Generator, path: Path, statistics: dict[str, Any
     """Write generator.safetensors: the generator alone, with its configuration and `statistics` in the header."""
     about = {"kind": "generator", "generator": generator.config(), "statistics": statistics}
     checkpoint.export_safetensors(path, generator.state_dict(), about, half=half)
+
+
+def export_plain_generator(generator: DcganGenerator, path: Path, statistics: dict[str, Any]) -> None:
+    """Write generator.safetensors as `export_generator`, in half precision, for `reading.load_plain_generator`."""
+    about = {"kind": "dcgan", "generator": generator.config(), "statistics": statistics}
+    checkpoint.export_safetensors(path, generator.state_dict(), about, half=True)
 
 
 def export_aligner(

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from gangealing_fast.runtime.precision import autocast, resolve
 from gangealing_fast.runtime.setup import choose_device, prepare_process
 from gangealing_fast.storage.runs import open_run
 from gangealing_fast.training.fitting import fit
+from gangealing_fast.training.loop import Stateful
 
 COMMAND = "contrast"
 PROJECTION = 64
@@ -47,9 +49,9 @@ class Mixture:
     def next(self, n: int) -> Tensor:
         real = 0 if self.pictures is None else n if self.generator is None else n // 2
         parts = []
-        if real:
+        if self.pictures is not None and real:
             parts.append(to_float(self.pictures.batch(self.sampler.next(real))).to(self.device))
-        if n - real:
+        if self.generator is not None and n > real:
             with torch.no_grad():
                 samples = self.generator(torch.randn(n - real, self.generator.latent_dim, device=self.device)).float()
             parts.append(resize_to(samples, self.size).clamp(-1, 1))
@@ -86,10 +88,10 @@ def run(config: ContrastConfig) -> Path:
             first, second = (projection(network.embedding(random_view(images, mirror=config.mirror))).float() for _ in range(2))
         return contrastive_loss(first, second, config.temperature), found_partner(first.detach(), second.detach())
 
-    def export(line: dict[str, float]) -> None:
+    def export(line: Mapping[str, Any]) -> None:
         network.export(config.out / EXPORT_NAME, {key: line[key] for key in ("step", "loss", "found")})
 
-    parts = {"network": network, "projection": projection, "source": source}
+    parts: dict[str, Stateful] = {"network": network, "projection": projection, "source": source}
     fit(config, COMMAND, optimizer, parts, lesson, "found", resuming=resuming, exported=export)
     return config.out / EXPORT_NAME
 

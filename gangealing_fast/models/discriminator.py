@@ -67,7 +67,7 @@ class Discriminator(nn.Module):
         x = self.convs(images.contiguous(memory_format=activation_format()))
         # What tells samples of one batch apart may be small beside the features: float32 keeps it.
         with torch.autocast(x.device.type, enabled=False):
-            x = self.final_conv(minibatch_deviation(x.to(self.final_conv[0].weight.dtype), self.group))
+            x = self.final_conv(minibatch_deviation(x.to(self.final_conv.convolution.weight.dtype), self.group))
             x = self.final_linear[0](x.flatten(1))
             logits = self.final_linear[1](x)
             logits = logits.squeeze(1) if self.outputs == 1 else logits

@@ -11,6 +11,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -56,12 +57,12 @@ class _EverySecond(torch.autograd.Function):
     everything behind it."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, top: int, left: int) -> Tensor:
+    def forward(ctx: Any, x: Tensor, top: int, left: int) -> Tensor:
         ctx.shape, ctx.start = x.shape, (top, left)
         return x[:, :, top::2, left::2].contiguous(memory_format=torch.channels_last)
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         full = torch.empty(ctx.shape, dtype=grad.dtype, device=grad.device, memory_format=torch.channels_last).zero_()
         full[:, :, ctx.start[0] :: 2, ctx.start[1] :: 2] = grad
         return full, None, None
@@ -69,6 +70,9 @@ class _EverySecond(torch.autograd.Function):
 
 class _FoldedConv(nn.Module):
     """Convolution with its batch normalisation folded in, TensorFlow's "same" padding, optionally ReLU6."""
+
+    weight: Tensor
+    bias: Tensor
 
     def __init__(self, cin: int, cout: int, kernel: int, stride: int = 1, *, groups: int = 1, activate: bool = True) -> None:
         super().__init__()
@@ -141,18 +145,20 @@ class EfficientNetPerceptual(nn.Module):
         self.stem = _FoldedConv(3, _STEM_CHANNELS, 3, 2)
         self.stages = nn.ModuleList()
         channels = _STEM_CHANNELS
+        every: list[_Block] = []
         for repeats, kernel, stride, expansion, cout in _STAGES[: taps[-1] + 1]:
             blocks = []
             for index in range(repeats):
                 blocks.append(_Block(channels, cout, kernel, stride if index == 0 else 1, expansion))
                 channels = cout
             self.stages.append(nn.Sequential(*blocks))
-        self._load(Path(weights) if weights is not None else weights_file())
+            every += blocks
+        self._load(every, Path(weights) if weights is not None else weights_file())
         self.to(memory_format=activation_format())
         self.eval()
 
     @torch.no_grad()
-    def _load(self, file: Path) -> None:
+    def _load(self, blocks: Sequence[_Block], file: Path) -> None:
         try:
             state = torch.load(file, map_location="cpu", weights_only=True)
         except FileNotFoundError:
@@ -166,7 +172,7 @@ class EfficientNetPerceptual(nn.Module):
 
         try:
             fold(self.stem, "_conv_stem", "_bn0")
-            for index, block in enumerate(block for stage in self.stages for block in stage):
+            for index, block in enumerate(blocks):
                 prefix = f"_blocks.{index}"
                 if block.expand is not None:
                     fold(block.expand, f"{prefix}._expand_conv", f"{prefix}._bn0")

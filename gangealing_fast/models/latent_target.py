@@ -11,7 +11,8 @@ generator's range.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import chain
 from typing import NamedTuple
 
 import torch
@@ -46,21 +47,21 @@ def principal_components(
     """
     if samples < 2 or batch < 1:
         raise ValueError(f"principal components need 2 samples or more in batches of 1 or more, got {samples}, {batch}.")
-    generator = torch.Generator().manual_seed(seed)
-    offset: Tensor | None = None
-    total = moment = None
-    remaining = samples
-    while remaining > 0:
-        count = min(batch, remaining)
-        z = torch.randn(count, latent_dim, generator=generator).to(device)
-        w = map_latents(z).double()
-        if offset is None:  # moments about the first batch's mean: no cancellation where the mean is large
-            offset = w.mean(0)
-            total, moment = torch.zeros_like(offset), offset.new_zeros(w.shape[1], w.shape[1])
+
+    def batches() -> Iterator[Tensor]:
+        generator = torch.Generator().manual_seed(seed)
+        for start in range(0, samples, batch):
+            z = torch.randn(min(batch, samples - start), latent_dim, generator=generator).to(device)
+            yield map_latents(z).double()
+
+    rest = batches()
+    first = next(rest)
+    offset = first.mean(0)  # moments about the first batch's mean: no cancellation if the mean is large
+    total, moment = torch.zeros_like(offset), offset.new_zeros(first.shape[1], first.shape[1])
+    for w in chain([first], rest):
         w = w - offset
         total += w.sum(0)
         moment += w.T @ w
-        remaining -= count
     shift = total / samples
     covariance = (moment - samples * torch.outer(shift, shift)) / (samples - 1)
     values, vectors = torch.linalg.eigh(covariance)
@@ -78,6 +79,9 @@ class LatentTarget(nn.Module):
 
     directions: `[C, D]`, mean: `[1, D]` or `[D]`, heads: K. State: `coefficients` `[K, C]`, `directions`, `lat_mean`.
     """
+
+    directions: Tensor
+    lat_mean: Tensor
 
     def __init__(self, directions: Tensor, mean: Tensor, heads: int = 1) -> None:
         super().__init__()
@@ -100,7 +104,7 @@ class LatentTarget(nn.Module):
         return self.lat_mean + self.coefficients @ self.directions
 
     def blend(self, w: Tensor, psi: float | Tensor) -> Tensor:
-        """`lerp(c, w, psi)` for `w` `[N, D]`: `[N * K, D]`, cluster fastest."""
+        """`lerp(c, w, psi)` for `w` `[N, D]`: `[N * K, D]`, cluster fastest. psi: a number, or a tensor `[]` of one."""
         if w.ndim != 2 or w.shape[1] != self.directions.shape[1]:
             raise ValueError(f"w must be [N, {self.directions.shape[1]}], got {list(w.shape)}.")
         return torch.lerp(self.target()[None], w[:, None].expand(-1, self.heads, -1), psi).flatten(0, 1)

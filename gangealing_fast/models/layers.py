@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -155,10 +156,25 @@ class ConvLayer(nn.Sequential):
         super().__init__(*layers)
         self.activate = activate
 
+    @property
+    def convolution(self) -> EqualConv2d:
+        """The layer's convolution."""
+        found = self[-2 if self.activate else -1]
+        assert isinstance(found, EqualConv2d)
+        return found
+
+    @property
+    def activation(self) -> FusedLeakyReLU:
+        """The layer's bias and leaky ReLU, which a layer has that was built with `activate`."""
+        found = self[-1]
+        assert isinstance(found, FusedLeakyReLU)
+        return found
+
     def forward(self, x: Tensor) -> Tensor:
         if reference_wanted() or not self.activate or computed_dtype(x) == torch.float16:  # without the scale it might overflow
             return super().forward(x)
         *before, convolution, activation = self
+        assert isinstance(convolution, EqualConv2d) and isinstance(activation, FusedLeakyReLU)
         for layer in before:
             x = layer(x)
         # lrelu(s y + b) = s lrelu(y + b / s): the run-time scale s of the weight costs nothing in the activation.
@@ -182,8 +198,8 @@ class ResBlock(nn.Module):
 class ModulatedConv2d(nn.Module):
     """Modulated convolution with its affine map from the latent to the style (bias initialised at 1).
 
-    `normalize`: the half-precision-safe variant of SPEC: styles divided by the largest of the batch and weights by their largest
-    entry before demodulation, which leaves the result unchanged up to the epsilon. fp16 inputs use it always.
+    `normalize`: the variant that half precision does not overflow: before demodulation styles are divided by the largest of the
+    batch and weights by their largest entry, which leaves the result unchanged up to the epsilon. fp16 inputs use it always.
     """
 
     def __init__(
@@ -208,19 +224,35 @@ class ModulatedConv2d(nn.Module):
         self.demodulate, self.up, self.down, self.normalize = demodulate, up, down, normalize
         self._copies = FrozenCopies()
 
-    def forward(self, x: Tensor, latent: Tensor, **activation: Tensor | None) -> Tensor:
-        """activation: `bias`, `noise` and `noise_strength` of `modulated_conv2d`."""
+    def forward(
+        self,
+        x: Tensor,
+        latent: Tensor,
+        *,
+        bias: Tensor | None = None,
+        noise: Tensor | None = None,
+        noise_strength: Tensor | None = None,
+    ) -> Tensor:
+        """x `[N, Cin, H, W]`, latent `[N, D]` → `[N, Cout, H', W']`; other arguments as in `modulated_conv2d`."""
         style = self.modulation(latent).float()
-        options = {"up": self.up, "down": self.down, "demodulate": self.demodulate, **activation}
+        convolve = partial(
+            modulated_conv2d,
+            up=self.up,
+            down=self.down,
+            demodulate=self.demodulate,
+            bias=bias,
+            noise=noise,
+            noise_strength=noise_strength,
+        )
         if self.demodulate and (self.normalize or computed_dtype(x) == torch.float16):
             style = style / style.abs().amax().clamp_min(1e-20)
-            return modulated_conv2d(x, self._copies.get(self.weight, "normalized", self._normalized), style, **options)
+            return convolve(x, self._copies.get(self.weight, "normalized", self._normalized), style)
         if reference_wanted():
-            return modulated_conv2d(x, self.weight[0] * self.scale, style, **options)
+            return convolve(x, self.weight[0] * self.scale, style)
         energy = self._copies.get(self.weight, "energy", lambda weight: energy_of(weight[0])) if self.demodulate else None
         weight = self._copies.cast(self.weight, computed_dtype(x))[0]
         # The run-time scale is the style's as well as the weight's, and the style is small.
-        return modulated_conv2d(x, weight, style * self.scale, energy=energy, **options)
+        return convolve(x, weight, style * self.scale, energy=energy)
 
     def _normalized(self, weight: Tensor) -> Tensor:
         return weight[0] * (self.scale / weight[0].abs().amax((1, 2, 3), keepdim=True).clamp_min(1e-20))

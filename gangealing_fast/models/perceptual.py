@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from gangealing_fast.models.efficientnet import EfficientNetPerceptual
 from gangealing_fast.models.layers import FrozenCopies, activation_format, computed_dtype
-from gangealing_fast.models.self_supervised import SelfSupervisedPerceptual
+from gangealing_fast.models.self_supervised import UNCALIBRATED_DIVISOR, SelfSupervisedPerceptual
 from gangealing_fast.ops.lpips_distance import lpips_distance
 from gangealing_fast.runtime.errors import UserError
 
@@ -30,7 +30,6 @@ _SLICES = (
     ((17, 512), (19, 512), (21, 512)),
     ((24, 512), (26, 512), (28, 512)),
 )
-_SELF_SUPERVISED_DIVISOR = 18.0
 BACKBONE_FILE = "vgg16-397923af.pth"
 PERCEPTUAL_NAMES = ("efficientnet", "lpips", "self")
 
@@ -67,6 +66,9 @@ def _backbone_file() -> Path:
 
 
 class _Scaling(nn.Module):
+    shift: Tensor
+    scale: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("shift", torch.tensor([-0.030, -0.088, -0.188])[None, :, None, None])
@@ -111,7 +113,9 @@ class _Head(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        return self.model["1"].weight
+        convolution = self.model["1"]
+        assert isinstance(convolution, nn.Conv2d)
+        return convolution.weight
 
 
 class Lpips(nn.Module):
@@ -156,9 +160,10 @@ class Lpips(nn.Module):
         if "features.0.weight" in state:
             numbers = {index: number for number, layers in enumerate(_SLICES, start=1) for index, _ in layers}
             state = {
-                f"net.slice{number}.{index}.{kind}": state.get(f"features.{index}.{kind}")
+                f"net.slice{number}.{index}.{kind}": state[f"features.{index}.{kind}"]
                 for index, number in numbers.items()
                 for kind in ("weight", "bias")
+                if f"features.{index}.{kind}" in state
             }
         if self.calibrated:
             found = Path(heads) if heads is not None else None if "lin0.model.1.weight" in state else _heads_file()
@@ -169,7 +174,7 @@ class Lpips(nn.Module):
                     "the heads of the lpips distance were not found: install the package lpips (pip install lpips), "
                     "give the path of its weights/v0.1/vgg.pth, or use calibrated=False."
                 )
-        wanted = {k: v for k, v in state.items() if v is not None and (self.calibrated or not k.startswith("lin"))}
+        wanted = {k: v for k, v in state.items() if self.calibrated or not k.startswith("lin")}
         own = {k for k in self.state_dict() if not k.startswith("scaling_layer.") and (self.calibrated or not k.startswith("lin"))}
         if missing := sorted(own - wanted.keys()):
             raise UserError(f"the VGG16 or LPIPS file {path} lacks {missing[0]}: give torchvision's {BACKBONE_FILE}.")
@@ -193,7 +198,7 @@ class Lpips(nn.Module):
         if self.calibrated:
             heads = [getattr(self, f"lin{index}").weight for index in range(len(_SLICES))]
             return lpips_distance(features_a, features_b, heads)
-        return lpips_distance(features_a, features_b) / _SELF_SUPERVISED_DIVISOR
+        return lpips_distance(features_a, features_b) / UNCALIBRATED_DIVISOR
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
         return self.distance(self.features(a), self.features(b))

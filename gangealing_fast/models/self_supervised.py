@@ -18,7 +18,7 @@ from gangealing_fast.storage import checkpoint
 
 EXPORT_KIND = "perceptual"
 EXPORT_NAME = "perceptual.safetensors"
-_DIVISOR = 18.0  # that of the uncalibrated, self-supervised distance in the specification of LPIPS here
+UNCALIBRATED_DIVISOR = 18.0  # of a distance whose heads are ones
 
 
 class SelfSupervisedPerceptual(nn.Module):
@@ -39,6 +39,7 @@ class SelfSupervisedPerceptual(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+                assert module.bias is not None
                 nn.init.zeros_(module.bias)
         self.to(memory_format=activation_format())
 
@@ -55,6 +56,7 @@ class SelfSupervisedPerceptual(nn.Module):
         for number, layers in enumerate(self.slices):
             if number:
                 x = F.max_pool2d(x, 2)
+            assert isinstance(layers, nn.ModuleList)
             for convolution in layers:
                 x = F.relu(convolution(x))
             maps.append(x)
@@ -66,7 +68,7 @@ class SelfSupervisedPerceptual(nn.Module):
 
     def distance(self, features_a: Sequence[Tensor], features_b: Sequence[Tensor]) -> Tensor:
         """Distance `[N]` of pictures whose `features` are at hand."""
-        return lpips_distance(features_a, features_b) / _DIVISOR
+        return lpips_distance(features_a, features_b) / UNCALIBRATED_DIVISOR
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
         return self.distance(self.features(a), self.features(b))

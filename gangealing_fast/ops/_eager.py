@@ -32,14 +32,14 @@ def eager(
 
     class Call(torch.autograd.Function):
         @staticmethod
-        def forward(ctx, *arguments: Any) -> Any:
+        def forward(ctx: Any, *arguments: Any) -> Any:
             with _AutoDispatchBelowAutograd():
                 outputs = overload(*arguments)
             setup_context(ctx, arguments, outputs)
             return outputs
 
         @staticmethod
-        def backward(ctx, *gradients: Any) -> Any:
+        def backward(ctx: Any, *gradients: Any) -> Any:
             if torch.is_grad_enabled():
                 return backward(ctx, *gradients)
             with _AutoDispatchBelowAutograd():

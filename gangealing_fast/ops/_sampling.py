@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.library import CustomOpDef
 
 from gangealing_fast.ops._eager import eager
 from gangealing_fast.ops._reference import reference_vjp
@@ -25,6 +26,17 @@ def register_sampler(name: str, option: str, reference: Sampler) -> Sampler:
         reference: the operator in plain torch; it serves where there is no kernel, and for the second derivatives.
     """
     arguments = f"Tensor x, Tensor grid, int padding_mode, {option}"
+    forward_op = _register_forward(name, arguments, reference)
+    backward_op = _register_backward(name, arguments, reference)
+    setup_context, backward = _first_derivative(backward_op)
+    forward_op.register_autograd(backward, setup_context=setup_context)
+    setup_context_backward, double_backward = _second_derivative(reference)
+    backward_op.register_autograd(double_backward, setup_context=setup_context_backward)
+    return eager(forward_op, setup_context, backward)
+
+
+def _register_forward(name: str, arguments: str, reference: Sampler) -> CustomOpDef:
+    """The operator itself, without a derivative."""
 
     @torch.library.custom_op(f"gangealing_fast::{name}", mutates_args=(), schema=f"({arguments}) -> Tensor")
     def forward_op(x: Tensor, grid: Tensor, padding_mode: int, option: Any) -> Tensor:
@@ -33,6 +45,12 @@ def register_sampler(name: str, option: str, reference: Sampler) -> Sampler:
     @forward_op.register_fake
     def _(x: Tensor, grid: Tensor, padding_mode: int, option: Any) -> Tensor:
         return x.new_empty(x.shape[0], x.shape[1], grid.shape[1], grid.shape[2])
+
+    return forward_op
+
+
+def _register_backward(name: str, arguments: str, reference: Sampler) -> CustomOpDef:
+    """The operator that gives the gradients of image and grid, `[0]` if not needed, without a derivative."""
 
     @torch.library.custom_op(
         f"gangealing_fast::{name}_backward",
@@ -51,22 +69,33 @@ def register_sampler(name: str, option: str, reference: Sampler) -> Sampler:
     ) -> tuple[Tensor, Tensor]:
         return x.new_empty(x.shape if need_x else 0), grid.new_empty(grid.shape if need_grid else 0)
 
+    return backward_op
+
+
+def _first_derivative(backward_op: CustomOpDef) -> tuple[Callable[..., None], Callable[..., Any]]:
+    """(what the operator's forward keeps, its gradients by the operator `backward_op`)."""
     backward_overload = backward_op._opoverload
 
-    def setup_context(ctx, inputs, output) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         x, grid, *ctx.options = inputs
         ctx.save_for_backward(x, grid)
 
-    def backward(ctx, grad: Tensor):
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         need_x, need_grid, *_ = ctx.needs_input_grad
         grad_x, grad_grid = backward_overload(grad, *ctx.saved_tensors, *ctx.options, need_x, need_grid)
         return grad_x if need_x else None, grad_grid if need_grid else None, None, None
 
-    def setup_context_backward(ctx, inputs, output) -> None:
+    return setup_context, backward
+
+
+def _second_derivative(reference: Sampler) -> tuple[Callable[..., None], Callable[..., Any]]:
+    """(what the backward operator keeps, its gradients by deriving `reference` twice)."""
+
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
         grad, x, grid, *ctx.options, ctx.need_x, ctx.need_grid = inputs
         ctx.save_for_backward(grad, x, grid)
 
-    def double_backward(ctx, grad_grad_x: Tensor, grad_grad_grid: Tensor):
+    def double_backward(ctx: Any, grad_grad_x: Tensor, grad_grad_grid: Tensor) -> tuple[Tensor | None, ...]:
         grad, x, grid = ctx.saved_tensors
         tangents = (
             grad_grad_x if ctx.need_x else torch.zeros_like(x),
@@ -78,6 +107,4 @@ def register_sampler(name: str, option: str, reference: Sampler) -> Sampler:
 
         return *torch.func.vjp(first_order, grad, x, grid)[1](tangents), None, None, None, None
 
-    forward_op.register_autograd(backward, setup_context=setup_context)
-    backward_op.register_autograd(double_backward, setup_context=setup_context_backward)
-    return eager(forward_op, setup_context, backward)
+    return setup_context, double_backward

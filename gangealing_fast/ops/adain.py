@@ -12,6 +12,8 @@ for the gradient g of y. Between forward and backward x, scale, the mean and r a
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -81,23 +83,23 @@ def _(grad: Tensor, x: Tensor, scale: Tensor, mean: Tensor, rstd: Tensor, eps: f
     return grad_x, torch.empty_like(scale), torch.empty_like(scale)
 
 
-def _setup_context(ctx, inputs, output) -> None:
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
     x, scale, _, ctx.eps = inputs
     _, mean, rstd = output
     ctx.mark_non_differentiable(mean, rstd)
     ctx.save_for_backward(x, scale, mean, rstd)
 
 
-def _backward(ctx, grad: Tensor, grad_mean: Tensor, grad_rstd: Tensor):
+def _backward(ctx: Any, grad: Tensor, grad_mean: Tensor, grad_rstd: Tensor) -> tuple[Tensor | None, ...]:
     return *_adain_backward(grad, *ctx.saved_tensors, ctx.eps), None
 
 
-def _setup_context_backward(ctx, inputs, output) -> None:
+def _setup_context_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
     grad, x, scale, _, _, ctx.eps = inputs
     ctx.save_for_backward(grad, x, scale)
 
 
-def _double_backward(ctx, *tangents: Tensor):
+def _double_backward(ctx: Any, *tangents: Tensor) -> tuple[Tensor | None, ...]:
     """The statistics are functions of x, and derived as such."""
 
     def first_order(grad: Tensor, x: Tensor, scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:

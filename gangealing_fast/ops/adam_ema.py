@@ -72,7 +72,10 @@ def _adam_ema(
 
 
 @_adam_ema.register_fake
-def _(parameters, gradients, first_moments, second_moments, averages, steps, learning_rate, beta1, beta2, epsilon, decay):
+def _(
+    parameters: list[Tensor], gradients: list[Tensor], first_moments: list[Tensor], second_moments: list[Tensor],
+    averages: list[Tensor], steps: list[float], learning_rate: float, beta1: float, beta2: float, epsilon: float, decay: float,
+) -> None:  # fmt: skip
     return None
 
 

@@ -9,6 +9,8 @@ It is linear in the incoming gradient, so its own derivative is itself again (th
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -71,7 +73,7 @@ def _bias_act(
 
 
 @_bias_act.register_fake
-def _(x, b, noise, noise_strength, slope, gain):
+def _(x: Tensor, b: Tensor | None, noise: Tensor | None, noise_strength: Tensor | None, slope: float, gain: float) -> Tensor:
     return torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=output_format(x))
 
 
@@ -83,7 +85,7 @@ def _bias_act_backward(
 
 
 @_bias_act_backward.register_fake
-def _(grad, y, slope, gain, need_bias, noise_batch):
+def _(grad: Tensor, y: Tensor, slope: float, gain: float, need_bias: bool, noise_batch: int) -> tuple[Tensor, Tensor, Tensor]:
     compute = compute_dtype(y.dtype)
     plane = (noise_batch, 1, *y.shape[2:]) if noise_batch >= 0 else (0,)
     return (
@@ -93,14 +95,14 @@ def _(grad, y, slope, gain, need_bias, noise_batch):
     )
 
 
-def _setup_context(ctx, inputs, output):
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     x, b, noise, noise_strength, slope, gain = inputs
     ctx.slope, ctx.gain, ctx.dtype = slope, gain, x.dtype
     ctx.has_noise = noise is not None
     ctx.save_for_backward(output, *((noise, noise_strength) if ctx.has_noise else ()))
 
 
-def _backward(ctx, grad):
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     y, *rest = ctx.saved_tensors
     need_x, need_b, need_noise, need_strength = ctx.needs_input_grad[:4]
     noise_batch = rest[0].shape[0] if need_noise or need_strength else -1
@@ -110,12 +112,12 @@ def _backward(ctx, grad):
     return grad_x if need_x else None, grad_b if need_b else None, grad_noise, grad_strength, None, None
 
 
-def _setup_backward_context(ctx, inputs, output):
+def _setup_backward_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
     _, y, ctx.slope, ctx.gain, ctx.need_bias, ctx.noise_batch = inputs
     ctx.save_for_backward(y)
 
 
-def _double_backward(ctx, grad_x, grad_bias, grad_plane):
+def _double_backward(ctx: Any, grad_x: Tensor, grad_bias: Tensor, grad_plane: Tensor) -> tuple[Tensor | None, ...]:
     (y,) = ctx.saved_tensors
     total = grad_x
     if ctx.need_bias:

@@ -9,6 +9,8 @@ derivatives of every order exist.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -58,7 +60,7 @@ def _bilinear_downsample(x: Tensor, stride: int) -> Tensor:
 
 
 @_bilinear_downsample.register_fake
-def _(x, stride):
+def _(x: Tensor, stride: int) -> Tensor:
     shape = (*x.shape[:2], _output_size(x.shape[2], stride), _output_size(x.shape[3], stride))
     return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=output_format(x))
 
@@ -69,25 +71,25 @@ def _bilinear_downsample_backward(grad: Tensor, height: int, width: int, stride:
 
 
 @_bilinear_downsample_backward.register_fake
-def _(grad, height, width, stride):
+def _(grad: Tensor, height: int, width: int, stride: int) -> Tensor:
     shape = (*grad.shape[:2], height, width)
     return torch.empty(shape, dtype=grad.dtype, device=grad.device, memory_format=output_format(grad))
 
 
-def _setup_context(ctx, inputs, output):
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     x, ctx.stride = inputs
     ctx.size = x.shape[2:]
 
 
-def _backward(ctx, grad):
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return _ops.bilinear_downsample_backward(grad, ctx.size[0], ctx.size[1], ctx.stride), None
 
 
-def _setup_backward_context(ctx, inputs, output):
+def _setup_backward_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.stride = inputs[3]
 
 
-def _double_backward(ctx, grad):
+def _double_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return _ops.bilinear_downsample(grad, ctx.stride), None, None, None
 
 

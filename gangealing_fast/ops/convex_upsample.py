@@ -11,6 +11,8 @@ with zeros outside the coarse flow: a convex combination of the 3x3 coarse neigh
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -30,7 +32,7 @@ def convex_upsample_reference(flow: Tensor, mask: Tensor, factor: int = 8) -> Te
     batch, height, width, _ = flow.shape
     padded = F.pad(factor * flow.to(dtype), (0, 0, 1, 1, 1, 1))
     weights = mask.to(dtype).view(batch, 9, factor, factor, height, width).softmax(1)
-    result = 0
+    result = weights.new_zeros(())
     for k in range(9):
         row, column = divmod(k, 3)
         neighbour = padded[:, row : row + height, column : column + width]
@@ -70,16 +72,16 @@ def _(grad: Tensor, flow: Tensor, mask: Tensor, factor: int) -> tuple[Tensor, Te
     return flow.new_empty(flow.shape), mask.new_empty(mask.shape)
 
 
-def _setup_context(ctx, inputs, output) -> None:
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor | tuple[Tensor, Tensor]) -> None:
     *tensors, ctx.factor = inputs
     ctx.save_for_backward(*tensors)
 
 
-def _backward(ctx, grad: Tensor):
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return *_convex_upsample_backward(grad, *ctx.saved_tensors, ctx.factor), None
 
 
-def _double_backward(ctx, grad_grad_flow: Tensor, grad_grad_mask: Tensor):
+def _double_backward(ctx: Any, grad_grad_flow: Tensor, grad_grad_mask: Tensor) -> tuple[Tensor | None, ...]:
     def first_order(grad: Tensor, flow: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         return _vjp(grad, flow, mask, ctx.factor)
 

@@ -12,6 +12,8 @@ returned vectors are GANgealing's total variation and flow identity losses (arXi
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -63,15 +65,15 @@ def _(grad_tv: Tensor, grad_identity: Tensor, flow: Tensor) -> Tensor:
     return flow.new_empty(flow.shape)
 
 
-def _setup_context(ctx, inputs, output) -> None:
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor | tuple[Tensor, Tensor]) -> None:
     ctx.save_for_backward(*inputs)
 
 
-def _backward(ctx, grad_tv: Tensor, grad_identity: Tensor):
+def _backward(ctx: Any, grad_tv: Tensor, grad_identity: Tensor) -> Tensor:
     return _flow_regularizer_backward(grad_tv, grad_identity, *ctx.saved_tensors)
 
 
-def _double_backward(ctx, grad_grad_flow: Tensor):
+def _double_backward(ctx: Any, grad_grad_flow: Tensor) -> tuple[Tensor | None, ...]:
     return torch.func.vjp(_vjp, *ctx.saved_tensors)[1](grad_grad_flow)
 
 

@@ -64,7 +64,7 @@ def grid_sample_reference(x: Tensor, grid: Tensor, *, padding_mode: str = "zeros
     horizontal = _into_image(points[..., 0], width, padding_mode, align_corners)
     vertical = _into_image(points[..., 1], height, padding_mode, align_corners)
     left, top = horizontal.floor().detach(), vertical.floor().detach()
-    result = 0
+    result = texels.new_zeros(())
     for column, weight_x in ((left, 1 - (horizontal - left)), (left + 1, horizontal - left)):
         for row, weight_y in ((top, 1 - (vertical - top)), (top + 1, vertical - top)):
             inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)

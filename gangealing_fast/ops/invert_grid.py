@@ -21,6 +21,8 @@ with the bilinear weight w, `d(u, v)/d corner = -w J⁻¹`.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -50,7 +52,10 @@ def _crosses(start: Tensor, end: Tensor, point: Tensor) -> Tensor:
 def _cells(grid: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The corners 00, 10, 01, 11 (first x, then y) of all cells, each `[N, (H - 1) * (W - 1), 2]`."""
     below, above = grid[:, 1:], grid[:, :-1]
-    return tuple(part.flatten(1, 2) for part in (above[:, :, :-1], above[:, :, 1:], below[:, :, :-1], below[:, :, 1:]))
+    first, right, lower, last = (
+        part.flatten(1, 2) for part in (above[:, :, :-1], above[:, :, 1:], below[:, :, :-1], below[:, :, 1:])
+    )
+    return first, right, lower, last
 
 
 def _solve(corners: tuple[Tensor, ...], point: Tensor) -> tuple[Tensor, Tensor]:
@@ -192,17 +197,17 @@ def _(grad: Tensor, grid: Tensor, cell: Tensor, offset: Tensor, confidence: Tens
     return grid.new_empty(grid.shape), offset.new_empty(offset.shape)
 
 
-def _setup_context(ctx, inputs, output) -> None:
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
     cell, offset, confidence = output
     ctx.mark_non_differentiable(cell, confidence)
     ctx.save_for_backward(inputs[0], cell, offset, confidence)
 
 
-def _backward(ctx, grad_cell: Tensor, grad_offset: Tensor, grad_confidence: Tensor):
+def _backward(ctx: Any, grad_cell: Tensor, grad_offset: Tensor, grad_confidence: Tensor) -> tuple[Tensor | None, ...]:
     return _invert_grid_backward(grad_offset, *ctx.saved_tensors)
 
 
-def _double_backward(ctx, *tangents: Tensor):
+def _double_backward(ctx: Any, *tangents: Tensor) -> tuple[Tensor | None, ...]:
     raise NotImplementedError("invert_grid has first derivatives only; its second derivative was asked for.")
 
 

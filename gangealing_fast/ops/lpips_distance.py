@@ -12,6 +12,7 @@ no training survives). Sums are accumulated in float32, or float64 for float64 f
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -68,7 +69,7 @@ def _lpips_distance(a: Tensor, b: Tensor, head: Tensor) -> Tensor:
 
 
 @_lpips_distance.register_fake
-def _(a, b, head):
+def _(a: Tensor, b: Tensor, head: Tensor) -> Tensor:
     return a.new_empty(a.shape[0], dtype=compute_dtype(a.dtype))
 
 
@@ -80,7 +81,9 @@ def _lpips_distance_backward(
 
 
 @_lpips_distance_backward.register_fake
-def _(grad, a, b, head, need_a, need_b, need_head):
+def _(
+    grad: Tensor, a: Tensor, b: Tensor, head: Tensor, need_a: bool, need_b: bool, need_head: bool
+) -> tuple[Tensor, Tensor, Tensor]:
     def features(needed: bool) -> Tensor:
         if not needed:
             return a.new_empty(0)
@@ -89,22 +92,22 @@ def _(grad, a, b, head, need_a, need_b, need_head):
     return features(need_a), features(need_b), head.new_empty(head.shape if need_head else 0)
 
 
-def _setup_forward(ctx, inputs, output) -> None:
+def _setup_forward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.save_for_backward(*inputs)
 
 
-def _forward_autograd(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+def _forward_autograd(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     grads = _lpips_distance_backward(grad, *ctx.saved_tensors, *ctx.needs_input_grad)
     return tuple(g if needed else None for g, needed in zip(grads, ctx.needs_input_grad, strict=True))
 
 
-def _setup_backward(ctx, inputs, output) -> None:
+def _setup_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
     ctx.set_materialize_grads(False)
     ctx.needs = inputs[4:]
     ctx.save_for_backward(*inputs[:4])
 
 
-def _backward_autograd(ctx, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+def _backward_autograd(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
     wanted = ctx.needs_input_grad[:4]
     with torch.enable_grad():
         inputs = [x.detach().requires_grad_(needed) for x, needed in zip(ctx.saved_tensors, wanted, strict=True)]
@@ -112,8 +115,8 @@ def _backward_autograd(ctx, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         triples = zip(outputs, grads, ctx.needs, strict=True)
         pairs = [(y, g) for y, g, needed in triples if needed and g is not None and y.requires_grad]
         leaves = [x for x in inputs if x.requires_grad]
-        outputs, cotangents = [y for y, _ in pairs], [g for _, g in pairs]
-        found = iter(torch.autograd.grad(outputs, leaves, cotangents, allow_unused=True) if pairs else ())
+        reached, cotangents = [y for y, _ in pairs], [g for _, g in pairs]
+        found = iter(torch.autograd.grad(reached, leaves, cotangents, allow_unused=True) if pairs else ())
     return *(next(found, None) if x.requires_grad else None for x in inputs), *[None] * 3
 
 
@@ -166,4 +169,5 @@ def lpips_distance(features_a: Sequence[Tensor], features_b: Sequence[Tensor], h
         else:
             distance = _lpips_distance(a, b, head)
         total = distance if total is None else total + distance
+    assert total is not None  # as there is a feature map or more
     return total

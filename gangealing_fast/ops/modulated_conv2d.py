@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -148,7 +148,11 @@ def _modulated_conv2d(
 
 
 @_modulated_conv2d.register_fake
-def _(x, weight, style, demodulation, f, bias, noise, noise_strength, up, down, slope, gain, algorithm):
+def _(
+    x: Tensor, weight: Tensor, style: Tensor, demodulation: Tensor | None, f: Tensor,
+    bias: Tensor | None, noise: Tensor | None, noise_strength: Tensor | None,
+    up: bool, down: bool, slope: float, gain: float, algorithm: str,
+) -> Tensor:  # fmt: skip
     n, _, h, w = x.shape
     k = weight.shape[2]
     if up:
@@ -169,27 +173,45 @@ def _modulated_conv2d_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of x, weight, style, demodulation, bias, noise and noise_strength, `[0]` where not needed (the last three are
     needed together). y: the operator's output, given where there is a bias or d's gradient is needed."""
-    inputs = (x, weight, style, demodulation, bias, noise, noise_strength)
-    needs = (need_x, need_weight, need_style, need_demodulation, *[need_activation] * 3)
-    wanted = [i for i, (t, needed) in enumerate(zip(inputs, needs, strict=True)) if needed and t is not None]
+    inputs = {
+        "x": (x, need_x),
+        "weight": (weight, need_weight),
+        "style": (style, need_style),
+        "demodulation": (demodulation, need_demodulation),
+        "bias": (bias, need_activation),
+        "noise": (noise, need_activation),
+        "noise_strength": (noise_strength, need_activation),
+    }
+    wanted = {name: tensor for name, (tensor, needed) in inputs.items() if needed and tensor is not None}
 
     def function(*leaves: Tensor) -> Tensor:
-        values = list(inputs)
-        for i, leaf in zip(wanted, leaves, strict=True):
-            values[i] = leaf
-        return operator_reference(*values[:4], f, *values[4:], up, down, slope, gain)
+        leaf = dict(zip(wanted, leaves, strict=True))
+        return operator_reference(
+            leaf.get("x", x), leaf.get("weight", weight), leaf.get("style", style), leaf.get("demodulation", demodulation), f,
+            leaf.get("bias", bias), leaf.get("noise", noise), leaf.get("noise_strength", noise_strength),
+            up, down, slope, gain,
+        )  # fmt: skip
 
-    found = dict(zip(wanted, reference_vjp(function, tuple(inputs[i] for i in wanted), grad), strict=True))
-    if 0 in found:
-        found[0] = found[0].contiguous(memory_format=output_format(x))
-    return tuple(found[i] if i in found else grad.new_empty(0) for i in range(7))
+    found = dict(zip(wanted, reference_vjp(function, tuple(wanted.values()), grad), strict=True))
+    if "x" in found:
+        found["x"] = found["x"].contiguous(memory_format=output_format(x))
+
+    def gradient(name: str) -> Tensor:
+        return found[name] if name in found else grad.new_empty(0)
+
+    return (
+        gradient("x"), gradient("weight"), gradient("style"), gradient("demodulation"),
+        gradient("bias"), gradient("noise"), gradient("noise_strength"),
+    )  # fmt: skip
 
 
 @_modulated_conv2d_backward.register_fake
 def _(
-    grad, x, weight, style, demodulation, f, bias, noise, noise_strength, y, up, down, slope, gain, algorithm,
-    need_x, need_weight, need_style, need_demodulation, need_activation,
-):  # fmt: skip
+    grad: Tensor, x: Tensor, weight: Tensor, style: Tensor, demodulation: Tensor | None, f: Tensor,
+    bias: Tensor | None, noise: Tensor | None, noise_strength: Tensor | None,
+    y: Tensor | None, up: bool, down: bool, slope: float, gain: float, algorithm: str,
+    need_x: bool, need_weight: bool, need_style: bool, need_demodulation: bool, need_activation: bool,
+) -> tuple[Tensor, ...]:  # fmt: skip
     inputs = (x, weight, style, demodulation, bias, noise, noise_strength)
     needs = (need_x, need_weight, need_style, need_demodulation, *[need_activation] * 3)
     empty = [
@@ -201,14 +223,14 @@ def _(
     return tuple(empty)
 
 
-def _setup_context(ctx, inputs, output):
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     *tensors, ctx.up, ctx.down, ctx.slope, ctx.gain, ctx.algorithm = inputs
     bias, demodulation = tensors[5], tensors[3]
     keeps_output = bias is not None or (demodulation is not None and demodulation.requires_grad)
     ctx.save_for_backward(*tensors, output if keeps_output else None)
 
 
-def _backward(ctx, grad):
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     x, weight, style, demodulation, f, bias, noise, noise_strength, y = ctx.saved_tensors
     needs = ctx.needs_input_grad
     found = _ops.modulated_conv2d_backward(
@@ -219,14 +241,14 @@ def _backward(ctx, grad):
     return *gradients[:4], None, *gradients[4:], *[None] * 5
 
 
-def _setup_backward_context(ctx, inputs, output):
+def _setup_backward_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     *tensors, ctx.up, ctx.down, ctx.slope, ctx.gain, ctx.algorithm = inputs[:15]
     ctx.computed = (*inputs[15:19], *[inputs[19]] * 3)
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(*tensors)
 
 
-def _double_backward(ctx, *tangents):
+def _double_backward(ctx: Any, *tangents: Tensor | None) -> tuple[Tensor | None, ...]:
     """The backward is the transpose of the operator's derivative: its own gradient is that derivative along `tangents`
     (for grad), and the transpose of that derivative's derivatives (for the rest). Without the activation the operator is
     linear in each tensor, so that all of it is the operator again."""
@@ -235,8 +257,10 @@ def _double_backward(ctx, *tangents):
     with torch.enable_grad():
         leaves = [t if t is None else t.detach().requires_grad_(needed) for t, needed in zip(saved, needs, strict=True)]
         x, weight, style, demodulation, f, bias, noise, strength = leaves
-        tangents = [t if computed else None for t, computed in zip(tangents, ctx.computed, strict=True)]
-        along_x, along_weight, along_style, along_d, *along_activation = tangents
+        assert x is not None and weight is not None and style is not None  # which every call has
+        along_x, along_weight, along_style, along_d, *along_activation = (
+            t if computed else None for t, computed in zip(tangents, ctx.computed, strict=True)
+        )
         convolve = partial(
             _ops.modulated_conv2d, f=f, bias=None, noise=None, noise_strength=None,
             up=ctx.up, down=ctx.down, slope=1.0, gain=1.0, algorithm=ctx.algorithm,
@@ -292,14 +316,29 @@ def _check(x: Tensor, weight: Tensor, style: Tensor, f: Tensor | None, up: bool,
             raise ValueError(f"modulated_conv2d: f must be a square filter [n, n], but it has shape {list(f.shape)}.")
 
 
-def _check_activation(x, weight, up, down, bias, noise, noise_strength, slope, gain) -> None:
+def _check_energy(weight: Tensor, energy: Tensor | None) -> None:
+    if energy is not None:
+        check_tensor("modulated_conv2d", "energy", energy, 2, "[Cout, Cin]")
+    if energy is not None and tuple(energy.shape) != tuple(weight.shape[:2]):
+        raise ValueError(f"modulated_conv2d: energy must be {list(weight.shape[:2])} beside this weight, got {list(energy.shape)}.")
+
+
+def _checked_activation(
+    x: Tensor, weight: Tensor, up: bool, down: bool,
+    bias: Tensor | None, noise: Tensor | None, noise_strength: Tensor | None, slope: float, gain: float,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:  # fmt: skip
+    """Bias, noise and its strength in the dtype computed in."""
+    if bias is None:
+        if noise is not None or noise_strength is not None:
+            raise ValueError("modulated_conv2d: noise is added where a bias is given; pass a bias too.")
+        return None, None, None
     if list(bias.shape) != [weight.shape[0]]:
         raise ValueError(f"modulated_conv2d: bias must have shape {[weight.shape[0]]}, but it has shape {list(bias.shape)}.")
     if not gain > 0 or not slope >= 0:
         raise ValueError(f"modulated_conv2d: gain must be positive and slope not negative, not gain={gain}, slope={slope}.")
     if (noise is None) != (noise_strength is None):
         raise ValueError("modulated_conv2d: noise and noise_strength belong together; give both or neither.")
-    if noise is not None:
+    if noise is not None and noise_strength is not None:
         even = 1 - weight.shape[2] % 2
         size = [2 * s if up else s // 2 if down else s + even for s in x.shape[2:]]
         if list(noise.shape) not in ([x.shape[0], 1, *size], [1, 1, *size]):
@@ -308,6 +347,9 @@ def _check_activation(x, weight, up, down, bias, noise, noise_strength, slope, g
             )
         if noise_strength.numel() != 1:
             raise ValueError(f"modulated_conv2d: noise_strength must be one number, but has shape {list(noise_strength.shape)}.")
+        noise = parameter("modulated_conv2d", "noise", noise, x)
+        noise_strength = parameter("modulated_conv2d", "noise_strength", noise_strength, x)
+    return parameter("modulated_conv2d", "bias", bias, x), noise, noise_strength
 
 
 def _under_autocast(x: Tensor) -> Tensor:
@@ -362,19 +404,9 @@ def modulated_conv2d(
     style = parameter("modulated_conv2d", "style", style, x)
     if weight.dtype not in (x.dtype, style.dtype):
         parameter("modulated_conv2d", "weight", weight, x)
-    if energy is not None:
-        check_tensor("modulated_conv2d", "energy", energy, 2, "[Cout, Cin]")
-    if energy is not None and tuple(energy.shape) != tuple(weight.shape[:2]):
-        raise ValueError(f"modulated_conv2d: energy must be {list(weight.shape[:2])} beside this weight, got {list(energy.shape)}.")
+    _check_energy(weight, energy)
     f = blur_filter(device=x.device).to(style.dtype) if f is None else f.detach().to(style.dtype)
-    if bias is not None:
-        _check_activation(x, weight, up, down, bias, noise, noise_strength, slope, gain)
-        bias, noise, noise_strength = (
-            None if t is None else parameter("modulated_conv2d", name, t, x)
-            for name, t in (("bias", bias), ("noise", noise), ("noise_strength", noise_strength))
-        )
-    elif noise is not None or noise_strength is not None:
-        raise ValueError("modulated_conv2d: noise is added where a bias is given; pass a bias too.")
+    bias, noise, noise_strength = _checked_activation(x, weight, up, down, bias, noise, noise_strength, slope, gain)
     if reference_wanted():
         return run_reference(
             modulated_conv2d_reference, x, weight, style, up=up, down=down, demodulate=demodulate, f=f,

@@ -19,6 +19,8 @@ over the pixels it reaches. That the reach depends on c and sigma is no part of 
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -89,8 +91,10 @@ def _splat2d_backward(
     if soft:
         grad_total = torch.where(total >= 1, grad_total, 0.0)
     background = torch.zeros_like(result)
-    gradients = reference_vjp(lambda *points: _sums(background, *points), (xy, values, sigma), (grad_sums, grad_total))
-    return grad_sums.contiguous(memory_format=output_format(result)), *gradients
+    grad_xy, grad_values, grad_sigma = reference_vjp(
+        lambda *points: _sums(background, *points), (xy, values, sigma), (grad_sums, grad_total)
+    )
+    return grad_sums.contiguous(memory_format=output_format(result)), grad_xy, grad_values, grad_sigma
 
 
 @_splat2d_backward.register_fake
@@ -101,18 +105,18 @@ def _(
     return grad_background, xy.new_empty(xy.shape), values.new_empty(values.shape), sigma.new_empty(sigma.shape)
 
 
-def _setup_context(ctx, inputs, output) -> None:
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     _, xy, values, sigma, ctx.soft = inputs
     result, total = output
     ctx.mark_non_differentiable(total)
     ctx.save_for_backward(result, total, xy, values, sigma)
 
 
-def _backward(ctx, grad: Tensor, grad_total: Tensor):
+def _backward(ctx: Any, grad: Tensor, grad_total: Tensor) -> tuple[Tensor | None, ...]:
     return *_splat2d_backward(grad, *ctx.saved_tensors, ctx.soft), None
 
 
-def _double_backward(ctx, *tangents: Tensor):
+def _double_backward(ctx: Any, *tangents: Tensor) -> tuple[Tensor | None, ...]:
     raise NotImplementedError("splat2d has first derivatives only; its second derivative was asked for.")
 
 

@@ -14,6 +14,7 @@ So the backward is the operator itself, and derivatives of every order come for 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -72,21 +73,21 @@ def _upfirdn2d(
 
 
 @_upfirdn2d.register_fake
-def _(x, f, up, down, px0, px1, py0, py1, gain, mirrored):
+def _(x: Tensor, f: Tensor, up: int, down: int, px0: int, px1: int, py0: int, py1: int, gain: float, mirrored: bool) -> Tensor:
     height = _output_size(x.shape[2], f.shape[0], up, down, py0, py1)
     width = _output_size(x.shape[3], f.shape[1], up, down, px0, px1)
     shape = (x.shape[0], x.shape[1], height, width)
     return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=output_format(x))
 
 
-def _setup_context(ctx, inputs, output):
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     x, f, up, down, px0, px1, py0, py1, gain, mirrored = inputs
     ctx.save_for_backward(f)
     ctx.arguments = (up, down, px0, px1, py0, py1, gain, mirrored)
     ctx.input_size, ctx.output_size = x.shape[2:], output.shape[2:]
 
 
-def _backward(ctx, grad):
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     (f,) = ctx.saved_tensors
     up, down, px0, _, py0, _, gain, mirrored = ctx.arguments
     (h, w), (out_h, out_w), (fh, fw) = ctx.input_size, ctx.output_size, f.shape

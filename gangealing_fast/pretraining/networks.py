@@ -7,24 +7,23 @@ import copy
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from gangealing_fast.adversarial import objectives
 from gangealing_fast.adversarial.objectives import Objective
-from gangealing_fast.checkpoints.reading import load_generator
-from gangealing_fast.checkpoints.writing import export_generator
+from gangealing_fast.checkpoints.writing import export_generator, export_plain_generator
 from gangealing_fast.models import Autoencoder, DcganCritic, DcganGenerator, Discriminator, EfficientNetPerceptual, Generator
 from gangealing_fast.pretraining.config import PretrainConfig
-from gangealing_fast.pretraining.growing import start_critic, start_generator, start_options
+from gangealing_fast.pretraining.growing import start_from
 from gangealing_fast.pretraining.projected import ProjectedDiscriminator
 from gangealing_fast.pretraining.sampling import PictureGenerator
 from gangealing_fast.runtime.errors import UserError
-from gangealing_fast.storage import checkpoint
 from gangealing_fast.training.optim import AdamEma, RmsPropEma
 
+Network = TypeVar("Network", bound=nn.Module)
 COMMAND = "pretrain"
 PROJECTED_TAPS = (1, 2, 4, 6)
 CLASSIFIER_DECAY = 0.998
@@ -76,10 +75,7 @@ def build(config: PretrainConfig, objective: Objective, device: torch.device) ->
     if config.start_from is not None:
         if not isinstance(generator, Generator):
             raise UserError("--start-from continues a StyleGAN2 generator; leave out --architecture dcgan")
-        start = _read_start(config.start_from, generator.config())
-        start_generator(generator, start["generator"])
-        if isinstance(critic, Discriminator) and _outputs(start.get("critic", {})) == critic.outputs:
-            start_critic(critic, start["critic"])
+        start_from(config.start_from, COMMAND, generator, critic)
     try:
         objectives.refuse_mixing(objective, critic, penalised=bool(config.r1))
     except ValueError as error:
@@ -91,26 +87,25 @@ def build(config: PretrainConfig, objective: Objective, device: torch.device) ->
     return Networks(generator, average, critic, *optimizers, classifier)
 
 
-def _average_of(network: Any) -> Any:
+def _average_of(network: Network) -> Network:
     return copy.deepcopy(network).eval().requires_grad_(False)
 
 
-def _critic(config: PretrainConfig, objective: Objective, widths: dict[str, Any], device: torch.device) -> nn.Module:
+def _critic(config: PretrainConfig, objective: Objective, widths: dict[str, int], device: torch.device) -> nn.Module:
     if config.discriminator == "projected":
         # Twice the size, 128 at least: the deepest tap of a 64² picture would otherwise be two pixels wide.
-        features = EfficientNetPerceptual(PROJECTED_TAPS, min_size=max(128, config.size)).to(device)
-        return ProjectedDiscriminator(features.features, config.size)
+        backbone = EfficientNetPerceptual(PROJECTED_TAPS, min_size=max(128, config.size)).to(device)
+        return ProjectedDiscriminator(backbone.features, config.size)
     if objective.output == "autoencoder":
         return Autoencoder(config.size, norm="none" if config.critic_norm == "auto" else config.critic_norm, **widths)
+    features = objective.match is not None
     if config.architecture == "stylegan2":
-        alone = objective.alone or objective.categories > 0
-        group, features = 1 if alone else 4, objective.match is not None
+        group = 1 if objective.alone or objective.categories > 0 else 4
         return Discriminator(config.size, **widths, outputs=objective.outputs, group=group, features=features)
     norm = config.critic_norm
     if norm == "auto":
         norm = "layer" if objective.alone or config.r1 else "batch"
     classes = len(config.digit) if config.conditional else 0
-    features = objective.match is not None
     return DcganCritic(config.size, outputs=objective.outputs, norm=norm, features=features, classes=classes, **widths)
 
 
@@ -123,21 +118,22 @@ def _optimizers(
     classifier: nn.Module | None,
 ) -> tuple[AdamEma | RmsPropEma, AdamEma | RmsPropEma]:
     trained = [p for p in critic.parameters() if p.requires_grad]
-    rates = config.generator_learning_rate, config.critic_learning_rate
+    generator_rate, critic_rate = config.generator_learning_rate, config.critic_learning_rate
+    assert generator_rate is not None and critic_rate is not None, "the options are as `resolved`"
     if objective.optimiser.kind == "rmsprop":
         alpha = objective.optimiser.betas[1]
         return (
-            RmsPropEma(generator.parameters(), rates[0], alpha, averages=average.parameters()),
-            RmsPropEma(trained, rates[1], alpha),
+            RmsPropEma(generator.parameters(), generator_rate, alpha, averages=average.parameters()),
+            RmsPropEma(trained, critic_rate, alpha),
         )
     betas = (0.0, 0.99) if config.architecture == "stylegan2" else objective.optimiser.betas
     # A lazy penalty leaves out r1_interval - 1 of r1_interval updates: learning rate and moments shrink with it (StyleGAN2).
     lazy = config.r1_interval / (config.r1_interval + 1) if config.r1 else 1.0
     return (
-        AdamEma(generator.parameters(), rates[0], betas, averages=average.parameters()),
+        AdamEma(generator.parameters(), generator_rate, betas, averages=average.parameters()),
         AdamEma(
             trained,
-            rates[1] * lazy,
+            critic_rate * lazy,
             (betas[0] ** lazy, betas[1] ** lazy),
             averages=None if classifier is None else classifier.parameters(),
         ),
@@ -148,31 +144,5 @@ def export(generator: PictureGenerator, path: Path, statistics: dict[str, Any]) 
     """Write the generator with its configuration; `load_plain_generator` or `checkpoints.reading.load_generator` read it."""
     if isinstance(generator, Generator):
         export_generator(generator, path, statistics)
-        return
-    about = {"kind": "dcgan", "generator": generator.config(), "statistics": statistics}
-    checkpoint.export_safetensors(path, generator.state_dict(), about, half=True)
-
-
-def _outputs(critic: dict[str, Tensor]) -> int:
-    """How many outputs the weights of a StyleGAN2 critic have; 0 for those of another critic, which has other layers."""
-    last = critic.get("final_linear.1.weight")
-    return 0 if last is None else last.shape[0]
-
-
-def _read_start(path: Path, wanted: dict[str, Any]) -> dict[str, Any]:
-    """Weights to begin with: "generator", and "critic" where `path` is the folder of a run of `pretrain`."""
-    if path.is_dir():
-        state = checkpoint.load_latest(path, kind=COMMAND)
-        config, start = state["config"], {"generator": state["average"], "critic": state["critic"]}
-        if "mapping_layers" not in config:
-            raise UserError(f"--start-from {path} is a run of --architecture dcgan, which has no StyleGAN2 generator to begin with")
     else:
-        generator = load_generator(path)
-        config, start = generator.config(), {"generator": generator.state_dict()}
-    differing = start_options(config, wanted)
-    if differing:
-        raise UserError(
-            f"--start-from {path} has another shape ({', '.join(f'{k} {config[k]}' for k in differing)}); give the options that "
-            "it was trained with (--size may be twice its size)"
-        )
-    return start
+        export_plain_generator(generator, path, statistics)

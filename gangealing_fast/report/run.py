@@ -56,15 +56,7 @@ def write_run_report(
     if metrics:
         text = f"On {what}; before: identity warps. Ratios are after over before."
         sections.append(Metrics("Figures", metrics, baseline or {}, text=text))
-    if real:
-        rows = dict(real)
-        if flows is not None and flows.shape[0] == next(iter(rows.values())).shape[0]:
-            rows["Flow (hue: direction, saturation: distance)"] = flow_pictures(flows)
-            flows = None
-        text = f"{what.capitalize()}, one per column, and how each was warped."
-        sections.append(Rows("Before and after", rows, text=text))
-    if flows is not None:
-        sections.append(Rows("Flows", {"Hue: direction, saturation: distance": flow_pictures(flows)}))
+    sections += _warps(real, flows, what)
     if samples:
         text = "What the transformer learns from: the generator's samples, the target of each, and the sample as aligned."
         sections.append(Rows("Samples", samples, text=text))
@@ -78,3 +70,18 @@ def write_run_report(
     if configuration:
         sections.append(Configuration("Configuration", configuration))
     return write_report(folder, title, sections, subtitle=summary, footer=footer)
+
+
+def _warps(real: Mapping[str, Tensor] | None, flows: Tensor | None, what: str) -> list[Section]:
+    """Pictures before and after, with the flows beneath if they are theirs, else the flows by themselves."""
+    sections: list[Section] = []
+    if real:
+        rows = dict(real)
+        if flows is not None and flows.shape[0] == next(iter(rows.values())).shape[0]:
+            rows["Flow (hue: direction, saturation: distance)"] = flow_pictures(flows)
+            flows = None
+        text = f"{what.capitalize()}, one per column, and how each was warped."
+        sections.append(Rows("Before and after", rows, text=text))
+    if flows is not None:
+        sections.append(Rows("Flows", {"Hue: direction, saturation: distance": flow_pictures(flows)}))
+    return sections

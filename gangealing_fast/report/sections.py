@@ -8,14 +8,15 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
+
+from PIL.Image import Image
 
 from gangealing_fast.report.pictures import picture_grid
 from gangealing_fast.report.plots import line_plot
 from gangealing_fast.storage.files import picture_bytes
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
     from torch import Tensor
 
     Picture = Image | Tensor
@@ -55,7 +56,7 @@ class Pictures:
     def html(self) -> str:
         figures = []
         for caption, picture in self.pictures:
-            image = picture if hasattr(picture, "save") else picture_grid(picture, self.columns, background=None)
+            image = picture if isinstance(picture, Image) else picture_grid(picture, self.columns, background=None)
             figures.append(_figure(caption, image, max(self.width, image.width)))
         return _paragraph(self.text) + f'<div class="pictures">{"".join(figures)}</div>'
 
@@ -205,7 +206,7 @@ def _figure(caption: str, image: Image, width: int, alternative: str | None = No
 
 
 def _entry(value: float | Mapping[str, Any]) -> dict[str, Any]:
-    entry = dict(value) if isinstance(value, Mapping) else {"after": value}
+    entry: dict[str, Any] = dict(value) if isinstance(value, Mapping) else {"after": value}
     before, after = entry.get("before"), entry.get("after")
     if "ratio" not in entry and _is_number(before) and _is_number(after) and before:
         entry["ratio"] = after / before
@@ -226,7 +227,7 @@ def _goal_text(entry: Mapping[str, Any]) -> str:
     return escape("" if goal is None else str(goal)) + badge
 
 
-def _figure_text(value: Any, unit: str = "") -> str:
+def _figure_text(value: object, unit: str = "") -> str:
     if not _is_number(value):
         return "–" if value is None else escape(str(value))
     if not math.isfinite(value):
@@ -235,11 +236,11 @@ def _figure_text(value: Any, unit: str = "") -> str:
     return text + escape(unit)
 
 
-def _plain(value: Any) -> str:
+def _plain(value: object) -> str:
     if isinstance(value, (list, tuple)):
         return ", ".join(_plain(item) for item in value)
     return "none" if value is None else str(value)
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: object) -> TypeGuard[int | float]:
     return isinstance(value, (int, float)) and not isinstance(value, bool)

@@ -16,7 +16,7 @@ import pickle
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 
@@ -31,7 +31,7 @@ PREVIOUS = "checkpoint.previous.pt"
 _PLAIN = (type(None), bool, int, float, str, bytes, torch.Tensor, torch.dtype, torch.Size)
 
 
-def _check_plain(value: Any, place: str) -> None:
+def _check_plain(value: object, place: str) -> None:
     """Refuse what `weights_only=True` could not read back, by its place in the state."""
     if type(value).__module__ == "numpy" or not isinstance(value, (*_PLAIN, list, tuple, Mapping)):
         raise TypeError(
@@ -66,11 +66,11 @@ def save(path: str | os.PathLike[str], state: Mapping[str, Any], *, kind: str) -
 class _Writer:
     """Passes writes on and keeps the OSError of a failed one: torch's zip writer reports only that something failed."""
 
-    def __init__(self, file: Any) -> None:
+    def __init__(self, file: IO[bytes]) -> None:
         self.file = file
         self.error: OSError | None = None
 
-    def write(self, content: Any) -> int:
+    def write(self, content: bytes | memoryview) -> int:
         try:
             return self.file.write(content)
         except OSError as error:
@@ -81,17 +81,18 @@ class _Writer:
         self.file.flush()
 
 
-def _dump(content: dict[str, Any], file: Any) -> None:
+def _dump(content: dict[str, Any], file: IO[bytes]) -> None:
     writer = _Writer(file)
     try:
-        torch.save(content, writer)
+        # The annotation asks for a whole IO[bytes]; the documentation, for an object with write and flush.
+        torch.save(content, writer)  # type: ignore[arg-type]
     except Exception:
         if writer.error is not None:
             raise writer.error from None
         raise
 
 
-def load(path: str | os.PathLike[str], *, kind: str | None = None, map_location: Any = "cpu") -> dict[str, Any]:
+def load(path: str | os.PathLike[str], *, kind: str | None = None, map_location: torch.device | str = "cpu") -> dict[str, Any]:
     """The state that `save` wrote; no code in the file is run.
 
     Args:
@@ -116,7 +117,7 @@ def kind_of(path: str | os.PathLike[str]) -> str:
     return _read(Path(path), "cpu")["kind"]
 
 
-def _read(path: Path, map_location: Any) -> dict[str, Any]:
+def _read(path: Path, map_location: torch.device | str) -> dict[str, Any]:
     damaged = f"the checkpoint {path} is truncated or corrupt; use {PREVIOUS} beside it or start anew"
     foreign = f"{path} is not a checkpoint of gangealing_fast; give a file that one of its commands wrote"
     try:
@@ -184,7 +185,7 @@ def load_latest(
     folder: str | os.PathLike[str],
     *,
     kind: str | None = None,
-    map_location: Any = "cpu",
+    map_location: torch.device | str = "cpu",
     say: Callable[[str], None] = print,
 ) -> dict[str, Any]:
     """The state of `folder/checkpoint.pt`, or of `checkpoint.previous.pt` where the newest is missing or damaged.

@@ -20,7 +20,9 @@ from typing import IO, TYPE_CHECKING, Any
 from gangealing_fast.runtime.errors import UserError
 
 if TYPE_CHECKING:
+    from numpy import ndarray
     from PIL.Image import Image
+    from torch import Tensor
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
@@ -223,7 +225,7 @@ def read_json_lines(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     return records
 
 
-def to_picture(values: Any) -> Image:
+def to_picture(values: Image | Tensor | ndarray) -> Image:
     """A PIL picture of another, of a uint8 array `[H, W]` or `[H, W, 3]`, or of a tensor `[3, H, W]` or `[1, H, W]`
     that is uint8 or floating in [-1, 1] (values outside are clipped)."""
     import numpy
@@ -247,7 +249,7 @@ def to_picture(values: Any) -> Image:
     return Image.fromarray(numpy.ascontiguousarray(array))
 
 
-def picture_bytes(values: Any, *, file_format: str = "png", quality: int = 92) -> bytes:
+def picture_bytes(values: Image | Tensor | ndarray, *, file_format: str = "png", quality: int = 92) -> bytes:
     """The encoded file of a picture (see `to_picture`); `quality` is for jpeg and webp only."""
     buffer = io.BytesIO()
     options: dict[str, Any] = {} if file_format.lower() == "png" else {"quality": quality}
@@ -255,7 +257,7 @@ def picture_bytes(values: Any, *, file_format: str = "png", quality: int = 92) -
     return buffer.getvalue()
 
 
-def save_picture(path: str | os.PathLike[str], values: Any) -> None:
+def save_picture(path: str | os.PathLike[str], values: Image | Tensor | ndarray) -> None:
     """Write a picture (see `to_picture`) atomically, in the format that the name's ending says: .png, .jpg or .webp.
 
     Raises:

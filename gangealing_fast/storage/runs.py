@@ -11,21 +11,24 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gangealing_fast.runtime.errors import UserError
 from gangealing_fast.storage.files import write_text
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 # What a resumed run may change without becoming another run.
 FREE = {"threads", "out", "tensorboard", "reuse_memory", "patience", "cuda_graphs", "goals"}
 
 
-def plain(config: Any) -> dict[str, Any]:
+def plain(config: DataclassInstance) -> dict[str, Any]:
     """A configuration dataclass as plain JSON values."""
     return json.loads(json.dumps(dataclasses.asdict(config), default=str))
 
 
-def open_run(folder: Path, command: str, config: Any, *, free: set[str] = FREE) -> bool:
+def open_run(folder: Path, command: str, config: DataclassInstance, *, free: set[str] = FREE) -> bool:
     """Claim `folder` for a run; returns whether it already holds this very run and should be resumed.
 
     Raises UserError where the folder holds something else: another command's run, other options, or unknown files.

@@ -4,10 +4,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch import Tensor
+from torch.optim.optimizer import ParamsT
 
 from gangealing_fast.ops.adam_ema import adam_ema
 
@@ -30,7 +31,7 @@ class AdamEma(torch.optim.Adam):
 
     def __init__(
         self,
-        params: Iterable[Any],
+        params: ParamsT,
         lr: float = 1e-3,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
@@ -40,14 +41,22 @@ class AdamEma(torch.optim.Adam):
     ) -> None:
         super().__init__(params, lr, betas, eps)
         parameters = [parameter for group in self.param_groups for parameter in group["params"]]
-        followers = [None] * len(parameters) if averages is None else [average.detach() for average in averages]
-        if len(followers) != len(parameters):
-            raise ValueError(f"AdamEma: there are {len(parameters)} parameters but {len(followers)} averages.")
-        self._averages: dict[Tensor, Tensor | None] = dict(zip(parameters, followers, strict=True))
+        self._averages: dict[Tensor, Tensor] = {}
+        if averages is not None:
+            followers = [average.detach() for average in averages]
+            if len(followers) != len(parameters):
+                raise ValueError(f"AdamEma: there are {len(parameters)} parameters but {len(followers)} averages.")
+            self._averages = dict(zip(parameters, followers, strict=True))
         self._decay = decay
 
+    @overload
+    def step(self, closure: None = None, *, decay: float | None = None) -> None: ...
+
+    @overload
+    def step(self, closure: Callable[[], float], *, decay: float | None = None) -> float: ...
+
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None, *, decay: float | None = None) -> Any:
+    def step(self, closure: Callable[[], float] | None = None, *, decay: float | None = None) -> float | None:
         """Update all parameters that have a gradient, and the averages of all parameters.
 
         Raises ValueError where a loaded state dict asks for weight decay, AMSGrad or ascent.
@@ -60,10 +69,10 @@ class AdamEma(torch.optim.Adam):
         for group in self.param_groups:
             if group["weight_decay"] or group["amsgrad"] or group["maximize"]:
                 raise ValueError("AdamEma: it knows no weight decay, amsgrad or maximize; use torch.optim.Adam for them.")
-            averaged = [parameter for parameter in group["params"] if self._averages.get(parameter) is not None]
+            averaged = [parameter for parameter in group["params"] if parameter in self._averages]
             moving = [parameter for parameter in averaged if parameter.grad is not None]
             self._update(group, moving, [self._averages[parameter] for parameter in moving], decay)
-            alone = [p for p in group["params"] if p.grad is not None and self._averages.get(p) is None]
+            alone = [p for p in group["params"] if p.grad is not None and p not in self._averages]
             self._update(group, alone, [], decay)
             for parameter in averaged:
                 if parameter.grad is None:
@@ -71,12 +80,13 @@ class AdamEma(torch.optim.Adam):
         return loss
 
     def _update(self, group: dict[str, Any], parameters: list[Tensor], averages: list[Tensor], decay: float) -> None:
+        """One step of `parameters`, all of which have a gradient, and of their averages, all or none."""
         states = [self._state_of(parameter) for parameter in parameters]
         for state in states:
             state["step"] += 1
         adam_ema(
             parameters,
-            [parameter.grad for parameter in parameters],
+            [parameter.grad for parameter in parameters if parameter.grad is not None],
             [state["exp_avg"] for state in states],
             [state["exp_avg_sq"] for state in states],
             averages,
@@ -109,7 +119,7 @@ class RmsPropEma(torch.optim.RMSprop):
 
     def __init__(
         self,
-        params: Iterable[Any],
+        params: ParamsT,
         lr: float = 1e-3,
         alpha: float = 0.99,
         eps: float = 1e-8,
@@ -124,8 +134,14 @@ class RmsPropEma(torch.optim.RMSprop):
             raise ValueError(f"RmsPropEma: there are {len(self._followed)} parameters but {len(self._averages)} averages.")
         self._decay = decay
 
+    @overload
+    def step(self, closure: None = None, *, decay: float | None = None) -> None: ...
+
+    @overload
+    def step(self, closure: Callable[[], float], *, decay: float | None = None) -> float: ...
+
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None, *, decay: float | None = None) -> Any:
+    def step(self, closure: Callable[[], float] | None = None, *, decay: float | None = None) -> float | None:
         """Update all parameters that have a gradient, and the averages of all parameters."""
         loss = super().step(closure)
         if self._followed:
