@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The loop that all commands train in: ticks, means, log before checkpoint, finite or stop, resuming to the same log."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+
+from gangealing_fast.runtime.errors import UserError
+from gangealing_fast.storage import checkpoint
+from gangealing_fast.storage.files import read_json_lines
+from gangealing_fast.training import loop
+from gangealing_fast.training.loop import Means, NotFinite, Plan, Progress
+
+
+class Counting:
+    """Work whose loss is the number of its step, and which shows `pictures` units a step."""
+
+    def __init__(self, pictures: int = 1, stop_at: int | None = None, broken: str | None = None) -> None:
+        self.pictures, self.stop_at, self.broken = pictures, stop_at, broken
+        self.total = 0.0
+        self.shown: list[int] = []
+
+    def step(self, at: Progress, means: Means) -> int:
+        if at.step == self.stop_at:
+            if self.broken is None:
+                raise KeyboardInterrupt
+            means.add({"loss": float(self.broken)})
+        self.total += at.step
+        means.add({"loss": float(at.step), "total": self.total})
+        if at.step % 2 == 0:
+            means.add({"even": 1.0})
+        return self.pictures
+
+    def measure(self, at, line):
+        line["measured"] = at.done
+
+    def show(self, at, line):
+        self.shown.append(at.done)
+
+    def state_dict(self):
+        return {"total": self.total}
+
+    def load_state_dict(self, state):
+        self.total = state["total"]
+
+
+def without_time(folder):
+    return [{name: value for name, value in line.items() if name != "seconds"} for line in read_json_lines(folder / "log.jsonl")]
+
+
+def test_a_line_holds_the_means_since_the_last_one(tmp_path):
+    work = Counting()
+    loop.run(work, Plan("count", 7, tick=2, snapshot=5, pictures=500), tmp_path, Progress())
+    assert without_time(tmp_path) == [
+        {"step": 2, "kimg": 1.0, "loss": 0.5, "total": 0.5, "even": 1.0, "measured": 2},
+        {"step": 4, "kimg": 2.0, "loss": 2.5, "total": 4.5, "even": 1.0, "measured": 4},
+        {"step": 5, "kimg": 2.5, "loss": 4.0, "total": 10.0, "even": 1.0, "measured": 5},
+        {"step": 6, "kimg": 3.0, "loss": 5.0, "total": 15.0, "measured": 6},
+        {"step": 7, "kimg": 3.5, "loss": 6.0, "total": 21.0, "even": 1.0, "measured": 7},
+    ], "a snapshot ends a tick too, and so does the end; a name is averaged over the steps that had it"
+    assert work.shown == [5, 7]
+    assert checkpoint.load(tmp_path / "checkpoint.pt", kind="count") == {"step": 7, "shown": 7, "total": 21.0}
+
+
+def test_progress_in_units_of_which_a_step_makes_several(tmp_path):
+    work = Counting(pictures=6)
+    loop.run(work, Plan("count", 20, tick=10, snapshot=10, unit="picture", pictures=1), tmp_path, Progress())
+    assert [(line["step"], line["kimg"]) for line in without_time(tmp_path)] == [(2, 0.012), (4, 0.024)]
+    assert work.shown == [12, 24]
+
+
+@pytest.mark.parametrize("stop_at", range(7))
+def test_stopped_anywhere_and_resumed_leaves_the_same_log_and_state(tmp_path, stop_at):
+    plan = Plan("count", 7, tick=2, snapshot=3)
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    for folder in (whole, cut):
+        folder.mkdir()
+    loop.run(Counting(), plan, whole, Progress())
+    with pytest.raises(KeyboardInterrupt):
+        loop.run(Counting(stop_at=stop_at), plan, cut, Progress())
+    work = Counting()
+    start = loop.resume(work, plan, cut)
+    assert start.step == stop_at // 3 * 3
+    loop.run(work, plan, cut, start)
+    assert without_time(whole) == without_time(cut)
+    assert checkpoint.load(whole / "checkpoint.pt") == checkpoint.load(cut / "checkpoint.pt")
+
+
+def test_killed_between_the_line_and_its_checkpoint_no_line_is_lost_or_doubled(tmp_path, monkeypatch):
+    """The order of the two on the disk is what makes a log whole."""
+    plan = Plan("count", 4, tick=1, snapshot=2)
+    original, calls = checkpoint.save_latest, iter(range(10))
+
+    def killed(*arguments, **keywords):
+        if next(calls) == 1:
+            raise KeyboardInterrupt
+        return original(*arguments, **keywords)
+
+    monkeypatch.setattr(checkpoint, "save_latest", killed)
+    with pytest.raises(KeyboardInterrupt):
+        loop.run(Counting(), plan, tmp_path, Progress())
+    assert [line["step"] for line in without_time(tmp_path)] == [1, 2, 3, 4]
+    work = Counting()
+    loop.run(work, plan, tmp_path, loop.resume(work, plan, tmp_path))
+    assert [line["step"] for line in without_time(tmp_path)] == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
+def test_a_loss_that_is_not_finite_stops_with_one_sentence_and_the_last_checkpoint(tmp_path, value):
+    plan = Plan("count", 9, tick=1, snapshot=2, remedy="try something else")
+    with pytest.raises(UserError, match=f"not finite at step 6 \\(loss is {value}\\).*{tmp_path}: try something else"):
+        loop.run(Counting(stop_at=5, broken=value), plan, tmp_path, Progress())
+    assert checkpoint.load(tmp_path / "checkpoint.pt")["step"] == 4
+
+
+def test_means_begin_anew_and_refuse_what_is_not_finite():
+    means = Means()
+    means.add({"a": 1.0})
+    means.add({"a": 2.0, "b": 4.0})
+    assert means.take() == {"a": 1.5, "b": 4.0}
+    assert means.take() == {}
+    with pytest.raises(NotFinite, match="c is nan"):
+        means.add({"c": math.nan})
+
+
+def test_a_checkpoint_that_holds_the_number_of_the_step_alone(tmp_path):
+    """As runs from before units were counted wrote it."""
+    checkpoint.save_latest(tmp_path, {"step": 3, "total": 3.0}, kind="count")
+    plan = Plan("count", 100, tick=4, snapshot=4, unit="picture", units_per_step=4)
+    assert loop.resume(Counting(), plan, tmp_path) == Progress(3, 12)
+
+
+def test_nothing_to_resume_is_the_beginning(tmp_path):
+    assert loop.resume(Counting(), Plan("count", 4, tick=1, snapshot=2), tmp_path) == Progress()
+
+
+def test_the_checkpoint_of_another_command_is_refused(tmp_path):
+    checkpoint.save_latest(tmp_path, {"step": 3}, kind="other")
+    with pytest.raises(UserError, match="of kind 'other'"):
+        loop.resume(Counting(), Plan("count", 4, tick=1, snapshot=2), tmp_path)
+
+
+def test_a_finished_run_does_nothing_more(tmp_path):
+    plan = Plan("count", 3, tick=1, snapshot=3)
+    loop.run(Counting(), plan, tmp_path, Progress())
+    before = json.dumps(without_time(tmp_path))
+    work = Counting(stop_at=3)
+    loop.run(work, plan, tmp_path, loop.resume(work, plan, tmp_path))
+    assert json.dumps(without_time(tmp_path)) == before and work.shown == []
