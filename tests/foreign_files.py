@@ -14,6 +14,7 @@ import torch
 
 from gangealing_fast.checkpoints.reading import Parts
 from gangealing_fast.checkpoints.writing import generator_state, transformer_state
+from gangealing_fast.geometry.warping import Warping
 from gangealing_fast.models import Generator, LatentTarget, SpatialTransformer
 
 
@@ -30,8 +31,7 @@ def small_parts() -> Parts:
         torch.nn.init.normal_(parameter, std=0.5)
     target = LatentTarget(torch.eye(8)[:3], torch.randn(8), heads=2)
     torch.nn.init.normal_(target.coefficients)
-    settings = {"padding_mode": "reflection", "iters": 3, "inject": 4}
-    return Parts("a test", small_generator(), torch.randn(8), transformer, target, settings=settings)
+    return Parts("a test", small_generator(), torch.randn(8), transformer, target, warping=Warping("reflection", 3), inject=4)
 
 
 def assert_same_pictures(a: Generator, b: Generator) -> None:

@@ -58,7 +58,7 @@ def test_onnxruntime_does_what_warp_does(tmp_path, monkeypatch, capsys, make):
     runtime = pytest.importorskip("onnxruntime")
     model = make()
     weights, path = tmp_path / "aligner.safetensors", tmp_path / "aligner.onnx"
-    export_aligner(weights, model.transformer, None, {"padding_mode": "reflection", "iters": 1}, model.classifier)
+    export_aligner(weights, model.transformer, None, model.warping, classifier=model.classifier)
     monkeypatch.setattr(sys, "argv", ["convert", "--source", str(weights), "--out", str(path), "--to", "onnx"])
     convert.main()
     assert "wrote" in capsys.readouterr().out

@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import numpy as np
 import pytest
 import torch
@@ -24,8 +22,7 @@ from gangealing_fast.storage.files import read_json_lines
 
 
 def saved(path, model: Aligner):
-    settings = dataclasses.asdict(model.warping)
-    export_aligner(path, model.transformer, None, settings, model.classifier)
+    export_aligner(path, model.transformer, None, model.warping, classifier=model.classifier)
     return path
 
 

@@ -117,14 +117,14 @@ def make_teacher(config: ClassifyConfig, parts: Parts, options: dict[str, Any], 
     generator = parts.generator or (load_generator(Path(source)) if source else None)
     if generator is None:
         raise UserError("name the generator that the aligner was trained with: --generator generator.safetensors")
-    parts.settings.setdefault("inject", options.get("inject", 5))
+    parts.inject = parts.inject or int(options.get("inject", 5))
     weights = {"weights": options.get("perceptual_weights")} if options.get("perceptual") == "self" else {}
     return Teacher(
         generator.to(device),
         parts.transformer.to(device),
         parts.target.to(device),
         build_perceptual("self" if weights else "efficientnet", **weights).to(device),
-        inject=config.inject or int(parts.settings["inject"]),
+        inject=config.inject or parts.inject,
         flips=config.flips,
         warping=parts.warping,
     )

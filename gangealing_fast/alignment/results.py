@@ -151,8 +151,7 @@ def scale_frame(config: TrainConfig, trainer: AlignmentStep, watched: Samples) -
 
 def export(config: TrainConfig, trainer: AlignmentStep) -> None:
     """Write aligner.safetensors: the averaged transformer, the template's latent and what is needed to use them."""
-    use = {**dataclasses.asdict(warping_in_use(config)), "inject": config.inject}
-    export_aligner(config.out / "aligner.safetensors", trainer.average, trainer.target, use)
+    export_aligner(config.out / "aligner.safetensors", trainer.average, trainer.target, warping_in_use(config), config.inject)
 
 
 def evaluate(config: TrainConfig, trainer: AlignmentStep, real: Tensor | None) -> Evaluation:

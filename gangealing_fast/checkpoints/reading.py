@@ -29,7 +29,8 @@ _EXPORTS = ("generator.safetensors", "aligner.safetensors")
 class Parts:
     """What a checkpoint holds; None for what it does not.
 
-    settings: how the aligner was trained to be used (`padding_mode`, `iters`, `inject`). options: the training options that
+    warping: how the aligner is meant to be used. inject: how many of the generator's latents its template sets, if the file says
+    so. options: the training options that
     the file records, as far as they are plain values.
     """
 
@@ -39,13 +40,9 @@ class Parts:
     transformer: SpatialTransformer | None = None
     target: LatentTarget | None = None
     classifier: ClusterClassifier | None = None
-    settings: dict[str, Any] = field(default_factory=lambda: {"padding_mode": "border", "iters": 1})
+    warping: Warping = Warping()
+    inject: int | None = None
     options: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def warping(self) -> Warping:
-        """How the aligner is meant to be used. Raises ValueError for a padding or a number of iterations that does not exist."""
-        return Warping.of(self.settings["padding_mode"], self.settings["iters"])
 
     def names(self) -> list[str]:
         """The parts there are, in words."""
@@ -96,7 +93,7 @@ def _folder(path: Path) -> Parts:
     first, *others = (read(file) for file in found)
     for more in others:
         first.transformer, first.target, first.classifier = more.transformer, more.target, more.classifier
-        first.settings = more.settings
+        first.warping, first.inject = more.warping, more.inject
     return first
 
 
@@ -139,12 +136,18 @@ def _safetensors(path: Path) -> Parts:
         prefixed[part][name] = value
     transformer = SpatialTransformer(**recover.stated_transformer(about["transformer"], prefixed["transformer"]))
     _load(transformer, prefixed["transformer"])
-    settings = {key: about[key] for key in ("padding_mode", "iters", "inject") if key in about or key != "inject"}
     target = _target(prefixed["target"]) if prefixed["target"] else None
     classifier = None
     if prefixed["classifier"]:
         classifier = _classifier(prefixed["classifier"], transformer.heads, about["classifier"])
-    return Parts("gangealing_fast aligner", None, None, _frozen(transformer), target, classifier, settings)
+    return Parts(
+        "gangealing_fast aligner",
+        transformer=_frozen(transformer),
+        target=target,
+        classifier=classifier,
+        warping=Warping.of(about["padding_mode"], about["iters"]),
+        inject=about.get("inject"),
+    )
 
 
 def _own(state: dict[str, Any], kind: str) -> Parts:
@@ -164,9 +167,6 @@ def _own(state: dict[str, Any], kind: str) -> Parts:
 def _original(content: dict[str, Any]) -> Parts:
     options = content.get("args")
     options = {k: v for k, v in options.items() if _plain(v)} if isinstance(options, dict) else {}
-    settings = {"padding_mode": str(options.get("padding_mode", "reflection")), "iters": int(options.get("iters") or 1)}
-    if "inject" in options:
-        settings["inject"] = int(options["inject"])
     state: dict[str, Tensor] = content["t_ema"] if "t_ema" in content else content["t"]
     if not any(key.startswith("stns.") for key in state):  # a single transformer is not wrapped there
         state = {f"stns.0.{key}": value for key, value in state.items()}
@@ -178,7 +178,17 @@ def _original(content: dict[str, Any]) -> Parts:
     classifier = None
     if isinstance(content.get("classifier"), dict):
         classifier = _classifier(content["classifier"], transformer.heads)
-    return Parts("GANgealing (original)", generator, mean, _frozen(transformer), target, classifier, settings, options)
+    return Parts(
+        "GANgealing (original)",
+        generator,
+        mean,
+        _frozen(transformer),
+        target,
+        classifier,
+        Warping.of(str(options.get("padding_mode", "reflection")), int(options.get("iters") or 1)),
+        int(options["inject"]) if "inject" in options else None,
+        options,
+    )
 
 
 def _plain(value: object) -> bool:

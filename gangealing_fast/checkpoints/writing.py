@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from gangealing_fast.checkpoints.reading import Parts
+from gangealing_fast.geometry.warping import Warping
 from gangealing_fast.models import ClusterClassifier, DcganGenerator, Generator, LatentTarget, SpatialTransformer
 from gangealing_fast.ops import blur_filter
 from gangealing_fast.runtime.errors import UserError
@@ -63,7 +65,7 @@ def _options(parts: Parts) -> dict[str, Any]:
         "stn_channel_multiplier": config["channel_multiplier"],
         "gen_channel_multiplier": generator["channel_multiplier"],
         "num_heads": config["heads"],
-        **parts.settings,
+        **settings_of(parts.warping, parts.inject),
     }
 
 
@@ -113,17 +115,23 @@ def export_plain_generator(generator: DcganGenerator, path: Path, statistics: di
     checkpoint.export_safetensors(path, generator.state_dict(), about, half=True)
 
 
+def settings_of(warping: Warping, inject: int | None) -> dict[str, Any]:
+    """How an aligner is used, as files record it."""
+    return dataclasses.asdict(warping) | ({} if inject is None else {"inject": inject})
+
+
 def export_aligner(
     path: Path,
     transformer: SpatialTransformer,
     target: LatentTarget | None,
-    settings: dict[str, Any],
+    warping: Warping,
+    inject: int | None = None,
     classifier: ClusterClassifier | None = None,
     *,
     half: bool = False,
 ) -> None:
-    """Write aligner.safetensors: the transformer and what there is beside it, with `settings` (how it is used) in the header."""
-    about: dict[str, Any] = {"kind": "aligner", "transformer": transformer.config(), **settings}
+    """Write aligner.safetensors: the transformer and what there is beside it, with how it is used in the header."""
+    about: dict[str, Any] = {"kind": "aligner", "transformer": transformer.config(), **settings_of(warping, inject)}
     if classifier is not None:
         about["classifier"] = classifier.config()
     modules = {"transformer": transformer, "target": target, "classifier": classifier}
@@ -140,7 +148,7 @@ def _safetensors(parts: Parts, out: Path, half: bool) -> list[Path]:
         export_generator(parts.generator, written[-1], {"origin": parts.origin}, half=half)
     if parts.transformer is not None:
         written.append(out / "aligner.safetensors")
-        export_aligner(written[-1], parts.transformer, parts.target, parts.settings, parts.classifier, half=half)
+        export_aligner(written[-1], parts.transformer, parts.target, parts.warping, parts.inject, parts.classifier, half=half)
     write_text(out / "README.md", model_card(parts, half))
     return [*written, out / "README.md"]
 
