@@ -182,7 +182,7 @@ class ResBlock(nn.Module):
 class ModulatedConv2d(nn.Module):
     """Modulated convolution with its affine map from the latent to the style (bias initialised at 1).
 
-    `normalize`: the half-precision-safe variant of SPEC: styles divided by the largest of the batch and weights by their largest
+    `normalize`: the variant that is safe in half precision: styles divided by the largest of the batch and weights by their largest
     entry before demodulation, which leaves the result unchanged up to the epsilon. fp16 inputs use it always.
     """
 

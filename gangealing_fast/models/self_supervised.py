@@ -18,7 +18,7 @@ from gangealing_fast.storage import checkpoint
 
 EXPORT_KIND = "perceptual"
 EXPORT_NAME = "perceptual.safetensors"
-_DIVISOR = 18.0  # that of the uncalibrated, self-supervised distance in the specification of LPIPS here
+_DIVISOR = 18.0  # what the original divides its uncalibrated, self-supervised distance by
 
 
 class SelfSupervisedPerceptual(nn.Module):
