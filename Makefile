@@ -3,6 +3,7 @@
 #
 #   make train            the main job; PRESET="digits cats" (or clusters), ARGS="--..." go to `python -m gangealing_fast.train`
 #   make test             all tests on WORKERS processes of one thread; PYTEST_ARGS="-m 'not slow'" and the like
+#   make coverage         how much of the package's Python the tests run: a table and the total
 #   make fuzz             10 000 random calls of every operator against its float64 reference; FUZZ_EXAMPLES=... for another number
 #   make gpu-report       docs/gpu-report.md: what can be shown about the GPU kernels without a GPU (needs nvcc)
 #   make lint             ruff, mypy and clang-format
@@ -24,7 +25,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 BUILD_INPUTS := pyproject.toml setup.py $(wildcard _build/*.py) $(shell find csrc -type f 2>/dev/null)
 
-.PHONY: train test fuzz gpu-report lint format bench bench-gpu rebuild env clean install
+.PHONY: train test coverage fuzz gpu-report lint format bench bench-gpu rebuild env clean install
 
 install: $(STAMP)
 
@@ -44,6 +45,9 @@ train: $(STAMP)
 test: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) $(PYTEST_ARGS)
 	OMP_NUM_THREADS=1 TRITON_INTERPRET=1 $(BIN)/python -m pytest -n $(WORKERS) tests/triton
+
+coverage: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --cov --cov-report=term $(PYTEST_ARGS)
 
 fuzz: $(STAMP)
 	OMP_NUM_THREADS=1 GGF_FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) $(BIN)/python -m pytest -n $(WORKERS) --durations=0 tests/test_fuzz.py

@@ -133,11 +133,6 @@ def channels_last(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
     )
 
 
-def tensor_bytes(*tensors: Tensor) -> int:
-    """Bytes of all elements."""
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-
-
 @contextmanager
 def _thread_count(threads: int) -> Iterator[None]:
     before = torch.get_num_threads()

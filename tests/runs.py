@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tiny runs of both trainers, and what a killed and resumed one is compared by."""
+"""Commands called as a user types them, tiny runs of both trainers, and what a killed and resumed one is compared by."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -20,6 +21,16 @@ from gangealing_fast.alignment.config import TrainConfig
 from gangealing_fast.pretraining.config import PretrainConfig
 
 SIZE = 32
+
+
+def call(monkeypatch: pytest.MonkeyPatch, command: ModuleType, *arguments: object) -> int | str | None:
+    """Exit status of a command's `main`, given what a user would type behind the command's name."""
+    monkeypatch.setattr(sys, "argv", ["command", *map(str, arguments)])
+    try:
+        command.main()
+    except SystemExit as end:
+        return end.code
+    return 0
 
 
 def write_generator(path: Path, size: int = SIZE) -> Path:

@@ -3,25 +3,24 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from golden.recipe import named_state
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from gangealing_fast.ops import _extension
 
 SHARED = Path(__file__).resolve().parents[1].parent / "shared"
-GOLDEN = SHARED / "golden"
+GOLDEN = Path(__file__).resolve().parent / "golden"
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 # Largest relative error ||a - b|| / ||b|| against the reference; (output, gradient). The narrow types are held to
@@ -42,31 +41,33 @@ def shared(*parts: str) -> Path:
     return path
 
 
+# ---- golden vectors
+
+
 @cache
 def golden_index() -> dict[str, Any]:
     """The settings of every golden case."""
-    return json.loads(shared("golden", "index.json").read_text())
+    return json.loads((GOLDEN / "index.json").read_text())
 
 
 def golden(name: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Settings and arrays (as tensors) of a golden case; skips the test where the vectors are absent."""
-    with np.load(shared("golden", f"{name}.npz")) as arrays:
+    """Settings and arrays (as tensors) of a golden case."""
+    with np.load(GOLDEN / f"{name}.npz") as arrays:
         return golden_index()[name], {key: torch.from_numpy(np.array(arrays[key])) for key in arrays.files}
 
 
-@cache
-def golden_recipe() -> ModuleType:
-    """The module that draws weights by name (`named_state`, `named_normal`)."""
-    specification = importlib.util.spec_from_file_location("golden_recipe", shared("golden", "recipe.py"))
-    assert specification and specification.loader
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    return module
-
-
-def golden_state(shapes: dict[str, Sequence[int]], seed: int = 0) -> dict[str, Tensor]:
+def golden_state(shapes: Mapping[str, Sequence[int]], seed: int = 0) -> dict[str, Tensor]:
     """The state dict a golden case was made with, drawn by name."""
-    return {key: torch.from_numpy(value) for key, value in golden_recipe().named_state(shapes, seed).items()}
+    return {key: torch.from_numpy(value) for key, value in named_state(shapes, seed).items()}
+
+
+def golden_lpips_state(shapes: Mapping[str, Sequence[int]]) -> dict[str, Tensor]:
+    """The weights of LPIPS that a golden case was made with: those of convolutions are multiplied by sqrt(2 / fan_in)."""
+    state = golden_state(shapes)
+    for key, value in state.items():
+        if key.startswith("net.") and key.endswith("weight"):
+            value *= (2 / value[0].numel()) ** 0.5
+    return state
 
 
 # ---- comparison

@@ -4,20 +4,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from aligners import aligner, bend
 
 from gangealing_fast import Aligner
 from gangealing_fast.geometry.warping import Warping
-from gangealing_fast.models import SpatialTransformer
-
-
-def aligner(transforms=("similarity",), scale=0.3, iters=1):
-    torch.manual_seed(0)
-    transformer = SpatialTransformer(transforms, 32, channel_base=64, max_channels=8)
-    for module in transformer.modules():
-        if hasattr(module, "warp_head") and hasattr(module.warp_head, "linear"):
-            torch.nn.init.normal_(module.warp_head.linear.weight, std=scale)
-            torch.nn.init.normal_(module.warp_head.linear.bias, std=scale)
-    return Aligner(transformer, Warping(iters=iters))
 
 
 @pytest.mark.parametrize("side", [32, 64])
@@ -66,13 +56,6 @@ def test_pictures_that_are_not_square(transforms, height, width):
     inner = sure & ((found.points >= 0) & (found.points <= 31)).all(-1)
     torch.testing.assert_close(model.from_template(images, found.points)[inner], points[inner], atol=2e-3, rtol=1e-3)
     assert model.align(images, output_resolution=40).shape == (2, 3, 40, 40)
-
-
-def bend(model, strength=0.3):
-    """Give the flow head something to do; at 0.3 it folds in places."""
-    if model.transformer.flow is not None:
-        last = model.transformer.flow.warp_head.flow_out[2]
-        torch.nn.init.normal_(last.weight, std=strength)
 
 
 @pytest.mark.parametrize("mode", ["reflection", "border", "zeros"])

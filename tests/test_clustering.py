@@ -7,8 +7,7 @@ import math
 import pytest
 import torch
 from runs import assert_identical, train_config, write_generator, write_pictures
-from support import assert_golden, golden, golden_state
-from test_perceptual import lpips_state
+from support import assert_golden, golden, golden_lpips_state, golden_state
 
 from gangealing_fast import ops
 from gangealing_fast.alignment import classifying
@@ -43,7 +42,7 @@ def test_golden_assignment():
     generator = Generator(64, 512, 2).requires_grad_(False)
     generator.load_state_dict(golden_state(case["generator_state"]), strict=False)
     perceptual = Lpips(pretrained=False)
-    perceptual.load_state_dict(lpips_state(case["lpips_state"]), strict=False)
+    perceptual.load_state_dict(golden_lpips_state(case["lpips_state"]), strict=False)
     transformer = SpatialTransformer(flow_size=64, channel_multiplier=0.5, heads=2).requires_grad_(False)
     transformer.load_state_dict(golden_state({key: list(value.shape) for key, value in transformer.state_dict().items()}))
     target = LatentTarget(torch.zeros(2, 512), torch.zeros(512), heads=2)

@@ -1,13 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """The commands as a user types them: exit status, one sentence on standard error, presets."""
 
+import importlib
 import json
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from PIL import Image
-from runs import write_generator, write_pictures
+from runs import call, write_generator, write_pictures
 
+from gangealing_fast import __main__ as overview
 from gangealing_fast import align, pretrain, train
 from gangealing_fast.alignment.config import PRESETS, TrainConfig
 from gangealing_fast.pretraining.config import PRESETS as PRETRAIN_PRESETS
@@ -19,16 +23,6 @@ TINY = (
     "--flow-size 32 --channel-base 64 --max-channels 8 --steps 2 --batch 2 --anneal-psi 1 --period 1 --inject 3 --directions 2 "
     "--principal-samples 50 --perceptual-size 32 --snapshot 1 --threads 1 --transforms similarity"
 ).split()
-
-
-def call(monkeypatch, command, *arguments):
-    """Exit status of a command's main."""
-    monkeypatch.setattr(sys, "argv", ["command", *map(str, arguments)])
-    try:
-        command.main()
-    except SystemExit as end:
-        return end.code
-    return 0
 
 
 def test_train_then_align(tmp_path, monkeypatch, capsys):
@@ -103,3 +97,35 @@ def test_configuration_is_readable(tmp_path, monkeypatch, capsys):
     assert call(monkeypatch, train, "--generator", generator, "--out", run, *TINY) == 0
     options = json.loads((run / "config.json").read_text())["options"]
     assert options["batch"] == 2 and options["generator"] == str(generator)
+
+
+def test_the_overview_lists_every_door_in_its_own_words(monkeypatch, capsys):
+    package = Path(overview.__file__).parent
+    assert sorted(overview.COMMANDS) == sorted(path.stem for path in package.glob("*.py") if not path.stem.startswith("__"))
+    assert call(monkeypatch, overview) == 0
+    said = capsys.readouterr().out
+    assert "prepare -> pretrain -> [contrast] -> train -> [classify] -> align -> propagate" in said
+    lines = {name: line.strip() for line in said.splitlines() for name in line.split()[:1]}
+    for name in overview.COMMANDS:
+        begins, found, words = importlib.import_module(f"gangealing_fast.{name}").__doc__.strip().partition(": ")
+        assert found and begins == f"`python -m gangealing_fast.{name}`" and words
+        assert lines[name] == f"{name:{lines[name].index(words)}}{words}"
+
+
+def test_the_overview_imports_no_torch():
+    code = "import runpy, sys; runpy.run_module('gangealing_fast', run_name='__main__'); sys.exit('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(overview.__file__).parents[1])
+    assert done.returncode == 0 and "propagate" in done.stdout, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["frobnicate"], "there is no command 'frobnicate'"),
+        (["train", "--out", "my run"], "python -m gangealing_fast.train --out 'my run'"),
+    ],
+)
+def test_a_word_behind_the_package_is_no_command(arguments, words, monkeypatch, capsys):
+    assert call(monkeypatch, overview, *arguments) == 2
+    said = capsys.readouterr()
+    assert not said.out and said.err.count("\n") == 1 and words in said.err

@@ -7,34 +7,12 @@ import sys
 
 import pytest
 import torch
-from test_aligner import aligner
+from aligners import aligner, clustered, composed
 
 from gangealing_fast import Aligner, convert
 from gangealing_fast.applications import exporting
 from gangealing_fast.checkpoints.writing import export_aligner
-from gangealing_fast.geometry.warping import Warping
-from gangealing_fast.models import ClusterClassifier, SpatialTransformer
 from gangealing_fast.runtime.errors import UserError
-
-
-def clustered() -> Aligner:
-    """Two similarity heads that do different things, and a classifier that knows mirrors."""
-    torch.manual_seed(0)
-    transformer = SpatialTransformer(("similarity",), 16, channel_base=32, max_channels=4, heads=2)
-    torch.nn.init.normal_(transformer.similarity.warp_head.linear.weight, std=0.3)
-    classifier = ClusterClassifier.like(transformer, flips=True)
-    torch.nn.init.normal_(classifier.to_logits.weight)
-    return Aligner(transformer, Warping("reflection"), classifier)
-
-
-def composed() -> Aligner:
-    """A similarity and a flow that move everything."""
-    torch.manual_seed(0)
-    transformer = SpatialTransformer(("similarity", "flow"), 32, channel_base=64, max_channels=8)
-    for stage in transformer.stns:
-        for parameter in stage.warp_head.parameters():
-            torch.nn.init.normal_(parameter, std=0.1)
-    return Aligner(transformer.eval().requires_grad_(False), Warping("reflection"))
 
 
 @pytest.mark.slow

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 import pytest
 import torch
-from support import assert_golden, golden, golden_recipe, golden_state
+from golden.recipe import named_normal
+from support import assert_golden, golden, golden_state
 
 from gangealing_fast.models import Discriminator, Generator, LatentTarget
 
@@ -22,7 +23,7 @@ def test_agrees_with_the_published_generator():
     w = arrays["w"].requires_grad_()
     image = generator.synthesize(w, noise="fixed")
     assert_golden(image, arrays["image"], what="image")
-    weight = torch.from_numpy(golden_recipe().named_normal("generator.grad", tuple(image.shape), 0))
+    weight = torch.from_numpy(named_normal("generator.grad", tuple(image.shape), 0))
     assert_golden(torch.autograd.grad((image * weight).sum(), w)[0], arrays["grad_w"], gradient=True, what="grad_w")
     latent = golden_state(settings["latent_state"])
     target = LatentTarget(latent["directions"], latent["lat_mean"])

@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from support import assert_close, assert_golden, golden, golden_recipe, golden_state
+from golden.recipe import named_normal
+from support import assert_close, assert_golden, golden, golden_state
 
 from gangealing_fast.models import Generator, LatentTarget, principal_components
 
@@ -21,7 +22,7 @@ def test_golden_mixed_latents_and_gradient():
     assert_golden(target.mix(w, case["psi"], case["inject"], generator.n_latent), arrays["mixed_latents"])
     image = generator.synthesize(target.mix_layers(w, case["psi"], case["inject"], generator.n_latent))
     assert_golden(image, arrays["target_image"])
-    weight = torch.from_numpy(golden_recipe().named_normal("generator.grad", tuple(image.shape), 0))
+    weight = torch.from_numpy(named_normal("generator.grad", tuple(image.shape), 0))
     (grad,) = torch.autograd.grad((image * weight).sum(), target.coefficients)
     assert_golden(grad, arrays["grad_coefficients"], gradient=True)
 

@@ -12,12 +12,13 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+import yaml
 
 import gangealing_fast
+from gangealing_fast.__main__ import COMMANDS
 
 ROOT = Path(__file__).resolve().parents[1]
 LIBRARY = Path(gangealing_fast.__file__).with_name("_C.so")
-COMMANDS = ("env", "train", "pretrain", "align", "prepare")
 
 
 def imported_by(code: str) -> set[str]:
@@ -60,6 +61,51 @@ def test_kernels_package_is_mapped():
     from gangealing_fast import kernels
 
     assert kernels.__name__ == "gangealing_fast.kernels"
+
+
+def declared_version() -> str:
+    """What pyproject.toml says."""
+    (version,) = re.findall(r'^version = "(.*)"$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+    return version
+
+
+def test_versions_agree():
+    changes = (ROOT / "CHANGELOG.md").read_text()
+    assert gangealing_fast.__version__ == declared_version()
+    headings = re.findall(r"^## (\S+)", changes, re.MULTILINE)
+    assert headings[:2] == ["Unreleased", declared_version()]
+
+
+def test_the_citation_is_that_of_this_version():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["cff-version"] == "1.2.0" and citation["type"] == "software" and citation["message"]
+    assert citation["title"] == "gangealing_fast" and citation["license"] == "Apache-2.0"
+    assert citation["version"] == declared_version() and citation["authors"] == [{"name": "The gangealing_fast authors"}]
+    (paper,) = citation["references"]
+    assert paper["year"] == 2022 and len(paper["authors"]) == 6 and "2112.05143" in paper["url"]
+
+
+def test_hooks_before_a_commit_are_those_of_make_lint():
+    makefile = (ROOT / "Makefile").read_text()
+    recipe = re.search(r"^lint:.*\n((?:\t.*\n)+)", makefile, re.MULTILINE)
+    assert recipe
+    (local,) = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
+    entries = [hook["entry"].replace(".venv/bin/", "$(BIN)/") for hook in local["hooks"]]
+    assert entries == [line.strip().removesuffix(" $(CPP)") for line in recipe[1].splitlines()]
+    pattern = local["hooks"][-1]["files"]
+    files = [file for folder in ("csrc", "tests") for file in (ROOT / folder).rglob("*")]
+    found = {file for file in files if re.search(pattern, file.relative_to(ROOT).as_posix())}
+    assert found == {file for file in files if file.suffix in (".cpp", ".h", ".cu", ".cuh")}
+
+
+def test_what_is_installed_is_the_package_alone(tmp_path):
+    """Neither tests nor golden vectors enter a wheel."""
+    command = [sys.executable, "setup.py", "--quiet", "build_py", "--build-lib", str(tmp_path)]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stderr
+    files = {file.relative_to(tmp_path).as_posix() for file in tmp_path.rglob("*") if file.is_file()}
+    assert {"gangealing_fast/__main__.py", "gangealing_fast/py.typed", "gangealing_fast/kernels/adain.py"} <= files
+    assert all(file.startswith("gangealing_fast/") and "golden" not in file for file in files)
 
 
 def needs(tool: str) -> str:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from support import assert_close, assert_golden, golden, golden_state, relative_error
+from support import assert_close, assert_golden, golden, golden_lpips_state, relative_error
 from torch import nn
 
 from gangealing_fast.models import EfficientNetPerceptual, Lpips, build_perceptual
@@ -14,15 +14,6 @@ from gangealing_fast.models import perceptual as perceptual_module
 from gangealing_fast.models.efficientnet import weights_file
 from gangealing_fast.ops import lpips_distance
 from gangealing_fast.runtime.errors import UserError
-
-
-def lpips_state(shapes):
-    """Golden weights as the recipe prescribes: convolutions times sqrt(2 / fan_in)."""
-    state = golden_state(shapes)
-    for key, value in state.items():
-        if key.startswith("net.") and key.endswith("weight"):
-            value *= (2 / value[0].numel()) ** 0.5
-    return state
 
 
 def random_backbone() -> dict[str, torch.Tensor]:
@@ -40,7 +31,7 @@ def random_backbone() -> dict[str, torch.Tensor]:
 def test_golden_lpips():
     case, arrays = golden("lpips_vgg")
     network = Lpips(pretrained=False)
-    missing = network.load_state_dict(lpips_state(case["state"]), strict=False)
+    missing = network.load_state_dict(golden_lpips_state(case["state"]), strict=False)
     assert set(missing.missing_keys) == {"scaling_layer.shift", "scaling_layer.scale"}
     assert not missing.unexpected_keys
     a, b = arrays["a"].requires_grad_(), arrays["b"].requires_grad_()

@@ -6,11 +6,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from aligners import bend, clustered, composed
 from picture_files import noise
 from PIL import Image
-from test_aligner import bend
-from test_commands import call
-from test_exporting import clustered, composed
+from runs import call
 
 from gangealing_fast import Aligner, align, propagate
 from gangealing_fast.applications.propagating import lay_over, read_edit

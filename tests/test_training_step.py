@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from support import assert_close, assert_golden, golden, golden_state
-from test_perceptual import lpips_state
+from support import assert_close, assert_golden, golden, golden_lpips_state, golden_state
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from gangealing_fast import ops
@@ -47,7 +46,7 @@ def golden_training_step() -> None:
     target = LatentTarget(torch.zeros(case["ndirs"], 512), torch.zeros(1, 512))
     target.load_state_dict(golden_state(case["latent_state"]))
     perceptual = Lpips(pretrained=False)
-    perceptual.load_state_dict(lpips_state(case["lpips_state"]), strict=False)
+    perceptual.load_state_dict(golden_lpips_state(case["lpips_state"]), strict=False)
     average = copy.deepcopy(transformer)
     optimizers = (
         AdamEma(transformer.parameters(), 1e-3, averages=average.parameters(), decay=ema_decay()),
