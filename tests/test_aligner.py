@@ -7,6 +7,7 @@ import torch
 from aligners import aligner, bend
 
 from gangealing_fast import Aligner
+from gangealing_fast.applications import aligner as aligner_module
 from gangealing_fast.geometry.warping import Warping
 
 
@@ -125,6 +126,54 @@ def test_flips_choose_the_smoother_flow():
     torch.testing.assert_close(flipped.warp(images.flip(3)).image, record.image)
     with pytest.raises(ValueError, match="residual flow"):
         Aligner(aligner().transformer, flips=True)
+
+
+class Calls:
+    """Counts how often a function is called that stands in for it."""
+
+    def __init__(self, function):
+        self.function, self.count = function, 0
+
+    def __call__(self, *arguments, **keywords):
+        self.count += 1
+        return self.function(*arguments, **keywords)
+
+
+@pytest.mark.parametrize("flips", [False, True])
+def test_a_picture_is_squared_once_and_goes_through_each_network_once(monkeypatch, flips):
+    """However much is asked about it: with flips once as it is and once as its mirror image."""
+    model = aligner(("similarity", "flow"))
+    model.flips = flips
+    forward = Calls(model.transformer.forward)
+    squared = Calls(aligner_module.to_square)
+    monkeypatch.setattr(model.transformer, "forward", forward)
+    monkeypatch.setattr(aligner_module, "to_square", squared)
+    images, points, edit = torch.rand(2, 3, 32, 20), torch.rand(2, 4, 2) * 19, torch.rand(1, 4, 16, 16)
+    asked = [
+        lambda: model.look(images),
+        lambda: model.warp(images),
+        lambda: model.from_template(images, points),
+        lambda: model.locate(images, points),
+        lambda: model.maps_from_template(images, edit),
+        lambda: model.flow_scores(images),
+    ]
+    for question in asked:
+        forward.count = squared.count = 0
+        question()
+        assert (forward.count, squared.count) == (1 + flips, 1)
+    look = model.look(images)
+    forward.count = squared.count = 0
+    found = model.locate(images, points, look=look)
+    model.maps_from_template(images, edit, look=look)
+    assert (forward.count, squared.count) == (0, 0)
+    assert torch.equal(found.points, model.locate(images, points).points)
+
+
+def test_a_look_at_another_size_is_no_place_to_look_points_up():
+    model = aligner(("similarity", "flow"))
+    images = torch.rand(1, 3, 32, 32)
+    with pytest.raises(ValueError, match="own size 32 is needed, got one of 16"):
+        model.locate(images, torch.zeros(1, 1, 2), look=model.look(images, output_resolution=16))
 
 
 def test_pickled_and_used_from_several_threads():

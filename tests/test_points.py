@@ -8,8 +8,8 @@ import torch
 from cases.nearest_grid_point import Case
 from support import assert_close
 
-from gangealing_fast.geometry.points import from_template, to_template, transfer
-from gangealing_fast.geometry.warps import identity_grid
+from gangealing_fast.geometry.points import from_template, mirror_points, to_template, transfer
+from gangealing_fast.geometry.warps import identity_grid, mirror_pictures
 
 
 @pytest.fixture
@@ -67,3 +67,13 @@ def test_pixels_of_an_identity_grid():
 def test_another_method_is_refused(grid):
     with pytest.raises(ValueError, match="one of nearest, subpixel, not 'cubic'"):
         to_template(grid, torch.zeros(2, 1, 2), 64, method="cubic")
+
+
+def test_mirrored_points_show_what_they_showed():
+    pictures = torch.arange(2 * 3 * 4 * 5.0).reshape(2, 3, 4, 5)
+    mirrored, points = torch.tensor([True, False]), torch.tensor([[[0, 1], [3, 2]], [[0, 1], [3, 2]]])
+    there, flipped = mirror_points(points, mirrored, 5), mirror_pictures(pictures, mirrored)
+    assert there.tolist() == [[[4, 1], [1, 2]], [[0, 1], [3, 2]]]
+    for n in range(2):
+        for (x, y), (u, v) in zip(points[n].tolist(), there[n].tolist(), strict=True):
+            assert torch.equal(pictures[n, :, y, x], flipped[n, :, v, u])

@@ -213,10 +213,8 @@ class Aligner:
             raise ValueError(f"a look at the transformer's own size {size} is needed, got one of {record.grid.shape[1]}.")
         shifted = points + points.new_tensor([square.left, square.top])
         if record.residual_flow is None and record.matrix is not None:  # a similarity has an exact inverse everywhere
-            shifted = torch.where(
-                mirrored[:, None, None], shifted * shifted.new_tensor([-1, 1]) + shifted.new_tensor([side - 1, 0]), shifted
-            )
-            found = points_of.similarity_to_template(record.matrix, shifted, size, side)
+            seen = points_of.mirror_points(shifted, mirrored, side)
+            found = points_of.similarity_to_template(record.matrix, seen, size, side)
             inside = ((found > -0.5 - 1e-4) & (found < size - 0.5 + 1e-4)).all(-1)
             return Located(found, inside.to(found.dtype))
         found, confidence = invert_grid(record.grid, points_of.normalize_points(shifted.to(record.grid.dtype), side))

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from typing import Literal, get_args
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -85,3 +86,9 @@ def similarity_from_template(matrix: Tensor, points: Tensor, template_size: int,
 def similarity_to_template(matrix: Tensor, points: Tensor, template_size: int, image_size: int) -> Tensor:
     """The exact inverse of `similarity_from_template`. Raises ValueError if a matrix is singular or not finite."""
     return denormalize_points(transform_points(invert(matrix), normalize_points(points, image_size)), template_size)
+
+
+def mirror_points(points: Tensor, mirrored: Tensor, image_size: int) -> Tensor:
+    """Pixels `[N, P, 2]` of pictures of width `image_size` as they lie in `warps.mirror_pictures` of them: x becomes
+    `image_size - 1 - x` if `mirrored` `[N]` (bool) says so."""
+    return torch.where(mirrored[:, None, None], torch.stack([image_size - 1 - points[..., 0], points[..., 1]], -1), points)
