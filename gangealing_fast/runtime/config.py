@@ -4,9 +4,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar
 
-Config = TypeVar("Config")
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+Config = TypeVar("Config", bound="DataclassInstance")
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,7 @@ class ProcessOptions:
 
 def shared_last(kind: type[Config]) -> type[Config]:
     """Decorator of a command's options: its own come first in --help, those of `ProcessOptions` after them."""
-    fields = kind.__dataclass_fields__  # type: ignore[attr-defined]  # of any dataclass; TypeVars cannot say so
+    fields = kind.__dataclass_fields__
     for name in ProcessOptions.__dataclass_fields__:
         fields[name] = fields.pop(name)
     return kind
