@@ -10,6 +10,7 @@
 #   make format           put Python and C++ into the form that lint asks for
 #   make bench            time operators and the training step on this CPU, write docs/performance.md (15 to 20 minutes)
 #   make bench-gpu        the same on a CUDA device, docs/performance-gpu.md
+#   make api              docs/api.md from the docstrings
 #   make rebuild          recompile what changed in csrc
 #   make clean            forget environment and build
 
@@ -25,7 +26,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 BUILD_INPUTS := pyproject.toml setup.py $(wildcard _build/*.py) $(shell find csrc -type f 2>/dev/null)
 
-.PHONY: train test coverage fuzz gpu-report lint format bench bench-gpu rebuild env clean install
+.PHONY: train test coverage fuzz gpu-report lint format bench bench-gpu rebuild env clean install api
 
 install: $(STAMP)
 
@@ -79,6 +80,9 @@ bench-gpu: $(STAMP)
 
 env: $(STAMP)
 	$(BIN)/python -m gangealing_fast.env
+
+api: $(STAMP)
+	$(BIN)/python tools/make_api.py
 
 gpu-report: $(STAMP)
 	$(BIN)/python -m tools.gpu_report
