@@ -1,0 +1,240 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What documents say that a machine can check: commands parse, paths and links exist, the recipe has one wording, lines are short."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import importlib
+import re
+import shlex
+from collections.abc import Iterator
+from dataclasses import MISSING, fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gangealing_fast.alignment.config import PRESETS as TRAIN_PRESETS
+from gangealing_fast.alignment.config import ClassifyConfig, TrainConfig
+from gangealing_fast.applications.config import AlignConfig, ConvertConfig, PropagateConfig
+from gangealing_fast.contrastive.config import ContrastConfig
+from gangealing_fast.data.config import PrepareConfig
+from gangealing_fast.metrics import WarpHealth
+from gangealing_fast.pretraining.config import PRESETS as PRETRAIN_PRESETS
+from gangealing_fast.pretraining.config import PretrainConfig
+from gangealing_fast.runtime.commands import parse
+from gangealing_fast.runtime.config import EnvConfig
+from tools import draw_architecture
+
+ROOT = Path(__file__).resolve().parent.parent
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "gangealing_fast" / "assets").glob("*/README.md")])
+NAMES = [path.relative_to(ROOT).as_posix() for path in DOCUMENTS]
+# Made by programs, from measurements or from docstrings.
+GENERATED = {"docs/api.md", "docs/performance.md", "docs/performance-gpu.md", "docs/gpu-report.md"}
+LONGEST = 139
+DOORS = {path.stem for path in (ROOT / "gangealing_fast").glob("*.py")} - {"__init__", "__main__"}
+# The pages that tell how to get from photographs to an aligner.
+RECIPE = ("README.md", "docs/quickstart.md", "docs/training.md")
+CONFIGURATIONS: dict[str, tuple[type, dict[str, Any]]] = {
+    "prepare": (PrepareConfig, {}),
+    "pretrain": (PretrainConfig, PRETRAIN_PRESETS),
+    "train": (TrainConfig, TRAIN_PRESETS),
+    "classify": (ClassifyConfig, {}),
+    "contrast": (ContrastConfig, {}),
+    "align": (AlignConfig, {}),
+    "propagate": (PropagateConfig, {}),
+    "convert": (ConvertConfig, {}),
+    "env": (EnvConfig, {}),
+}
+COMMAND = re.compile(r"python -m gangealing_fast\.(\w+)((?:\\\n|[^\n`])*)")
+LINK = re.compile(r"\]\(([^)#\s]+)(?:#[^)]*)?\)")
+PATH = re.compile(r"`([\w.-]+(?:/[\w.*-]+)+/?|[\w-]+\.(?:md|toml|py))`")
+OPTION = re.compile(r"`(?:\w+ )?(--[a-z][a-z0-9-]*)")
+# Where a path in a document may begin.
+BEGINNINGS = ("", "gangealing_fast/", "docs/", "tests/", "benchmarks/")
+# Files of other projects that documents speak of.
+FOREIGN = {
+    "legacy.py",
+    "train_cluster_classifier.py",
+    "prepare_data.py",
+    "propagate_to_images.py",
+    "mixed_reality.py",
+    "pck.py",
+    "vis_correspondence.py",
+    "flow_scores.py",
+    "congeal_dataset.py",
+}
+# What runs, builds and users make; never files of the repository.
+MADE = ("runs/", "weights/v0.1/", "photos/", "converted/", "aligned/", "edited/", "~/")
+
+
+def document(name: str) -> str:
+    return (ROOT / name).read_text()
+
+
+def commands(text: str) -> Iterator[tuple[str, str]]:
+    """(door, arguments) of every command line of this package: continued lines joined, comments cut off."""
+    for door, rest in COMMAND.findall(text):
+        yield door, rest.replace("\\\n", " ").split("  #")[0].split(" #")[0].strip()
+
+
+def test_every_door_is_checked_and_documented():
+    assert set(CONFIGURATIONS) == DOORS
+    architecture = document("docs/architecture.md")
+    assert all(f"| `{door}` |" in architecture for door in DOORS)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_commands_parse(name, capsys):
+    for door, arguments in commands(document(name)):
+        kind, presets = CONFIGURATIONS[door]
+        words = [word for word in shlex.split(arguments) if word != "..."]
+        if "..." in arguments or not words:  # an incomplete line: its options must exist all the same
+            known = {"--" + field.name.replace("_", "-") for field in fields(kind)}
+            given = {word for word in words if word.startswith("--") and word != "--preset"}
+            assert {option.replace("--no-", "--", 1) for option in given} <= known, arguments
+            continue
+        needed = {"--" + field.name.replace("_", "-") for field in fields(kind) if field.default is MISSING}
+        try:
+            parse(kind, presets, "", words)
+        except SystemExit:
+            missing = needed - set(words) if "--preset" not in words else set()
+            pytest.fail(f"{name}: {door} {arguments}: {capsys.readouterr().err} (missing: {sorted(missing)})")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_options_exist(name):
+    if name in ("docs/migration.md", "docs/performance.md", "docs/performance-notes.md", "CONTRIBUTING.md", "docs/gpu-report.md"):
+        pytest.skip("names options of other programs")
+    known = {"--" + field.name.replace("_", "-") for kind, _ in CONFIGURATIONS.values() for field in fields(kind)}
+    known |= {"--preset", "--help"} | {option.replace("--", "--no-", 1) for option in known}
+    others = {"--max-restarts", "--inplace", "--no-build-isolation", "--quick"}  # torchrun's, setuptools', pip's, the benchmarks'
+    assert set(OPTION.findall(document(name))) - known - others == set()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_links_resolve(name):
+    folder = (ROOT / name).parent
+    targets = [link for link in LINK.findall(document(name)) if "://" not in link]
+    assert [link for link in targets if not (folder / link).exists()] == []
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "docs/api.md"])  # docstrings speak of files of a run
+def test_paths_exist(name):
+    folder = (ROOT / name).parent
+    wrong = []
+    for path in PATH.findall(document(name)):
+        if path.startswith(MADE) or path in FOREIGN or (folder / path).exists():
+            continue
+        if any(True for beginning in BEGINNINGS for _ in ROOT.glob(beginning + path.rstrip("/"))):
+            continue
+        if "/" not in path and any(True for top in ("gangealing_fast", "tests", "tools") for _ in (ROOT / top).rglob(path)):
+            continue
+        wrong.append(path)
+    assert wrong == []
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in GENERATED])
+def test_lines_are_short(name):
+    inside, long = False, []
+    for number, line in enumerate(document(name).splitlines(), 1):
+        if line.startswith("```"):
+            inside = not inside
+        if not inside and not line.lstrip().startswith("|") and len(line) > LONGEST:
+            long.append(number)
+    assert long == []
+
+
+def test_the_recipe_has_one_wording():
+    """The command lines from photographs to an edit are the same, in the same order, on every page that shows them."""
+
+    def recipe(name: str) -> list[tuple[str, str]]:
+        block = re.search(r"```\n(python -m gangealing_fast\.prepare .*?)```", document(name), re.DOTALL)
+        assert block, f"{name} has no recipe"
+        return [(door, " ".join(arguments.split())) for door, arguments in commands(block[1])]
+
+    first, *others = (recipe(name) for name in RECIPE)
+    assert [door for door, _ in first] == ["prepare", "pretrain", "pretrain", "train", "align", "propagate"]
+    assert all(other == first for other in others)
+
+
+def test_the_architecture_page_has_the_floors_of_the_import_test():
+    rows = re.findall(r"^\| (\d+) \| `(\w+)` \|", document("docs/architecture.md"), re.MULTILINE)
+    held = re.search(r"^FLOORS = (\(.*?^\))", document("tests/test_architecture.py"), re.MULTILINE | re.DOTALL)
+    assert held
+    floors = ast.literal_eval(held[1])
+    assert rows and sorted(rows) == sorted((str(floor), room) for floor, rooms in enumerate(floors) for room in rooms)
+
+
+def sentences() -> str:
+    """Every string of the package, what a format string leaves open as one tab."""
+    found = []
+    for path in (ROOT / "gangealing_fast").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.JoinedStr):
+                found.append("".join(str(part.value) if isinstance(part, ast.Constant) else "\t" for part in node.values))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                found.append(node.value)
+    return "\n".join(found)
+
+
+def test_troubleshooting_quotes_messages_of_the_program():
+    said = sentences()
+    rows = re.findall(r"^\| (`.*?) \| ", document("docs/troubleshooting.md"), re.MULTILINE)
+    quoted = [message for row in rows for message in re.findall(r"`([^`]+)`", row)]
+    assert len(quoted) > 40
+    wrong = []
+    for message in quoted:
+        # What stands for something that changes: dots, and words in capitals that are not the message's own.
+        pieces = [piece.strip(" ();,'") for piece in re.split(r"\.\.\.|\b[A-Z]{1,8}\b|\bNxN\b", message)]
+        wrong += [(message, piece) for piece in pieces if len(piece) > 3 and piece not in said]
+    assert wrong == []
+
+
+def test_troubleshooting_has_every_warning():
+    page = document("docs/troubleshooting.md")
+    healthy = dict(finite=True, variation=1.0, displacement=1.0, outside=0.0, area=1.0, folded=0.0, contrast=1.0)
+    ill = (
+        {"finite": False},
+        {"area": 0.0},
+        {"area": 100.0},
+        {"outside": 1.0},
+        {"variation": 0.0},
+        {"folded": 1.0},
+        {"contrast": 0.0},
+    )
+    assert not WarpHealth(**healthy).warnings()
+    for change in ill:
+        (warning,) = WarpHealth(**{**healthy, **change}).warnings()
+        assert re.split(r"[;,]| all one and| so ", warning)[0] in page, warning
+
+
+def test_the_drawing_is_what_the_program_draws():
+    assert draw_architecture.OUT.read_text() == draw_architecture.drawing()
+    drawn = {box.text[0] for box in draw_architecture.COMMANDS if box.look == "command"}
+    assert drawn == DOORS - {"env"}
+
+
+def test_every_page_is_listed_in_the_readme():
+    readme = document("README.md")
+    assert [path.name for path in (ROOT / "docs").glob("*.md") if f"(docs/{path.name})" not in readme] == []
+
+
+def test_no_picture_is_large_and_every_picture_is_shown():
+    shown = "".join(document(name) for name in NAMES)
+    for path in (ROOT / "docs" / "images").iterdir():
+        assert path.stat().st_size < 200_000, path
+        assert path.name in shown, f"{path} is shown nowhere"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_python_examples_import_what_exists(name):
+    for line in re.findall(r"^from (gangealing_fast[\w.]*) import ([\w, ]+)$", document(name), re.MULTILINE):
+        module = importlib.import_module(line[0])
+        for word in line[1].split(","):
+            found = getattr(module, word.strip(), None)
+            if found is None:
+                with contextlib.suppress(ImportError):
+                    found = importlib.import_module(f"{line[0]}.{word.strip()}")
+            assert found is not None, f"{name}: {line}"
