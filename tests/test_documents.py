@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What documents say that a machine can check: commands parse, paths and links exist, the recipe has one wording, lines are short."""
+"""What a machine can check of documents: commands parse, paths and links exist, the recipe has one wording, lines are short."""
 
 from __future__ import annotations
 
@@ -157,6 +157,22 @@ def test_the_recipe_has_one_wording():
     first, *others = (recipe(name) for name in RECIPE)
     assert [door for door, _ in first] == ["prepare", "pretrain", "pretrain", "train", "align", "propagate"]
     assert all(other == first for other in others)
+
+
+def test_the_generator_of_cats_was_made_by_the_recipe():
+    """Its commands are those of the recipe, but for data, folders, and the options that its README names."""
+
+    def options(name: str) -> list[dict[str, object]]:
+        lines = [
+            shlex.split(arguments) for door, arguments in commands(document(name)) if door == "pretrain" and "--kimg" in arguments
+        ]
+        return [vars(parse(PretrainConfig, PRETRAIN_PRESETS, "", words)) for words in lines]
+
+    own = {"data", "out", "start_from", "held_out", "threads"}
+    made, told = options("gangealing_fast/assets/cats/README.md"), options("docs/quickstart.md")
+    assert len(made) == len(told) == 2
+    for one, other in zip(made, told, strict=True):
+        assert {key for key in one if one[key] != other[key]} <= own
 
 
 def test_the_architecture_page_has_the_floors_of_the_import_test():

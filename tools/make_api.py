@@ -56,9 +56,9 @@ SECTIONS = (
 
 INTRODUCTION = """# Python interface
 
-Made from the docstrings by `make api` (`python tools/make_api.py`); `tests/test_api_page.py` fails if this page is older than they are.
-Every name has its signature, the first paragraph of its docstring, and whatever else the docstring says of shapes, results and errors.
-The docstring itself (`help(NAME)`) has the rest. `docs/conventions.md` says what pixels, grids and templates are.
+`make api` (`python tools/make_api.py`) makes this page from the docstrings. `tests/test_api_page.py` fails if it is older than they.
+Every name has its signature, the first paragraph of its docstring, and what else the docstring says of shapes, results and errors.
+The docstring itself (`help(NAME)`) has the rest. [conventions.md](conventions.md) says what pixels, grids and templates are.
 """
 
 
