@@ -56,7 +56,7 @@ SECTIONS = (
 
 INTRODUCTION = """# Python interface
 
-`make api` (`python tools/make_api.py`) makes this page from the docstrings. `tests/test_api_page.py` fails if it is older than they.
+`make api` (`python tools/make_api.py`) makes this page from the docstrings. `tests/test_api_page.py` fails if it is older.
 Every name has its signature, the first paragraph of its docstring, and what else the docstring says of shapes, results and errors.
 The docstring itself (`help(NAME)`) has the rest. [conventions.md](conventions.md) says what pixels, grids and templates are.
 """
