@@ -23,7 +23,7 @@ from gangealing_fast.checkpoints.reading import load_generator
 from gangealing_fast.models.layers import resize_to
 from gangealing_fast.report.pictures import save_grid
 
-SIDE = 128
+SIDE = 64
 POSES = PoseRange.of(PRESETS["cats"])
 
 
