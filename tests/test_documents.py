@@ -161,6 +161,15 @@ def test_the_generator_of_cats_was_made_by_the_recipe():
         assert {key for key in one if one[key] != other[key]} <= own
 
 
+def test_the_options_that_a_preset_stands_for_are_those():
+    """The long command line of docs/training.md says what the preset `cats` is."""
+    lines = [shlex.split(arguments) for door, arguments in commands(document("docs/training.md")) if door == "train"]
+    (spelt_out,) = [parse(TrainConfig, TRAIN_PRESETS, "", words) for words in lines if "--trunk" in words]
+    own = {"generator", "data", "out", "goals"}
+    preset = TRAIN_PRESETS["cats"]
+    assert {field.name for field in fields(preset) if getattr(preset, field.name) != getattr(spelt_out, field.name)} <= own
+
+
 def test_the_architecture_page_has_the_floors_of_the_import_test():
     rows = re.findall(r"^\| (\d+) \| `(\w+)` \|", document("docs/architecture.md"), re.MULTILINE)
     held = re.search(r"^FLOORS = (\(.*?^\))", document("tests/test_architecture.py"), re.MULTILINE | re.DOTALL)
