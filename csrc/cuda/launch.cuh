@@ -83,7 +83,7 @@ void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, cudaStream_t s
 #ifdef GGF_EMULATION
   emulation::launch(grid, block, [&] { kernel(static_cast<Parameters>(arguments)...); });
 #else
-  kernel<<<grid, block, 0, stream> > >(static_cast<Parameters>(arguments)...);
+  kernel<<<grid, block, 0, stream>>>(static_cast<Parameters>(arguments)...);
 #endif
   check_cuda(cudaGetLastError(), "kernel launch");
 }
