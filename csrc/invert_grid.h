@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// One cell of a bilinear grid: which points it holds, and where in it they lie. Shared by CPU and CUDA.
+// One cell of a bilinear grid: which points it holds, and where in it they lie; the inverse at a point, given the cells that
+// hold it. Shared by CPU and CUDA: both round alike but for fused multiply-adds, which a GPU uses where `product` does not
+// forbid them.
 // Maths: gangealing_fast/ops/invert_grid.py.
 #pragma once
 
@@ -45,10 +47,11 @@ struct Cell {
   Vector<A> first, right, lower, last;
 };
 
-// Cell (x, y) of the grid [H, W, 2]; what would lie beyond its last column or row is that column or row itself.
-template <typename A>
-GGF_INLINE Cell<A> cell_at(const A* grid, int64_t height, int64_t width, int64_t x, int64_t y) {
-  const int64_t across = x + 1 < width ? 2 : 0, down = y + 1 < height ? 2 * width : 0;
+// Cell (x, y) of the grid [H, W, 2]; what would lie beyond its last column or row is that column or row itself. As Index int32_t
+// will do for fewer than 2^29 vertices.
+template <typename A, typename Index>
+GGF_INLINE Cell<A> cell_at(const A* grid, Index height, Index width, Index x, Index y) {
+  const Index across = x + 1 < width ? 2 : 0, down = y + 1 < height ? 2 * width : 0;
   const A* corner = grid + 2 * (y * width + x);
   return {{corner[0], corner[1]},
           {corner[across], corner[across + 1]},
@@ -120,6 +123,44 @@ GGF_INLINE Place<A> solve(const Cell<A>& cell, Vector<A> point) {
       any && std::fabs(area) > A(smallest_area) && std::fabs(step_u) < A(largest_step) && std::fabs(step_v) < A(largest_step);
   const A reach = A(0.5) + A(margin);
   return {u, v, solved && std::fabs(u - A(0.5)) <= reach && std::fabs(v - A(0.5)) <= reach};
+}
+
+// What the operator gives for a point.
+template <typename A, typename Index>
+struct Inverse {
+  Index x, y;  // of the cell, or the nearest vertex where no cell serves
+  A u, v, confidence;
+};
+
+// `nearest` is the index of the vertex nearest to the point, below 0 if no vertex has a finite distance. `holders` cells hold the
+// point; `first` is the first vertex of the first of them in reading order.
+template <typename A, typename Index>
+GGF_INLINE Inverse<A, Index> invert(const A* grid, Index height, Index width, Vector<A> point, Index nearest, Index holders,
+                                    Index first) {
+  constexpr A nan = std::numeric_limits<A>::quiet_NaN();
+  if (nearest < 0) return {0, 0, nan, nan, 0};
+  // A point that no cell holds may lie within the margin of one: the cells around the nearest vertex are tried.
+  const int tries = holders > 0 ? 1 : 4;
+  for (int k = 0; k < tries; ++k) {
+    const Index x = holders > 0 ? first % width : nearest % width - 1 + k % 2;
+    const Index y = holders > 0 ? first / width : nearest / width - 1 + k / 2;
+    if (x < 0 || y < 0 || x + 1 >= width || y + 1 >= height) continue;
+    const Place<A> place = solve(cell_at(grid, height, width, x, y), point);
+    if (place.found) return {x, y, place.u, place.v, holders > 0 ? A(1) / static_cast<A>(holders) : A(1)};
+  }
+  return {nearest % width, nearest / width, 0, 0, 0};
+}
+
+// Whether what `invert` gave has a gradient: it lies in a cell of the grid.
+template <typename A>
+GGF_INLINE bool has_gradient(A confidence, int64_t x, int64_t y, int64_t height, int64_t width) {
+  return confidence > 0 && x >= 0 && y >= 0 && x + 1 < width && y + 1 < height;
+}
+
+// The weight of corner k (00, 10, 01, 11: x first) at (u, v) in its cell.
+template <typename A>
+GGF_INLINE A corner_weight(A u, A v, int k) {
+  return (k % 2 ? u : 1 - u) * (k / 2 ? v : 1 - v);
 }
 
 // The gradient of the point from that of (u, v) in the cell: the transposed inverse Jacobian.

@@ -82,6 +82,22 @@ def test_invert_grid(case, monkeypatch):
             assert_close(actual, other, invert_grid.TOLERANCE[dtype][1])
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize("case", invert_grid.CASES, ids=lambda case: case.name)
+def test_invert_grid_gives_the_bits_of_the_cpu(case, dtype):
+    """Both include csrc/invert_grid.h; only the gradient of the grid is summed in another way."""
+
+    def run() -> tuple[torch.Tensor, ...]:
+        grid, points = (t.requires_grad_() for t in case.tensors(dtype))
+        position, confidence = ops.invert_grid(grid, points)
+        return position, confidence, *torch.autograd.grad(position.nansum(), points)
+
+    with emulation.active():
+        emulated = run()
+    for actual, expected in zip(emulated, run(), strict=True):
+        assert torch.equal(actual.nan_to_num(-7), expected.nan_to_num(-7))
+
+
 def test_every_cuda_source_is_emulated():
     kernels = emulation.load()
     sources = {source.stem for source in (emulation.SOURCES / "cuda").glob("*.cu")}

@@ -35,8 +35,8 @@ GGF_INLINE void downsample_row(const Plan<Compute<T>>& p, const Compute<T>* GGF_
   }
 }
 
-// One row of the adjoint, but for its edge columns. `small` has a column of zeros on either side. What tap r of small column i reads
-// is column i * stride + r of the padded image.
+// One row of the adjoint, but for its edge columns. `small` has a column of zeros on either side. What tap r of small column i
+// reads is column i * stride + r of the padded image.
 template <typename T, int64_t C, int64_t S>
 GGF_INLINE void spread_row(const Plan<Compute<T>>& p, const Compute<T>* GGF_RESTRICT small, T* GGF_RESTRICT out) {
   const int64_t channels = C ? C : p.channels, stride = S ? S : p.stride;

@@ -73,43 +73,18 @@ struct Output {
 template <typename A>
 GGF_MULTIVERSION void invert_points(const TiledGrid<A>& tiled, const A* points, const Output<A>& output, int64_t per_sample,
                                     int64_t begin, int64_t end) {
-  constexpr A nan = std::numeric_limits<A>::quiet_NaN();
   std::vector<A> bounds(tiled.boxes);
   for (int64_t p = begin; p < end; ++p) {
     const Tiles<A> tiles = tiled.sample(p / per_sample);
     const Vector<A> point{points[2 * p], points[2 * p + 1]};
     const int64_t nearest = find_nearest(tiles, tiled.boxes, point.x, point.y, bounds.data()).index;
-    int64_t x = nearest < 0 ? 0 : nearest % tiles.width, y = nearest < 0 ? 0 : nearest / tiles.width;
-    Place<A> place{};
-    A confidence = 0;
-    if (nearest >= 0) {
-      const Holders holders = find_holders(tiles, point);
-      if (holders.count > 0) {
-        const int64_t column = holders.first % tiles.width, row = holders.first / tiles.width;
-        place = solve(cell_at(tiles.grid, tiles.height, tiles.width, column, row), point);
-        if (place.found) {
-          x = column;
-          y = row;
-          confidence = A(1) / static_cast<A>(holders.count);
-        }
-      } else {
-        for (int64_t corner = 0; corner < 4 && !place.found; ++corner) {
-          const int64_t column = nearest % tiles.width - 1 + corner % 2, row = nearest / tiles.width - 1 + corner / 2;
-          if (column < 0 || row < 0 || column + 1 >= tiles.width || row + 1 >= tiles.height) continue;
-          place = solve(cell_at(tiles.grid, tiles.height, tiles.width, column, row), point);
-          if (place.found) {
-            x = column;
-            y = row;
-            confidence = 1;
-          }
-        }
-      }
-    }
-    output.cell[2 * p] = x;
-    output.cell[2 * p + 1] = y;
-    output.offset[2 * p] = nearest < 0 ? nan : place.found ? place.u : A(0);
-    output.offset[2 * p + 1] = nearest < 0 ? nan : place.found ? place.v : A(0);
-    output.confidence[p] = confidence;
+    const Holders holders = nearest < 0 ? Holders{} : find_holders(tiles, point);
+    const auto found = invert(tiles.grid, tiles.height, tiles.width, point, nearest, holders.count, holders.first);
+    output.cell[2 * p] = found.x;
+    output.cell[2 * p + 1] = found.y;
+    output.offset[2 * p] = found.u;
+    output.offset[2 * p + 1] = found.v;
+    output.confidence[p] = found.confidence;
   }
 }
 
@@ -160,17 +135,16 @@ std::tuple<Tensor, Tensor> backward(const Tensor& grad_, const Tensor& grid_, co
         std::fill_n(sums, height * width * 2, A(0));
         for (int64_t p = n * per_sample; p < (n + 1) * per_sample; ++p) {
           const int64_t x = cells[2 * p], y = cells[2 * p + 1];
-          const bool held = confidences[p] > 0 && x >= 0 && y >= 0 && x + 1 < width && y + 1 < height;
           Vector<A> gradient{0, 0};
-          if (held) {
+          if (has_gradient(confidences[p], x, y, height, width)) {
             const A u = offsets[2 * p], v = offsets[2 * p + 1];
             const Cell<A> corners = cell_at(vertices + n * height * width * 2, height, width, x, y);
             gradient = point_gradient(corners, u, v, gradients[2 * p], gradients[2 * p + 1]);
-            const A weights[4] = {(1 - u) * (1 - v), u * (1 - v), (1 - u) * v, u * v};
-            for (int64_t corner = 0; corner < 4; ++corner) {
+            for (int corner = 0; corner < 4; ++corner) {
               A* sum = sums + 2 * ((y + corner / 2) * width + x + corner % 2);
-              sum[0] -= weights[corner] * gradient.x;
-              sum[1] -= weights[corner] * gradient.y;
+              const A weight = corner_weight(u, v, corner);
+              sum[0] -= weight * gradient.x;
+              sum[1] -= weight * gradient.y;
             }
           }
           to_points[2 * p] = gradient.x;

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // Upsample, filter, downsample without ever forming the zero-stuffed signal. Maths: gangealing_fast/ops/upfirdn2d.py.
 //
-// Of the fh taps that meet one output row, only those that hit samples and not inserted zeros count: at most ceil(fh / up). An output
-// row is made in two steps on rows of width * channels numbers: a vertical pass that adds the input rows (plain vectors
-// in either layout; a contiguous plane is an image of one channel), and a horizontal pass within a zero-padded buffer.
+// Of the fh taps that meet one output row, only those that hit samples and not inserted zeros count: at most ceil(fh / up). An
+// output row is made in two steps on rows of width * channels numbers: a vertical pass that adds the input rows (plain vectors in
+// either layout; a contiguous plane is an image of one channel), and a horizontal pass within a zero-padded buffer.
 // A separable filter, found by its rank, takes one vertical and one horizontal pass; any other takes a horizontal pass per row.
 #include "rows.h"
 #include "writer.h"

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What kernels that work block by block share: ordered arithmetic and reductions whose result has one order only.
+// What kernels that work block by block share: reductions whose result has one order only.
 #pragma once
 
 #include "launch.cuh"
@@ -7,12 +7,6 @@
 #include <limits>
 
 namespace ggf {
-
-// Products and sums that are rounded one by one: the compiler must not fuse them.
-__device__ __forceinline__ float times(float a, float b) { return __fmul_rn(a, b); }
-__device__ __forceinline__ double times(double a, double b) { return __dmul_rn(a, b); }
-__device__ __forceinline__ float plus(float a, float b) { return __fadd_rn(a, b); }
-__device__ __forceinline__ double plus(double a, double b) { return __dadd_rn(a, b); }
 
 // The sum over the lanes of a warp, in lane 0.
 template <typename A>
@@ -35,12 +29,6 @@ struct Vertex {
     }
   }
 };
-
-template <typename A>
-__device__ __forceinline__ A squared_distance(A x, A y, A px, A py) {
-  const A dx = plus(x, -px), dy = plus(y, -py);
-  return plus(times(dx, dx), times(dy, dy));
-}
 
 // The nearest vertex that any thread of the block knows, in thread 0.
 template <typename A>

@@ -48,21 +48,29 @@ using Word = unsigned long long;
 using Word = uint64_t;
 #endif
 
-// `sum` has sum_words<A> words, `stride` apart.
+// The sums of one call, as kernels see them. Those of a sample share a scale.
 template <typename A>
-__device__ __forceinline__ void add_exactly(Word* sum, int64_t stride, A value, const SumScale<A>& scale) {
-  const A scaled = value * scale.factor, whole = std::rint(scaled);
-  atomicAdd(sum, static_cast<Word>(static_cast<int64_t>(whole)));
-  if constexpr (sum_words<A> == 2)
-    atomicAdd(sum + stride, static_cast<Word>(static_cast<int64_t>(std::rint((scaled - whole) * rest_scale<A>))));
-}
+struct Sums {
+  Word* words;  // of sum i: words[i], and with two of them words[i + stride]
+  int64_t stride;
+  const Bits<A>* largest;  // [samples]: of each sample's contributions
+  int32_t count_bits;
 
-template <typename A>
-GGF_INLINE A exact_sum(const Word* sum, int64_t stride, const SumScale<A>& scale) {
-  A total = static_cast<A>(static_cast<int64_t>(sum[0]));
-  if constexpr (sum_words<A> == 2) total += static_cast<A>(static_cast<int64_t>(sum[stride])) / rest_scale<A>;
-  return scale.finite ? total * scale.inverse : std::numeric_limits<A>::quiet_NaN();
-}
+  GGF_INLINE SumScale<A> scale(int64_t sample) const { return sum_scale<A>(largest[sample], count_bits); }
+
+  __device__ __forceinline__ void add(int64_t i, A value, const SumScale<A>& scale) const {
+    const A scaled = value * scale.factor, whole = std::rint(scaled);
+    atomicAdd(words + i, static_cast<Word>(static_cast<int64_t>(whole)));
+    if constexpr (sum_words<A> == 2)
+      atomicAdd(words + i + stride, static_cast<Word>(static_cast<int64_t>(std::rint((scaled - whole) * rest_scale<A>))));
+  }
+
+  GGF_INLINE A total(int64_t i, const SumScale<A>& scale) const {
+    A total = static_cast<A>(static_cast<int64_t>(words[i]));
+    if constexpr (sum_words<A> == 2) total += static_cast<A>(static_cast<int64_t>(words[i + stride])) / rest_scale<A>;
+    return scale.finite ? total * scale.inverse : std::numeric_limits<A>::quiet_NaN();
+  }
+};
 
 // The largest absolute value of each of `rows` rows of x, as bits; beyond the bits of infinity where there is a NaN. largest
 // holds zeros before.
@@ -95,15 +103,41 @@ void find_largest(const char* operation, const T* x, Bits<Compute<T>>* largest, 
 
 // The first per_plane sums of every plane as numbers. result: [planes, per_plane]
 template <typename T>
-__global__ void __launch_bounds__(block_threads)
-    round_sums(const Word* sums, int64_t word_stride, int64_t plane_stride, const Bits<Compute<T>>* largest, int32_t count_bits,
-               int32_t channels, T* result, uint32_t per_plane, int64_t first_plane, uint32_t threads) {
+__global__ void __launch_bounds__(block_threads) round_sums(Sums<Compute<T>> sums, int64_t plane_stride, int32_t channels,
+                                                            T* result, uint32_t per_plane, int64_t first_plane, uint32_t threads) {
   const uint32_t thread = blockIdx.x * block_threads + threadIdx.x;
   if (thread >= threads) return;
   const int64_t plane = first_plane + thread / per_plane;
   const uint32_t in_plane = thread % per_plane;
-  const auto scale = sum_scale<Compute<T>>(largest[plane / channels], count_bits);
-  result[plane * per_plane + in_plane] = store<T>(exact_sum(sums + plane * plane_stride + in_plane, word_stride, scale));
+  result[plane * per_plane + in_plane] = store<T>(sums.total(plane * plane_stride + in_plane, sums.scale(plane / channels)));
+}
+
+// How many sums there are: `planes` for each of `samples`, in each of these `results` to be rounded, and behind them `more` that
+// `scatter` alone uses.
+struct SumShape {
+  int64_t samples, planes, results, more;
+
+  int64_t plane_stride() const { return results + more; }
+};
+
+// result [samples, planes, results], a tensor of T, becomes what `scatter`, called with Sums<Compute<T>>, adds up. In this order:
+// the largest of each sample's `contributions` [samples, per_sample] sets the scale, `scatter` adds to cleared sums, they are
+// rounded. One sum may get fewer than 2^count_bits values of up to the largest one.
+template <typename T, typename Scatter>
+void sum_exactly(const char* operation, const T* contributions, int64_t per_sample, int32_t count_bits, const SumShape& shape,
+                 const Tensor& result, cudaStream_t stream, const Scatter& scatter) {
+  using A = Compute<T>;
+  const int64_t planes = shape.samples * shape.planes, count = planes * shape.plane_stride();
+  const Tensor largest_ = empty_on(result, {shape.samples}, std::is_same_v<A, double> ? ScalarType::Long : ScalarType::Int);
+  const Tensor words_ = empty_on(result, {sum_words<A> * count}, ScalarType::Long);
+  clear(largest_, stream);
+  clear(words_, stream);
+  auto* largest = static_cast<Bits<A>*>(largest_.mutable_data_ptr());
+  find_largest<T>(operation, contributions, largest, shape.samples, per_sample, stream);
+  const Sums<A> sums{static_cast<Word*>(words_.mutable_data_ptr()), count, largest, count_bits};
+  scatter(sums);
+  launch_items(operation, &round_sums<T>, planes, shape.results, stream, sums, shape.plane_stride(), shape.planes,
+               result.mutable_data_ptr<T>(), shape.results);
 }
 
 }  // namespace ggf

@@ -136,27 +136,25 @@ __global__ void __launch_bounds__(block_threads)
   grad_grid[2 * point + 1] = by_y;
 }
 
-// sums: [words, N, C, H, W]
+// sums: [N, C, H, W]
 template <typename T>
 __global__ void __launch_bounds__(block_threads)
-    scatter(Problem<T> p, const T* grad, const Bits<Compute<T>>* largest, int32_t count_bits, Word* sums, int64_t word_stride,
-            uint32_t per_sample, int64_t first_sample, uint32_t threads) {
+    scatter(Problem<T> p, const T* grad, Sums<Compute<T>> sums, uint32_t per_sample, int64_t first_sample, uint32_t threads) {
   using A = Compute<T>;
   const uint32_t thread = blockIdx.x * block_threads + threadIdx.x;
   if (thread >= threads) return;
   const Share share = share_of(p, thread, per_sample, first_sample);
   const Taps<A> taps = find_taps(p, share.sample * p.points + share.point);
-  const SumScale<A> scale = sum_scale<A>(largest[share.sample], count_bits);
+  const SumScale<A> scale = sums.scale(share.sample);
   if (!taps.finite || !scale.finite) return;
   const int64_t plane = static_cast<int64_t>(p.height) * p.width;
   for (int32_t c = share.first; c < share.last; ++c) {
     const A value = load(grad[(share.sample * p.channels + c) * p.points + share.point]);
-    Word* target = sums + (share.sample * p.channels + c) * plane;
+    const int64_t first = (share.sample * p.channels + c) * plane;
     for (int k = 0; k < 4; ++k) {
       const A weight = taps.y.weight[k / 2] * taps.x.weight[k % 2];
       if (weight != 0)
-        add_exactly(target + static_cast<int64_t>(taps.y.index[k / 2]) * p.width + taps.x.index[k % 2], word_stride, weight * value,
-                    scale);
+        sums.add(first + static_cast<int64_t>(taps.y.index[k / 2]) * p.width + taps.x.index[k % 2], weight * value, scale);
     }
   }
 }
@@ -217,23 +215,13 @@ Tensor forward(const Tensor& x_, const Tensor& grid_, int64_t padding, bool alig
 
 template <typename T>
 void image_gradient(Problem<T> p, const Tensor& grad, const Tensor& grad_x, cudaStream_t stream) {
-  using A = Compute<T>;
-  const int64_t batch = grad_x.size(0), per_plane = int64_t(p.height) * p.width;
-  const ScalarType bits_type = std::is_same_v<A, double> ? ScalarType::Long : ScalarType::Int;
-  const Tensor largest_ = empty_on(grad, {batch}, bits_type);
-  const Tensor sums_ = empty_on(grad, {sum_words<A> * grad_x.numel()}, ScalarType::Long);
-  clear(largest_, stream);
-  clear(sums_, stream);
-  auto* largest = static_cast<Bits<A>*>(largest_.mutable_data_ptr());
-  auto* sums = static_cast<Word*>(sums_.mutable_data_ptr());
+  const char* name = "grid_sample_backward";
+  const int64_t batch = grad_x.size(0), per_sample = int64_t(p.points) * p.chunks;
   const T* g = grad.const_data_ptr<T>();
-  const int32_t count_bits = bits_of_count(p.points);
-  find_largest<T>("grid_sample_backward", g, largest, batch, int64_t(p.channels) * p.points, stream);
-  const int64_t per_sample = int64_t(p.points) * p.chunks;
-  launch_items("grid_sample_backward", &scatter<T>, batch, per_sample, stream, p, g, largest, count_bits, sums, grad_x.numel(),
-               per_sample);
-  launch_items("grid_sample_backward", &round_sums<T>, batch * p.channels, per_plane, stream, sums, grad_x.numel(), per_plane,
-               largest, count_bits, p.channels, grad_x.mutable_data_ptr<T>(), per_plane);
+  sum_exactly<T>(name, g, int64_t(p.channels) * p.points, bits_of_count(p.points),
+                 {batch, p.channels, int64_t(p.height) * p.width, 0}, grad_x, stream, [&](const Sums<Compute<T>>& sums) {
+                   launch_items(name, &scatter<T>, batch, per_sample, stream, p, g, sums, per_sample);
+                 });
 }
 
 std::tuple<Tensor, Tensor> backward(const Tensor& grad_, const Tensor& x_, const Tensor& grid_, int64_t padding, bool align_corners,

@@ -3,6 +3,7 @@
 //
 // A block handles one point: all threads look for its nearest vertex and the cells that hold it, one solves. The gradient by
 // the grid is added in integers (exact_sum.cuh) and so bit-identical between runs.
+#include "../invert_grid.h"
 #include "../sampling.h"
 #include "block.cuh"
 #include "exact_sum.cuh"
@@ -11,103 +12,23 @@
 
 namespace ggf::cuda::invert_grid {
 
-// As in the Python file, to which the results must agree.
-inline constexpr double margin = 1e-3, largest_step = 1e-2, smallest_area = 1e-6;
+using ggf::invert_grid::Cell;
+using ggf::invert_grid::cell_at;
+using ggf::invert_grid::corner_weight;
+using ggf::invert_grid::crosses;
+using ggf::invert_grid::has_gradient;
+using ggf::invert_grid::invert;
+using ggf::invert_grid::is_finite;
 
 template <typename A>
-struct Point {
-  A x, y;
-};
+using Point = ggf::invert_grid::Vector<A>;
 
+// Whether the ray from `point` towards larger x crosses the outline of the cell an odd number of times.
 template <typename A>
-GGF_INLINE Point<A> operator-(Point<A> a, Point<A> b) {
-  return {a.x - b.x, a.y - b.y};
-}
-template <typename A>
-GGF_INLINE Point<A> operator+(Point<A> a, Point<A> b) {
-  return {a.x + b.x, a.y + b.y};
-}
-template <typename A>
-GGF_INLINE Point<A> operator*(A factor, Point<A> a) {
-  return {factor * a.x, factor * a.y};
-}
-template <typename A>
-GGF_INLINE A cross(Point<A> a, Point<A> b) {
-  return a.x * b.y - a.y * b.x;
-}
-
-// A number minus itself is 0 where it is finite.
-template <typename A>
-GGF_INLINE bool finite(Point<A> a, Point<A> b) {
-  return (a.x - a.x) + (a.y - a.y) + (b.x - b.x) + (b.y - b.y) == 0;
-}
-
-template <typename A>
-struct Grid {
-  const A* vertices;  // [H, W, 2]
-  int32_t height, width;
-
-  // Beyond the border the outermost vertex.
-  GGF_INLINE int64_t index(int32_t x, int32_t y) const {
-    const int32_t row = y < 0 ? 0 : y < height ? y : height - 1, column = x < 0 ? 0 : x < width ? x : width - 1;
-    return static_cast<int64_t>(row) * width + column;
-  }
-  GGF_INLINE Point<A> at(int32_t x, int32_t y) const {
-    const int64_t i = index(x, y);
-    return {vertices[2 * i], vertices[2 * i + 1]};
-  }
-};
-
-// Whether the ray from `point` towards larger x crosses the edge; two cells must agree about their common one.
-template <typename A>
-__device__ __forceinline__ bool crosses(Point<A> start, Point<A> end, Point<A> point) {
-  if ((start.y > point.y) == (end.y > point.y)) return false;
-  const A side =
-      plus(times(plus(end.x, -start.x), plus(point.y, -start.y)), -times(plus(end.y, -start.y), plus(point.x, -start.x)));
-  return end.y > start.y ? side > 0 : side < 0;
-}
-
-template <typename A>
-struct Solution {
-  A u, v;
-  bool held;
-};
-
-// Where in the cell (x, y) the grid takes the value `point`.
-template <typename A>
-__device__ Solution<A> solve(const Grid<A>& grid, int32_t x, int32_t y, Point<A> point) {
-  const Point<A> first = grid.at(x, y), right = grid.at(x + 1, y), lower = grid.at(x, y + 1);
-  Point<A> e = right - first, f = lower - first, h = grid.at(x + 1, y + 1) - right - f, d = point - first;
-  A longest = 0;
-  for (const A length : {e.x, e.y, f.x, f.y, h.x, h.y}) longest = std::max(longest, std::abs(length));
-  e = {e.x / longest, e.y / longest};
-  f = {f.x / longest, f.y / longest};
-  h = {h.x / longest, h.y / longest};
-  d = {d.x / longest, d.y / longest};
-  const A a = -cross(e, h), b = cross(d, h) - cross(e, f), c = cross(d, f);
-  const A q = -(b + std::copysign(std::sqrt(std::max(b * b - 4 * a * c, A(0))), b)) / 2;
-  const A roots[2] = {c / q, q / a};
-  A distance = std::numeric_limits<A>::infinity(), u = std::numeric_limits<A>::quiet_NaN(), v = u;
-#pragma unroll
-  for (int k = 0; k < 2; ++k) {
-    const Point<A> w = f + roots[k] * h, rest = d - roots[k] * e;
-    const A other = (rest.x * w.x + rest.y * w.y) / (w.x * w.x + w.y * w.y);
-    const A from_u = std::abs(roots[k] - A(0.5)), from_v = std::abs(other - A(0.5));
-    const A outside = from_u > from_v ? from_u : from_v + 0 * from_u;  // NaN if either is
-    if (!(outside < distance)) continue;
-    distance = outside;
-    u = roots[k];
-    v = other;
-  }
-  const Point<A> across = e + v * h, down = f + u * h;
-  const A area = cross(across, down);
-  const Point<A> rest = d - u * e - v * f - (u * v) * h;
-  const A step_u = cross(rest, down) / area, step_v = cross(across, rest) / area;
-  const bool solved = std::abs(area) > A(smallest_area) && std::abs(step_u) < A(largest_step) && std::abs(step_v) < A(largest_step);
-  u += step_u;
-  v += step_v;
-  const A reach = A(0.5 + margin);
-  return {u, v, solved && std::abs(u - A(0.5)) <= reach && std::abs(v - A(0.5)) <= reach};
+GGF_INLINE bool holds(const Cell<A>& cell, Point<A> point) {
+  const bool odd = crosses(cell.first, cell.right, point) ^ crosses(cell.lower, cell.last, point) ^
+                   crosses(cell.first, cell.lower, point) ^ crosses(cell.right, cell.last, point);
+  return odd && is_finite(cell);
 }
 
 // grid: [N, H, W, 2]; points: [N, P, 2]; cell, offset: [N, P, 2]; confidence: [N, P]
@@ -115,19 +36,15 @@ template <typename A>
 __global__ void __launch_bounds__(block_threads) locate_points(const A* grids, const A* points, int64_t* cell, A* offset,
                                                                A* confidence, int32_t height, int32_t width, uint32_t count) {
   const int64_t i = blockIdx.x;
-  const Grid<A> grid{grids + i / count * height * width * 2, height, width};
+  const A* grid = grids + i / count * height * width * 2;
   const Point<A> point{points[2 * i], points[2 * i + 1]};
   Vertex<A> nearest;
   int32_t cells = 0, first = INT32_MAX;
   for (int32_t vertex = threadIdx.x; vertex < height * width; vertex += block_threads) {
     const int32_t x = vertex % width, y = vertex / width;
-    const Point<A> corner = grid.at(x, y);
-    nearest.meet(squared_distance(corner.x, corner.y, point.x, point.y), vertex);
-    if (x + 1 == width || y + 1 == height) continue;
-    const Point<A> right = grid.at(x + 1, y), lower = grid.at(x, y + 1), last = grid.at(x + 1, y + 1);
-    const bool odd =
-        crosses(corner, right, point) ^ crosses(lower, last, point) ^ crosses(corner, lower, point) ^ crosses(right, last, point);
-    if (!odd || !finite(corner, right) || !finite(lower, last)) continue;
+    const Cell<A> corners = cell_at(grid, height, width, x, y);
+    nearest.meet(squared_distance(corners.first.x, corners.first.y, point.x, point.y), vertex);
+    if (x + 1 == width || y + 1 == height || !holds(corners, point)) continue;
     ++cells;
     first = vertex < first ? vertex : first;
   }
@@ -151,39 +68,12 @@ __global__ void __launch_bounds__(block_threads) locate_points(const A* grids, c
     first = firsts[warp] < first ? firsts[warp] : first;
   }
 
-  const bool lost = nearest.index < 0;
-  const int32_t near_x = lost ? 0 : nearest.index % width, near_y = lost ? 0 : nearest.index / width;
-  int32_t x = near_x, y = near_y;
-  A u = 0, v = 0, trust = 0;
-  if (cells > 0) {
-    const Solution<A> found = solve(grid, first % width, first / width, point);
-    if (found.held) {
-      x = first % width;
-      y = first / width;
-      u = found.u;
-      v = found.v;
-      trust = A(1) / cells;
-    }
-  } else {  // on the outline: the cells around the nearest vertex, the first in reading order last
-#pragma unroll 1
-    for (int32_t k = 0; k < 4; ++k) {
-      const int32_t other_x = near_x - k % 2, other_y = near_y - k / 2;
-      if (other_x < 0 || other_y < 0 || other_x >= width - 1 || other_y >= height - 1) continue;
-      const Solution<A> found = solve(grid, other_x, other_y, point);
-      if (!found.held) continue;
-      x = other_x;
-      y = other_y;
-      u = found.u;
-      v = found.v;
-      trust = 1;
-    }
-  }
-  const A nothing = std::numeric_limits<A>::quiet_NaN();
-  cell[2 * i] = x;
-  cell[2 * i + 1] = y;
-  offset[2 * i] = lost ? nothing : u;
-  offset[2 * i + 1] = lost ? nothing : v;
-  confidence[i] = lost ? A(0) : trust;
+  const auto found = invert(grid, height, width, point, nearest.index, cells, first);
+  cell[2 * i] = found.x;
+  cell[2 * i + 1] = found.y;
+  offset[2 * i] = found.u;
+  offset[2 * i + 1] = found.v;
+  confidence[i] = found.confidence;
 }
 
 // grad, grad_points: [N, P, 2]
@@ -194,38 +84,32 @@ __global__ void __launch_bounds__(block_threads)
   const uint32_t thread = blockIdx.x * block_threads + threadIdx.x;
   if (thread >= threads) return;
   const int64_t i = first_sample * count + thread;
+  const int64_t x = cell[2 * i], y = cell[2 * i + 1];
   Point<A> result{0, 0};
-  if (confidence[i] > 0) {
-    const Grid<A> grid{grids + i / count * height * width * 2, height, width};
-    const int32_t x = static_cast<int32_t>(cell[2 * i]), y = static_cast<int32_t>(cell[2 * i + 1]);
-    const Point<A> first = grid.at(x, y), right = grid.at(x + 1, y), lower = grid.at(x, y + 1);
-    const Point<A> h = grid.at(x + 1, y + 1) - right - lower + first;
-    const Point<A> across = right - first + offset[2 * i + 1] * h, down = lower - first + offset[2 * i] * h;
-    const A area = cross(across, down), by_u = grad[2 * i], by_v = grad[2 * i + 1];
-    result = {(by_u * down.y - by_v * across.y) / area, (by_v * across.x - by_u * down.x) / area};
+  if (has_gradient(confidence[i], x, y, height, width)) {
+    const A* grid = grids + i / count * height * width * 2;
+    const Cell<A> corners = cell_at(grid, height, width, static_cast<int32_t>(x), static_cast<int32_t>(y));
+    result = ggf::invert_grid::point_gradient(corners, offset[2 * i], offset[2 * i + 1], grad[2 * i], grad[2 * i + 1]);
   }
   grad_points[2 * i] = result.x;
   grad_points[2 * i + 1] = result.y;
 }
 
-// sums: [words, N, H, W, 2]
+// sums: [N, H, W, 2]
 template <typename A>
 __global__ void __launch_bounds__(block_threads)
-    scatter(const A* grad_points, const int64_t* cell, const A* offset, const A* confidence, const Bits<A>* largest,
-            int32_t count_bits, Word* sums, int64_t word_stride, int32_t height, int32_t width, uint32_t count,
-            int64_t first_sample, uint32_t threads) {
+    scatter(const A* grad_points, const int64_t* cell, const A* offset, const A* confidence, Sums<A> sums, int32_t height,
+            int32_t width, uint32_t count, int64_t first_sample, uint32_t threads) {
   const uint32_t thread = blockIdx.x * block_threads + threadIdx.x;
   if (thread >= threads) return;
-  const int64_t i = first_sample * count + thread, sample = i / count;
-  const SumScale<A> scale = sum_scale<A>(largest[sample], count_bits);
-  if (!(confidence[i] > 0) || !scale.finite) return;
-  const A u = offset[2 * i], v = offset[2 * i + 1];
-  for (int32_t k = 0; k < 4; ++k) {
-    const int32_t x = static_cast<int32_t>(cell[2 * i]) + k % 2, y = static_cast<int32_t>(cell[2 * i + 1]) + k / 2;
-    const A weight = (k % 2 ? u : 1 - u) * (k / 2 ? v : 1 - v);
-    const int64_t vertex = sample * height * width + Grid<A>{nullptr, height, width}.index(x, y);
-    add_exactly(sums + 2 * vertex, word_stride, -weight * grad_points[2 * i], scale);
-    add_exactly(sums + 2 * vertex + 1, word_stride, -weight * grad_points[2 * i + 1], scale);
+  const int64_t i = first_sample * count + thread, sample = i / count, x = cell[2 * i], y = cell[2 * i + 1];
+  const SumScale<A> scale = sums.scale(sample);
+  if (!has_gradient(confidence[i], x, y, height, width) || !scale.finite) return;
+  for (int k = 0; k < 4; ++k) {
+    const A weight = corner_weight(offset[2 * i], offset[2 * i + 1], k);
+    const int64_t vertex = (sample * height + y + k / 2) * width + x + k % 2;
+    sums.add(2 * vertex, -weight * grad_points[2 * i], scale);
+    sums.add(2 * vertex + 1, -weight * grad_points[2 * i + 1], scale);
   }
 }
 
@@ -264,25 +148,17 @@ std::tuple<Tensor, Tensor> backward_as(const Tensor& grad_, const Tensor& grid_,
     clear(grad_grid, stream);
     return {grad_grid, grad_points};
   }
-  const Tensor largest_ = empty_on(grid, {batch}, std::is_same_v<A, double> ? ScalarType::Long : ScalarType::Int);
-  const Tensor sums_ = empty_on(grid, {sum_words<A> * grid.numel()}, ScalarType::Long);
-  clear(largest_, stream);
-  clear(sums_, stream);
-  auto* largest = static_cast<Bits<A>*>(largest_.mutable_data_ptr());
-  auto* sums = static_cast<Word*>(sums_.mutable_data_ptr());
+  const auto* cells = cell.const_data_ptr<int64_t>();
+  const A *offsets = offset.template const_data_ptr<A>(), *confidences = confidence.template const_data_ptr<A>();
   A* by_point = grad_points.template mutable_data_ptr<A>();
   launch_items(name, &point_gradient<A>, batch, count, stream, grad.template const_data_ptr<A>(), grid.template const_data_ptr<A>(),
-               cell.const_data_ptr<int64_t>(), offset.template const_data_ptr<A>(), confidence.template const_data_ptr<A>(),
-               by_point, height, width, count);
-  find_largest<A>(name, by_point, largest, batch, 2 * count, stream);
-  // In a grid of one row or column a vertex is several corners, and the margin lets weights exceed 1 a little.
-  const int32_t count_bits = bits_of_count(4 * count) + 1;
-  launch_items(name, &scatter<A>, batch, count, stream, by_point, cell.const_data_ptr<int64_t>(),
-               offset.template const_data_ptr<A>(), confidence.template const_data_ptr<A>(), largest, count_bits, sums,
-               grid.numel(), height, width, count);
-  const int64_t per_sample = 2 * height * width;
-  launch_items(name, &round_sums<A>, batch, per_sample, stream, sums, grid.numel(), per_sample, largest, count_bits, 1,
-               grad_grid.template mutable_data_ptr<A>(), per_sample);
+               cells, offsets, confidences, by_point, height, width, count);
+  // A point adds to a vertex once; the margin lets weights exceed 1 a little.
+  const int32_t count_bits = bits_of_count(count) + 1;
+  sum_exactly<A>(
+      name, by_point, 2 * count, count_bits, {batch, 1, 2 * height * width, 0}, grad_grid, stream, [&](const Sums<A>& sums) {
+        launch_items(name, &scatter<A>, batch, count, stream, by_point, cells, offsets, confidences, sums, height, width, count);
+      });
   return {grad_grid, grad_points};
 }
 

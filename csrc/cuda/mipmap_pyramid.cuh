@@ -70,24 +70,23 @@ __global__ void __launch_bounds__(block_threads)
 // The adjoint of `halve`: hands the sums of a level down to the next finer one.
 template <typename T>
 __global__ void __launch_bounds__(block_threads)
-    spread(Word* sums, int64_t word_stride, int64_t plane_stride, int64_t from_offset, int64_t to_offset,
-           const Bits<Compute<T>>* largest, int32_t count_bits, int32_t channels, Level<Compute<T>> finer, Level<Compute<T>> level,
-           uint32_t per_plane, int64_t first_plane, uint32_t threads) {
+    spread(Sums<Compute<T>> sums, int64_t plane_stride, int64_t from_offset, int64_t to_offset, int32_t channels,
+           Level<Compute<T>> finer, Level<Compute<T>> level, uint32_t per_plane, int64_t first_plane, uint32_t threads) {
   using A = Compute<T>;
   const uint32_t thread = blockIdx.x * block_threads + threadIdx.x;
   if (thread >= threads) return;
   const int64_t plane = first_plane + thread / per_plane;
   const uint32_t in_plane = thread % per_plane;
-  const SumScale<A> scale = sum_scale<A>(largest[plane / channels], count_bits);
-  const A total = exact_sum(sums + plane * plane_stride + from_offset + in_plane, word_stride, scale);
+  const SumScale<A> scale = sums.scale(plane / channels);
+  const A total = sums.total(plane * plane_stride + from_offset + in_plane, scale);
   if (total == 0 || !scale.finite) return;
   const int32_t row = in_plane / level.width, column = in_plane % level.width;
-  Word* target = sums + plane * plane_stride + to_offset;
+  const int64_t first = plane * plane_stride + to_offset;
   for (int k = 0; k < 4; ++k) {
     const int32_t y = reflect(reflect(2 * row - 1 + k, finer.full_height) - finer.top, finer.height);
     for (int l = 0; l < 4; ++l) {
       const int32_t x = reflect(reflect(2 * column - 1 + l, finer.full_width) - finer.left, finer.width);
-      add_exactly(target + int64_t(y) * finer.width + x, word_stride, tent<A>(k) * tent<A>(l) * total, scale);
+      sums.add(first + int64_t(y) * finer.width + x, tent<A>(k) * tent<A>(l) * total, scale);
     }
   }
 }

@@ -121,18 +121,17 @@ __global__ void __launch_bounds__(block_threads)
   grad_grid[2 * (sample + point) + 1] += by_y;
 }
 
-// sums: [words, N * C, H * W + texels]: level 0, then the small ones.
+// sums: [N * C, H * W + texels]: level 0, then the small ones.
 template <typename T>
 __global__ void __launch_bounds__(block_threads)
     scatter(const __grid_constant__ Problem<T> p, const __grid_constant__ Pyramid<Compute<T>> pyramid, const T* grad,
-            const Bits<Compute<T>>* largest, int32_t count_bits, Word* sums, int64_t word_stride, uint32_t per_sample,
-            int64_t first_sample, uint32_t threads) {
+            Sums<Compute<T>> sums, uint32_t per_sample, int64_t first_sample, uint32_t threads) {
   using A = Compute<T>;
   const uint32_t thread = blockIdx.x * block_threads + threadIdx.x;
   if (thread >= threads) return;
   const Share share = share_of(p, thread, per_sample, first_sample);
   const Place<A> place = place_of(p, share.sample, share.point);
-  const SumScale<A> scale = sum_scale<A>(largest[share.sample], count_bits);
+  const SumScale<A> scale = sums.scale(share.sample);
   if (!place.finite || !scale.finite) return;
   const int64_t points = int64_t(p.rows) * p.columns;
   const int64_t image = int64_t(pyramid.levels[0].height) * pyramid.levels[0].width, plane = image + pyramid.texels;
@@ -145,12 +144,11 @@ __global__ void __launch_bounds__(block_threads)
     const int64_t first = index == 0 ? 0 : image + level.offset;
     for (int32_t c = share.first; c < share.last; ++c) {
       const A g = part * load(grad[(share.sample * p.channels + c) * points + share.point]);
-      Word* target = sums + (share.sample * p.channels + c) * plane + first;
+      const int64_t target = (share.sample * p.channels + c) * plane + first;
       for (int r = 0; r < 3; ++r)
         for (int k = 0; k < 3; ++k) {
           const A weight = taps.y.weight[r] * taps.x.weight[k];
-          if (weight != 0)
-            add_exactly(target + int64_t(taps.y.index[r]) * level.width + taps.x.index[k], word_stride, weight * g, scale);
+          if (weight != 0) sums.add(target + int64_t(taps.y.index[r]) * level.width + taps.x.index[k], weight * g, scale);
         }
     }
   }
@@ -234,28 +232,18 @@ Tensor forward(const Tensor& x_, const Tensor& grid_, int64_t padding, double ma
 
 template <typename T>
 void image_gradient(const Plan<T>& plan, const Tensor& grad, const Tensor& grad_x, cudaStream_t stream) {
-  using A = Compute<T>;
   const char* name = "mipmap_warp_backward";
   const Problem<T>& p = plan.problem;
   const int64_t batch = grad_x.size(0), points = int64_t(p.rows) * p.columns;
-  const int64_t plane_stride = plan.texels(0) + plan.pyramid.texels, word_stride = plan.planes * plane_stride;
-  const Tensor largest_ = empty_on(grad, {batch}, std::is_same_v<A, double> ? ScalarType::Long : ScalarType::Int);
-  const Tensor sums_ = empty_on(grad, {sum_words<A> * word_stride}, ScalarType::Long);
-  clear(largest_, stream);
-  clear(sums_, stream);
-  auto* largest = static_cast<Bits<A>*>(largest_.mutable_data_ptr());
-  auto* sums = static_cast<Word*>(sums_.mutable_data_ptr());
+  const SumShape shape{batch, p.channels, plan.texels(0), plan.pyramid.texels};
   const T* g = grad.const_data_ptr<T>();
-  const int32_t count_bits = bits_of_count(points);
-  find_largest<T>(name, g, largest, batch, p.channels * points, stream);
-  launch_items(name, &scatter<T>, batch, plan.per_sample, stream, p, plan.pyramid, g, largest, count_bits, sums, word_stride,
-               plan.per_sample);
   const auto offset = [&](int l) { return l ? plan.texels(0) + plan.pyramid.levels[l].offset : 0; };
-  for (int l = plan.pyramid.count - 1; l > 0; --l)
-    launch_items(name, &spread<T>, plan.planes, plan.texels(l), stream, sums, word_stride, plane_stride, offset(l), offset(l - 1),
-                 largest, count_bits, p.channels, plan.pyramid.levels[l - 1], plan.pyramid.levels[l], plan.texels(l));
-  launch_items(name, &round_sums<T>, plan.planes, plan.texels(0), stream, sums, word_stride, plane_stride, largest, count_bits,
-               p.channels, grad_x.mutable_data_ptr<T>(), plan.texels(0));
+  sum_exactly<T>(name, g, p.channels * points, bits_of_count(points), shape, grad_x, stream, [&](const Sums<Compute<T>>& sums) {
+    launch_items(name, &scatter<T>, batch, plan.per_sample, stream, p, plan.pyramid, g, sums, plan.per_sample);
+    for (int l = plan.pyramid.count - 1; l > 0; --l)
+      launch_items(name, &spread<T>, plan.planes, plan.texels(l), stream, sums, shape.plane_stride(), offset(l), offset(l - 1),
+                   p.channels, plan.pyramid.levels[l - 1], plan.pyramid.levels[l], plan.texels(l));
+  });
 }
 
 std::tuple<Tensor, Tensor> backward(const Tensor& grad_, const Tensor& x_, const Tensor& grid_, int64_t padding, double max_levels,

@@ -2,6 +2,7 @@
 // The vertex of a grid nearest to a point. Maths: gangealing_fast/ops/nearest_grid_point.py.
 //
 // A block looks through the vertices of one sample for a few points at a time, so that a vertex is read once for all of them.
+#include "../nearest_grid_point.h"
 #include "../sampling.h"
 #include "block.cuh"
 

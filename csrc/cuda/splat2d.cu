@@ -4,12 +4,17 @@
 // Forward: a block handles a tile of pixels, a thread one of them. The block looks through the points in their order, a block
 // full at a time, keeps those that reach the tile, and every pixel adds what they paint. Backward: a warp handles one point and
 // goes over the pixels it reaches. Nothing is scattered: results are bit-identical between runs.
-#include "../sampling.h"
+#include "../splat2d.h"
 #include "block.cuh"
 
 #include <tuple>
 
 namespace ggf::cuda::splat2d {
+
+using ggf::splat2d::divisor;
+using ggf::splat2d::paints;
+using ggf::splat2d::Window;
+using ggf::splat2d::window;
 
 inline constexpr int tile = 16;  // pixels along either axis of a block's tile
 inline constexpr int chunk = 4;  // channels that a thread keeps in registers
@@ -26,42 +31,25 @@ struct Problem {
   bool soft;
 };
 
-// What a point reaches: pixels [left, right] x [top, bottom], none where right < left.
+// What a point reaches; no pixels if it paints none.
 template <typename A>
 struct Reach {
-  A x, y, sigma;
-  int32_t left, right, top, bottom;
+  A x = 0, y = 0, sigma = 1;
+  Window columns{0, 0}, rows{0, 0};
 };
-
-template <typename A>
-GGF_INLINE int32_t first_pixel(A center, A sigma) {
-  const A at = std::floor(center - 2 * sigma);
-  return at > 0 ? static_cast<int32_t>(at) : 0;
-}
-
-template <typename A>
-GGF_INLINE int32_t last_pixel(A center, A sigma, int32_t size) {
-  const A at = std::ceil(center + 2 * sigma);
-  return at < static_cast<A>(size - 1) ? static_cast<int32_t>(at) : size - 1;
-}
 
 template <typename A>
 GGF_INLINE Reach<A> reach_of(const Problem<A>& p, int64_t point) {
   const A x = p.xy[2 * point], y = p.xy[2 * point + 1], sigma = p.sigma[point];
-  const bool paints = x >= 0 && x < static_cast<A>(p.width) && y >= 0 && y < static_cast<A>(p.height) && sigma > 0;
-  if (!paints) return {0, 0, 1, 0, -1, 0, -1};
-  return {x, y, sigma, first_pixel(x, sigma), last_pixel(x, sigma, p.width), first_pixel(y, sigma), last_pixel(y, sigma, p.height)};
+  const A width = static_cast<A>(p.width), height = static_cast<A>(p.height);
+  if (!paints(x, y, sigma, width, height)) return {};
+  return {x, y, sigma, window(x, sigma, width), window(y, sigma, height)};
 }
 
 template <typename A>
 GGF_INLINE A weight_at(A dx, A dy, A sigma) {
   const A across = dx / sigma, along = dy / sigma;
   return std::exp(-(along * along + across * across) / 2);
-}
-
-template <typename A>
-GGF_INLINE A divisor(A total, bool soft) {
-  return (soft && total < 1 ? A(1) : total) + A(1e-8);
 }
 
 // blockIdx.x: tiles of one sample, blockIdx.y: chunks of channels, blockIdx.z: samples
@@ -87,10 +75,10 @@ __global__ void __launch_bounds__(block_threads, 2)  // without the 2 the compil
       if (inside && c < channels) sums[c] = background[image + c * p.channel_stride];
     for (int64_t start = 0; start < p.points; start += block_threads) {
       const int64_t mine = start + threadIdx.x;
-      Reach<A> reach{0, 0, 1, 0, -1, 0, -1};
+      Reach<A> reach;
       if (mine < p.points) reach = reach_of(p, n * p.points + mine);
-      const bool meets = reach.left <= reach.right && reach.left < left + tile && reach.right >= left && reach.top < top + tile &&
-                         reach.bottom >= top;
+      const bool meets =
+          reach.columns.begin < left + tile && reach.columns.end > left && reach.rows.begin < top + tile && reach.rows.end > top;
       const unsigned voters = __ballot_sync(0xffffffffu, meets);
       __syncthreads();  // the lists may still be read
       if (lane == 0) warp_counts[warp] = __popc(voters);
@@ -109,9 +97,9 @@ __global__ void __launch_bounds__(block_threads, 2)  // without the 2 the compil
       __syncthreads();
       for (int32_t i = 0; i < count && inside; ++i) {
         const A center_x = centers[0][i], center_y = centers[1][i], sigma = centers[2][i];
-        if (x < first_pixel(center_x, sigma) || x > last_pixel(center_x, sigma, p.width) || y < first_pixel(center_y, sigma) ||
-            y > last_pixel(center_y, sigma, p.height))
-          continue;
+        const Window columns = window(center_x, sigma, static_cast<A>(p.width));
+        const Window rows = window(center_y, sigma, static_cast<A>(p.height));
+        if (x < columns.begin || x >= columns.end || y < rows.begin || y >= rows.end) continue;
         const A weight = weight_at(x - center_x, y - center_y, sigma);
         const A* values = p.values + (n * p.points + start + indices[i]) * p.channels + first;
         weights += weight;
@@ -158,9 +146,9 @@ __global__ void __launch_bounds__(block_threads)
   const int64_t n = first_sample + thread / per_sample, point = n * p.points + thread % per_sample / 32;
   const int32_t lane = threadIdx.x % 32;
   const Reach<A> reach = reach_of(p, point);
-  const int32_t across = reach.right - reach.left + 1;
+  const int32_t across = reach.columns.end - reach.columns.begin;
   const int64_t pixels = static_cast<int64_t>(p.height) * p.width;
-  const int64_t reached = static_cast<int64_t>(across) * (reach.bottom - reach.top + 1);
+  const int64_t reached = static_cast<int64_t>(across) * (reach.rows.end - reach.rows.begin);
   A by_x = 0, by_y = 0, by_sigma = 0;
   for (int32_t first = 0; first < p.channels || first == 0; first += chunk) {
     const int32_t channels = p.channels - first < chunk ? p.channels - first : chunk;
@@ -169,7 +157,8 @@ __global__ void __launch_bounds__(block_threads)
     for (int c = 0; c < chunk; ++c)
       if (c < channels) value[c] = p.values[point * p.channels + first + c];
     for (int64_t i = lane; i < reached; i += 32) {
-      const int32_t x = reach.left + static_cast<int32_t>(i % across), y = reach.top + static_cast<int32_t>(i / across);
+      const int32_t x = reach.columns.begin + static_cast<int32_t>(i % across);
+      const int32_t y = reach.rows.begin + static_cast<int32_t>(i / across);
       const int64_t pixel = static_cast<int64_t>(y) * p.width + x;
       const A dx = x - reach.x, dy = y - reach.y, weight = weight_at(dx, dy, reach.sigma);
       A by_weight = first == 0 ? by_total[n * pixels + pixel] : A(0);
