@@ -22,16 +22,45 @@ struct Padding {
   int64_t before, after;
 };
 
-// Everything but the gradient, as the operator gets it.
-struct Problem {
-  Tensor x, weight, style;  // x channels-last; style, like the parameters below, contiguous in the type computed in
+// What the operator and its backward both get.
+struct Arguments {
+  Tensor x, weight, style;
   OptionalTensor demodulation;
   Tensor f;
   OptionalTensor bias, noise, strength;
   bool up, down;
   double slope, gain;
   std::string algorithm;
+};
+
+OptionalTensor compact(const OptionalTensor& t) { return t ? OptionalTensor(torch::stable::contiguous(*t)) : std::nullopt; }
+
+// The arguments with x channels-last, style and the parameters after it contiguous in the type computed in, and their sizes.
+struct Problem : Arguments {
   int64_t batch, in, out, k, height, width, out_height, out_width;
+
+  explicit Problem(Arguments arguments) : Arguments(std::move(arguments)) {
+    STD_TORCH_CHECK(x.dim() == 4 && weight.dim() == 4 && weight.size(1) == x.size(1) && weight.size(2) == weight.size(3) &&
+                        style.numel() == x.size(0) * x.size(1) && f.dim() == 2 && !(up && down),
+                    "modulated_conv2d: x must be [N, Cin, H, W], weight [Cout, Cin, k, k], style [N, Cin]");
+    x = in_layout(x, true);
+    style = torch::stable::contiguous(style);
+    for (OptionalTensor* parameter : {&demodulation, &bias, &noise, &strength}) *parameter = compact(*parameter);
+    batch = x.size(0);
+    in = x.size(1);
+    height = x.size(2);
+    width = x.size(3);
+    out = weight.size(0);
+    k = weight.size(2);
+    const int64_t even = 1 - k % 2;
+    out_height = up ? 2 * height : down ? height / 2 : height + even;
+    out_width = up ? 2 * width : down ? width / 2 : width + even;
+    const int64_t positions = out_height * out_width;
+    STD_TORCH_CHECK((!demodulation || demodulation->numel() == batch * out) && (!bias || bias->numel() == out) &&
+                        (!noise || (strength && strength->numel() == 1 &&
+                                    (noise->numel() == positions || noise->numel() == batch * positions))),
+                    "modulated_conv2d: demodulation, bias or noise does not fit x");
+  }
 
   Shape shape_in() const { return {batch, height * width, in}; }
   Shape shape_out() const { return {batch, out_height * out_width, out}; }
@@ -52,46 +81,6 @@ struct Problem {
   }
   bool to_few() const { return k == 1 && !up && !down && out <= modulation::few && algorithm != "library"; }
 };
-
-OptionalTensor compact(const OptionalTensor& t) { return t ? OptionalTensor(torch::stable::contiguous(*t)) : std::nullopt; }
-
-Problem problem(const Tensor& x, const Tensor& weight, const Tensor& style, const OptionalTensor& demodulation, const Tensor& f,
-                const OptionalTensor& bias, const OptionalTensor& noise, const OptionalTensor& strength, bool up, bool down,
-                double slope, double gain, std::string algorithm) {
-  STD_TORCH_CHECK(x.dim() == 4 && weight.dim() == 4 && weight.size(1) == x.size(1) && weight.size(2) == weight.size(3) &&
-                      style.numel() == x.size(0) * x.size(1) && f.dim() == 2 && !(up && down),
-                  "modulated_conv2d: x must be [N, Cin, H, W], weight [Cout, Cin, k, k], style [N, Cin]");
-  Problem p{in_layout(x, true),
-            weight,
-            torch::stable::contiguous(style),
-            compact(demodulation),
-            f,
-            compact(bias),
-            compact(noise),
-            compact(strength),
-            up,
-            down,
-            slope,
-            gain,
-            std::move(algorithm),
-            x.size(0),
-            x.size(1),
-            weight.size(0),
-            weight.size(2),
-            x.size(2),
-            x.size(3),
-            0,
-            0};
-  const int64_t even = 1 - p.k % 2;
-  p.out_height = up ? 2 * p.height : down ? p.height / 2 : p.height + even;
-  p.out_width = up ? 2 * p.width : down ? p.width / 2 : p.width + even;
-  const int64_t positions = p.out_height * p.out_width;
-  STD_TORCH_CHECK((!p.demodulation || p.demodulation->numel() == p.batch * p.out) && (!p.bias || p.bias->numel() == p.out) &&
-                      (!p.noise || (p.strength && p.strength->numel() == 1 &&
-                                    (p.noise->numel() == positions || p.noise->numel() == p.batch * positions))),
-                  "modulated_conv2d: demodulation, bias or noise does not fit x");
-  return p;
-}
 
 template <typename A>
 const A* data(const OptionalTensor& t) {
@@ -168,8 +157,8 @@ Tensor convolve(const Problem& p, const Tensor& x, const Tensor& weight) {
 }
 
 // Gradients of the scaled activations and of the weight from that of the convolution.
-std::tuple<Tensor, Tensor> convolve_backward(const Problem& p, const Tensor& grad, const Tensor& x, const Tensor& weight,
-                                             bool need_x, bool need_weight) {
+std::tuple<Tensor, Tensor> differentiate_convolution(const Problem& p, const Tensor& grad, const Tensor& x, const Tensor& weight,
+                                                     bool need_x, bool need_weight) {
   const auto [before, after] = p.blur();
   const int64_t last = p.taps() - 1;
   if (p.up) {
@@ -228,23 +217,32 @@ Tensor convolve_to_few(const Problem& p) {
   return y;
 }
 
+// What the backward gets beside Arguments: the gradient of the operator's output, that output if anything needs it, and which
+// gradients are wanted.
+struct Request {
+  Tensor grad;
+  OptionalTensor y;
+  bool x, weight, style, demodulation, activation;
+};
+
+// Empty where none was wanted. x is channels-last, and found with style too; weight is in whatever type and layout it came in.
 struct Gradients {
-  Tensor x, weight, style;
+  Tensor x, weight, style, demodulation, bias, noise, strength;
 };
 
 template <typename T>
-void backward_to_few(const Problem& p, const Tensor& grad, bool need_x, bool need_weight, bool need_style, Gradients& found) {
+void backward_to_few(const Problem& p, const Request& wanted, const Tensor& grad, Gradients& found) {
   using A = Compute<T>;
   const Tensor weight = torch::stable::contiguous(torch::stable::to(p.weight, compute_scalar_type<T>));
   const std::vector<A> weights = weights_per_sample<A>(p, weight);
   const Shape shape = p.shape_in();
-  const bool need_products = need_weight || need_style;
-  if (need_x) found.x = empty(sizes_of(p.x), p.x.scalar_type(), true);
+  const bool need_products = wanted.weight || wanted.style;
+  if (wanted.x) found.x = empty(sizes_of(p.x), p.x.scalar_type(), true);
   std::vector<A> partial(need_products ? shape.batch * shape.pieces() * p.out * p.in : 0);
   for_few<T>(p.out, [&]<int outs>() {
     parallel_for(0, shape.batch * shape.pieces(), grain(modulation::piece * p.in), [&](int64_t begin, int64_t end) {
       modulation::from_few_pieces<T, outs>(shape, grad.const_data_ptr<T>(), p.x.const_data_ptr<T>(), weights.data(),
-                                           need_x ? found.x.mutable_data_ptr<T>() : nullptr,
+                                           wanted.x ? found.x.mutable_data_ptr<T>() : nullptr,
                                            need_products ? partial.data() : nullptr, begin, end);
     });
   });
@@ -260,14 +258,147 @@ void backward_to_few(const Problem& p, const Tensor& grad, bool need_x, bool nee
         of_weight[o * p.in + c] += product * style[n * p.in + c];
         of_style[n * p.in + c] += product * w[o * p.in + c];
       }
-  if (need_style) {
-    found.style = empty(sizes_of(p.style), p.style.scalar_type());
+  if (wanted.style) {
+    found.style = empty(sizes_of(p.style), compute_scalar_type<T>);
     std::copy(of_style.begin(), of_style.end(), found.style.mutable_data_ptr<A>());
   }
-  if (need_weight) {
+  if (wanted.weight) {
     found.weight = empty(sizes_of(p.weight), p.style.scalar_type());
     std::copy(of_weight.begin(), of_weight.end(), found.weight.mutable_data_ptr<A>());
   }
+}
+
+// ---- the way back through noise, bias and activation
+
+// The gradient of d [N, out] from sums over pieces of the gradient of (convolution * d) times that.
+template <typename A>
+Tensor demodulation_gradient(const Problem& p, const std::vector<A>& dots) {
+  const Tensor result = empty(sizes_of(*p.demodulation), compute_scalar_type<A>);
+  A* d = result.mutable_data_ptr<A>();
+  modulation::add_pieces(p.shape_out(), dots, p.out, d);
+  const A* demodulation = data<A>(p.demodulation);
+  for (int64_t i = 0; i < p.batch * p.out; ++i) d[i] /= demodulation[i];
+  return result;
+}
+
+// The gradient of the bias [out] from sums over pieces.
+template <typename A>
+Tensor bias_gradient(const Problem& p, const std::vector<A>& sums) {
+  std::vector<A> each(p.batch * p.out);
+  modulation::add_pieces(p.shape_out(), sums, p.out, each.data());
+  const Tensor result = empty({p.out}, compute_scalar_type<A>);
+  A* total = result.mutable_data_ptr<A>();
+  std::fill_n(total, p.out, A(0));
+  for (int64_t i = 0; i < p.batch * p.out; ++i) total[i % p.out] += each[i];
+  return result;
+}
+
+// The gradients of noise and strength from the sums over channels, `plane` [N, positions].
+template <typename A>
+void noise_gradients(const Problem& p, const modulation::Activation<A>& a, const std::vector<A>& plane, Gradients& found) {
+  const int64_t positions = p.shape_out().positions;
+  found.noise = empty(sizes_of(*p.noise), compute_scalar_type<A>);
+  found.strength = empty(sizes_of(*p.strength), compute_scalar_type<A>);
+  A *target = found.noise.mutable_data_ptr<A>(), total = 0;
+  std::fill_n(target, p.noise->numel(), A(0));
+  for (int64_t i = 0; i < p.batch * positions; ++i) {
+    const int64_t at = a.noise_stride ? i : i % positions;
+    target[at] += plane[i] * a.strength;
+    total += plane[i] * a.noise[at];
+  }
+  *found.strength.mutable_data_ptr<A>() = total;
+}
+
+// The gradient of the convolution's result, demodulation included, from that of the operator's (channels-last); those of the
+// parameters in between go to `found`.
+template <typename T>
+Tensor differentiate_activation(const Problem& p, const Request& wanted, const modulation::Activation<Compute<T>>& a,
+                                const Tensor& grad, Gradients& found) {
+  using A = Compute<T>;
+  const Shape out = p.shape_out();
+  const bool with_noise = wanted.activation && p.noise;
+  const OptionalTensor y = p.bias || wanted.demodulation ? OptionalTensor(in_layout(*wanted.y, true)) : std::nullopt;
+  const Tensor before = empty(sizes_of(grad), grad.scalar_type(), true);
+  std::vector<A> dots(wanted.demodulation ? out.batch * out.pieces() * p.out : 0);
+  std::vector<A> sums(wanted.activation ? out.batch * out.pieces() * p.out : 0);
+  std::vector<A> plane(with_noise ? out.batch * out.positions : 0);
+  const modulation::Backward<T> b{grad.const_data_ptr<T>(),
+                                  data<T>(y),
+                                  before.mutable_data_ptr<T>(),
+                                  dots.empty() ? nullptr : dots.data(),
+                                  sums.empty() ? nullptr : sums.data(),
+                                  plane.empty() ? nullptr : plane.data()};
+  parallel_for(0, out.batch * out.pieces(), grain(modulation::piece * p.out),
+               [&](int64_t begin, int64_t end) { modulation::backward_pieces<T>(out, a, b, begin, end); });
+  if (wanted.demodulation) found.demodulation = demodulation_gradient<A>(p, dots);
+  if (wanted.activation) found.bias = bias_gradient<A>(p, sums);
+  if (with_noise) noise_gradients<A>(p, a, plane, found);
+  return before;
+}
+
+// ---- the way back through the convolution
+
+// x and style by Winograd's algorithm, which takes `demodulation` along; null if grad has it already.
+void winograd_backward(const Problem& p, const Request& wanted, const float* demodulation, const Tensor& grad, Gradients& found) {
+  found.x = empty(sizes_of(p.x), p.x.scalar_type(), true);
+  winograd::Convolution c{grad.const_data_ptr<float>(),
+                          p.batch,
+                          p.height,
+                          p.width,
+                          winograd::transform(p.weight, true),
+                          found.x.mutable_data_ptr<float>(),
+                          demodulation,
+                          p.style.const_data_ptr<float>()};
+  c.other = wanted.style ? p.x.const_data_ptr<float>() : nullptr;
+  c.dots = wanted.style ? found.style.mutable_data_ptr<float>() : nullptr;
+  winograd::convolve(c);
+}
+
+// The weight's gradient, and with `need_x` those of x and style, by torch's convolution. grad: with demodulation in it.
+template <typename T>
+void library_backward(const Problem& p, const Request& wanted, const Tensor& grad, bool need_x, Gradients& found) {
+  const auto [grad_x, grad_weight] = differentiate_convolution(
+      p, grad, wanted.weight ? scaled<T>(p) : p.x, torch::stable::to(p.weight, p.x.scalar_type()), need_x, wanted.weight);
+  if (wanted.weight) found.weight = grad_weight;
+  if (!need_x) return;
+  found.x = in_layout(grad_x, true);
+  T* target = found.x.mutable_data_ptr<T>();
+  const Compute<T>* style = p.style.const_data_ptr<Compute<T>>();
+  if (wanted.style)
+    modulation::scale_dot<T>(p.shape_in(), target, style, p.x.const_data_ptr<T>(), found.style.mutable_data_ptr<Compute<T>>());
+  else
+    modulation::scale<T>(p.shape_in(), target, style, target);
+}
+
+template <typename T>
+void backward_as(const Problem& p, const Request& wanted, Gradients& found) {
+  const modulation::Activation<Compute<T>> a = activation_of<Compute<T>>(p);
+  const bool winograd = p.winograd(), need_input = wanted.x || wanted.style;
+  Tensor grad = in_layout(wanted.grad, true);
+  bool demodulated = !p.demodulation;  // whether grad has d in it already
+  if (p.bias || wanted.demodulation || (p.demodulation && !winograd)) {
+    grad = differentiate_activation<T>(p, wanted, a, grad, found);
+    demodulated = true;
+  }
+  if (p.batch == 0 || p.out == 0) {
+    if (wanted.x) found.x = empty(sizes_of(p.x), p.x.scalar_type(), true);
+    if (wanted.weight) found.weight = torch::stable::new_zeros(p.weight, sizes_of(p.weight));
+    if (wanted.style) found.style = torch::stable::new_zeros(p.style, sizes_of(p.style));
+    return;
+  }
+  if (p.to_few()) return backward_to_few<T>(p, wanted, grad, found);
+  if (wanted.style) found.style = empty(sizes_of(p.style), compute_scalar_type<T>);
+  if constexpr (std::is_same_v<T, float>) {
+    if (winograd && need_input) winograd_backward(p, wanted, demodulated ? nullptr : a.demodulation, grad, found);
+  }
+  const bool convolve_x = !winograd && need_input;
+  if (!wanted.weight && !convolve_x) return;
+  if (!demodulated) {
+    const Tensor before = empty(sizes_of(grad), grad.scalar_type(), true);
+    modulation::scale<T>(p.shape_out(), grad.const_data_ptr<T>(), a.demodulation, before.mutable_data_ptr<T>());
+    grad = before;
+  }
+  library_backward<T>(p, wanted, grad, convolve_x, found);
 }
 
 // ---- the operator
@@ -275,7 +406,7 @@ void backward_to_few(const Problem& p, const Tensor& grad, bool need_x, bool nee
 Tensor forward(const Tensor& x, const Tensor& weight, const Tensor& style, const OptionalTensor& demodulation, const Tensor& f,
                const OptionalTensor& bias, const OptionalTensor& noise, const OptionalTensor& strength, bool up, bool down,
                double slope, double gain, std::string algorithm) {
-  const Problem p = problem(x, weight, style, demodulation, f, bias, noise, strength, up, down, slope, gain, algorithm);
+  const Problem p({x, weight, style, demodulation, f, bias, noise, strength, up, down, slope, gain, std::move(algorithm)});
   const std::vector<int64_t> size{p.batch, p.out, p.out_height, p.out_width};
   const bool channels_last = is_channels_last(x);
   if (p.batch == 0 || p.out == 0) return empty(size, x.scalar_type(), channels_last);
@@ -299,122 +430,28 @@ Tensor forward(const Tensor& x, const Tensor& weight, const Tensor& style, const
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> backward(
-    const Tensor& grad_, const Tensor& x, const Tensor& weight, const Tensor& style, const OptionalTensor& demodulation,
+    const Tensor& grad, const Tensor& x, const Tensor& weight, const Tensor& style, const OptionalTensor& demodulation,
     const Tensor& f, const OptionalTensor& bias, const OptionalTensor& noise, const OptionalTensor& strength,
-    const OptionalTensor& y_, bool up, bool down, double slope, double gain, std::string algorithm, bool need_x, bool need_weight,
+    const OptionalTensor& y, bool up, bool down, double slope, double gain, std::string algorithm, bool need_x, bool need_weight,
     bool need_style, bool need_demodulation, bool need_activation) {
-  const Problem p = problem(x, weight, style, demodulation, f, bias, noise, strength, up, down, slope, gain, algorithm);
-  // Outputs must not share memory.
-  const auto none = [&] { return empty({0}, x.scalar_type()); };
-  need_demodulation = need_demodulation && p.demodulation;
-  need_activation = need_activation && p.bias;
-  STD_TORCH_CHECK(y_ || (!p.bias && !need_demodulation), "modulated_conv2d_backward: the operator's output is needed");
-  STD_TORCH_CHECK(grad_.dim() == 4 && grad_.size(0) == p.batch && grad_.size(1) == p.out && grad_.size(2) == p.out_height &&
-                      grad_.size(3) == p.out_width && grad_.scalar_type() == x.scalar_type() &&
-                      (!y_ || (sizes_of(*y_) == sizes_of(grad_) && y_->scalar_type() == x.scalar_type())),
+  const Problem p({x, weight, style, demodulation, f, bias, noise, strength, up, down, slope, gain, std::move(algorithm)});
+  const Request wanted{grad, y, need_x, need_weight, need_style, need_demodulation && demodulation, need_activation && bias};
+  const ScalarType type = x.scalar_type();
+  STD_TORCH_CHECK(y || (!bias && !wanted.demodulation), "modulated_conv2d_backward: the operator's output is needed");
+  STD_TORCH_CHECK(sizes_of(grad) == std::vector<int64_t>({p.batch, p.out, p.out_height, p.out_width}) &&
+                      grad.scalar_type() == type && (!y || (sizes_of(*y) == sizes_of(grad) && y->scalar_type() == type)),
                   "modulated_conv2d_backward: grad does not fit the operator's output");
-  Gradients found{none(), none(), none()};
-  Tensor grad_demodulation = none(), grad_bias = none(), grad_noise = none(), grad_strength = none();
-  dispatch_floating(x.scalar_type(), "modulated_conv2d_backward", [&]<typename T>() {
-    using A = Compute<T>;
-    const ScalarType compute = compute_scalar_type<T>;
-    const modulation::Activation<A> a = activation_of<A>(p);
-    const Shape in = p.shape_in(), out = p.shape_out();
-    Tensor grad = in_layout(grad_, true);
-    bool winograd = p.winograd(), demodulated = !p.demodulation;  // whether grad has d in it already
-    if (p.bias || need_demodulation || (p.demodulation && !winograd)) {
-      const OptionalTensor y = y_ ? OptionalTensor(in_layout(*y_, true)) : std::nullopt;
-      const Tensor before = empty(sizes_of(grad_), grad.scalar_type(), true);
-      std::vector<A> dots(need_demodulation ? out.batch * out.pieces() * p.out : 0);
-      std::vector<A> sums(need_activation ? out.batch * out.pieces() * p.out : 0);
-      std::vector<A> plane(need_activation && p.noise ? out.batch * out.positions : 0);
-      const modulation::Backward<T> b{grad.const_data_ptr<T>(),
-                                      y && (p.bias || need_demodulation) ? data<T>(y) : nullptr,
-                                      before.mutable_data_ptr<T>(),
-                                      dots.empty() ? nullptr : dots.data(),
-                                      sums.empty() ? nullptr : sums.data(),
-                                      plane.empty() ? nullptr : plane.data()};
-      parallel_for(0, out.batch * out.pieces(), grain(modulation::piece * p.out),
-                   [&](int64_t begin, int64_t end) { modulation::backward_pieces<T>(out, a, b, begin, end); });
-      if (need_demodulation) {
-        grad_demodulation = empty(sizes_of(*p.demodulation), compute);
-        A* d = grad_demodulation.mutable_data_ptr<A>();
-        modulation::add_pieces(out, dots, p.out, d);
-        for (int64_t i = 0; i < p.batch * p.out; ++i) d[i] /= a.demodulation[i];
-      }
-      if (need_activation) {
-        std::vector<A> each(p.batch * p.out);
-        modulation::add_pieces(out, sums, p.out, each.data());
-        grad_bias = empty({p.out}, compute);
-        A* total = grad_bias.mutable_data_ptr<A>();
-        std::fill_n(total, p.out, A(0));
-        for (int64_t i = 0; i < p.batch * p.out; ++i) total[i % p.out] += each[i];
-      }
-      if (need_activation && p.noise) {
-        grad_noise = empty(sizes_of(*p.noise), compute);
-        grad_strength = empty(sizes_of(*p.strength), compute);
-        A *target = grad_noise.mutable_data_ptr<A>(), total = 0;
-        std::fill_n(target, p.noise->numel(), A(0));
-        for (int64_t i = 0; i < out.batch * out.positions; ++i) {
-          const int64_t at = a.noise_stride ? i : i % out.positions;
-          target[at] += plane[i] * a.strength;
-          total += plane[i] * a.noise[at];
-        }
-        *grad_strength.mutable_data_ptr<A>() = total;
-      }
-      grad = before;
-      demodulated = true;
-    }
-    if (p.batch == 0 || p.out == 0) {
-      if (need_x) found.x = empty(sizes_of(x), x.scalar_type(), true);
-      if (need_weight) found.weight = torch::stable::new_zeros(p.weight, sizes_of(p.weight));
-      if (need_style) found.style = torch::stable::new_zeros(p.style, sizes_of(p.style));
-      return;
-    }
-    if (p.to_few()) return backward_to_few<T>(p, grad, need_x, need_weight, need_style, found);
-    if (need_style) found.style = empty(sizes_of(p.style), compute);
-    A* dots = need_style ? found.style.mutable_data_ptr<A>() : nullptr;
-    if constexpr (std::is_same_v<T, float>) {
-      if (winograd && (need_x || need_style)) {
-        found.x = empty(sizes_of(x), x.scalar_type(), true);
-        winograd::Convolution c{grad.const_data_ptr<float>(),
-                                p.batch,
-                                p.height,
-                                p.width,
-                                winograd::transform(p.weight, true),
-                                found.x.mutable_data_ptr<float>(),
-                                demodulated ? nullptr : a.demodulation,
-                                p.style.const_data_ptr<float>()};
-        c.other = need_style ? p.x.const_data_ptr<float>() : nullptr;
-        c.dots = dots;
-        winograd::convolve(c);
-      }
-    }
-    const bool convolve_x = !winograd && (need_x || need_style);
-    if (need_weight || convolve_x) {
-      if (!demodulated) {
-        const Tensor before = empty(sizes_of(grad_), grad.scalar_type(), true);
-        modulation::scale<T>(out, grad.const_data_ptr<T>(), a.demodulation, before.mutable_data_ptr<T>());
-        grad = before;
-      }
-      const auto [grad_x, grad_weight] = convolve_backward(p, grad, need_weight ? scaled<T>(p) : p.x,
-                                                           torch::stable::to(p.weight, x.scalar_type()), convolve_x, need_weight);
-      if (need_weight) found.weight = grad_weight;
-      if (convolve_x) {
-        found.x = in_layout(grad_x, true);
-        T* target = found.x.mutable_data_ptr<T>();
-        const A* style_data = p.style.const_data_ptr<A>();
-        if (need_style)
-          modulation::scale_dot<T>(in, target, style_data, p.x.const_data_ptr<T>(), dots);
-        else
-          modulation::scale<T>(in, target, style_data, target);
-      }
-    }
-  });
-  const Tensor grad_x = need_x ? in_layout(found.x, is_channels_last(x)) : none();
-  const Tensor grad_weight =
-      need_weight ? torch::stable::contiguous(torch::stable::to(found.weight, weight.scalar_type())) : none();
-  return {grad_x, grad_weight, found.style, grad_demodulation, grad_bias, grad_noise, grad_strength};
+  // Outputs must not share memory.
+  const auto none = [&] { return empty({0}, type); };
+  Gradients found{none(), none(), none(), none(), none(), none(), none()};
+  dispatch_floating(type, "modulated_conv2d_backward", [&]<typename T>() { backward_as<T>(p, wanted, found); });
+  return {need_x ? in_layout(found.x, is_channels_last(x)) : none(),
+          need_weight ? torch::stable::contiguous(torch::stable::to(found.weight, weight.scalar_type())) : none(),
+          found.style,
+          found.demodulation,
+          found.bias,
+          found.noise,
+          found.strength};
 }
 
 }  // namespace
