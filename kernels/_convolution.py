@@ -21,39 +21,81 @@ from gangealing_fast.kernels._launch import ENLARGED, INTERPRETED, cdiv, contigu
 
 
 @triton.jit
+def _pixels(tile, parity_y, parity_x, out_height, out_width, PARITIES: tl.constexpr, BLOCK_M: tl.constexpr):
+    """Row and column of the pixels of a tile, counted among those of their parity, and which of them exist."""
+    columns = tl.maximum(tl.cdiv(out_width - parity_x, PARITIES), 1)
+    rows = tl.cdiv(out_height - parity_y, PARITIES)
+    m = tile * BLOCK_M + tl.arange(0, BLOCK_M)
+    row = m // columns
+    column = m % columns
+    return row, column, (m < rows * columns) & (column * PARITIES + parity_x < out_width)
+
+
+@triton.jit
+def _taps(position, parity, PADDING: tl.constexpr, KERNEL: tl.constexpr, STRIDE: tl.constexpr, TRANSPOSED: tl.constexpr):
+    """Along one axis the first tap that `parity` meets, how many it meets, and the input position under the first.
+
+    The taps are first, first + STRIDE, ... if TRANSPOSED, the position one less with every tap; else all, the position one more.
+    """
+    if TRANSPOSED:
+        first = (parity + PADDING) % STRIDE
+        taps = (KERNEL - first + STRIDE - 1) // STRIDE
+        base = position + (parity + PADDING - first) // STRIDE
+    else:
+        first = 0
+        taps = KERNEL
+        base = position * STRIDE - PADDING
+    return first, taps, base
+
+
+@triton.jit
+def _load_input(x, in_scale, sample, n, i, in_channels, height, width, in_y, in_x, valid):
+    """The input [pixels, channels i], scaled, zeros outside."""
+    inside = valid & (in_y >= 0) & (in_y < height) & (in_x >= 0) & (in_x < width)
+    source = sample + (in_y * width + in_x)[:, None] * in_channels + i[None, :]
+    a = tl.load(source, mask=inside[:, None] & (i < in_channels)[None, :], other=0.0)
+    if in_scale is not None:
+        scale = tl.load(in_scale + n * in_channels + i, mask=i < in_channels, other=0.0)
+        a = (a.to(tl.float32) * scale[None, :]).to(x.dtype.element_ty)
+    return a
+
+
+@triton.jit
+def _activated(
+    total, out_scale, bias, noise, strength, n, o, pixel, valid_m, out_channels, pixels,
+    SHARED_NOISE: tl.constexpr, SLOPE: tl.constexpr, GAIN: tl.constexpr,
+):  # fmt: skip
+    """out_scale, noise and activation, those of them that are not None, applied to the convolution [pixels, channels]."""
+    valid_o = o < out_channels
+    if out_scale is not None:
+        total *= tl.load(out_scale + n * out_channels + o, mask=valid_o, other=0.0)[None, :]
+    if noise is not None:
+        first = 0 if SHARED_NOISE else n * pixels
+        added = tl.load(noise + first + pixel, mask=valid_m, other=0.0).to(tl.float32) * tl.load(strength).to(tl.float32)
+        total += added[:, None]
+    if bias is not None:
+        total += tl.load(bias + o, mask=valid_o, other=0.0).to(tl.float32)[None, :]
+        total = tl.where(total > 0, total, total * SLOPE) * GAIN
+    return total
+
+
+@triton.jit
 def modulated_convolution_kernel(
-    x,
-    weight,
-    in_scale,
-    out_scale,
-    bias,
-    noise,
-    strength,
-    y,
-    original,
-    products,
-    in_channels,
-    out_channels,
-    height,
-    width,
-    out_height,
-    out_width,
-    weight_in,
-    weight_out,
-    weight_tap,
-    PADDING: tl.constexpr,
-    KERNEL: tl.constexpr,
-    STRIDE: tl.constexpr,
-    TRANSPOSED: tl.constexpr,
-    SHARED_NOISE: tl.constexpr,
-    SLOPE: tl.constexpr,
-    GAIN: tl.constexpr,
-    PRECISION: tl.constexpr,
-    WIDEN: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-):
+    x, weight, in_scale, out_scale, bias, noise, strength, y, original, products,
+    in_channels, out_channels, height, width, out_height, out_width,
+    weight_in, weight_out, weight_tap,
+    PADDING: tl.constexpr, KERNEL: tl.constexpr, STRIDE: tl.constexpr, TRANSPOSED: tl.constexpr,
+    SHARED_NOISE: tl.constexpr, SLOPE: tl.constexpr, GAIN: tl.constexpr,
+    PRECISION: tl.constexpr, WIDEN: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """One tile of y, BLOCK_M pixels of one sample and parity times BLOCK_N channels: the formula of this file's head.
+
+    x `[N, height, width, in_channels]`, y and original `[N, out_height, out_width, out_channels]`; in_scale and out_scale
+    `[N, channels]`, bias `[out_channels]`, noise `[N, out_height, out_width]` or, if SHARED_NOISE, `[1, ...]`, strength `[1]`: each
+    may be None. weight_in, weight_out and weight_tap are the strides of weight. products `[N, parities * tiles, out_channels]`, or
+    None: sums over the tile's pixels of original times the convolution before out_scale. WIDEN: multiply in float32.
+    """
     PARITIES: tl.constexpr = STRIDE if TRANSPOSED else 1
     tiles_n = tl.cdiv(out_channels, BLOCK_N)
     tiles_m = tl.cdiv(tl.cdiv(out_height, PARITIES) * tl.cdiv(out_width, PARITIES), BLOCK_M)
@@ -65,30 +107,12 @@ def modulated_convolution_kernel(
     n = (program // tiles_n // tiles_m // (PARITIES * PARITIES)).to(tl.int64)
     parity_y = parity // PARITIES
     parity_x = parity % PARITIES
-    columns = tl.maximum(tl.cdiv(out_width - parity_x, PARITIES), 1)
-    rows = tl.cdiv(out_height - parity_y, PARITIES)
-    m = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
-    row = m // columns
-    column = m % columns
-    valid_m = (m < rows * columns) & (column * PARITIES + parity_x < out_width)
+    row, column, valid_m = _pixels(tile_m, parity_y, parity_x, out_height, out_width, PARITIES, BLOCK_M)
     o = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
     valid_o = o < out_channels
 
-    # Taps of this parity: first, first + STRIDE, ... The input row is base_y, one less with every tap (or one more).
-    if TRANSPOSED:
-        first_y = (parity_y + PADDING) % STRIDE
-        first_x = (parity_x + PADDING) % STRIDE
-        taps_y = (KERNEL - first_y + STRIDE - 1) // STRIDE
-        taps_x = (KERNEL - first_x + STRIDE - 1) // STRIDE
-        base_y = row + (parity_y + PADDING - first_y) // STRIDE
-        base_x = column + (parity_x + PADDING - first_x) // STRIDE
-    else:
-        first_y = 0
-        first_x = 0
-        taps_y = KERNEL
-        taps_x = KERNEL
-        base_y = row * STRIDE - PADDING
-        base_x = column * STRIDE - PADDING
+    first_y, taps_y, base_y = _taps(row, parity_y, PADDING, KERNEL, STRIDE, TRANSPOSED)
+    first_x, taps_x, base_x = _taps(column, parity_x, PADDING, KERNEL, STRIDE, TRANSPOSED)
     steps = tl.cdiv(in_channels, BLOCK_K)
     sample = x + n * height * width * in_channels
     total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
@@ -97,7 +121,6 @@ def modulated_convolution_kernel(
         tap_y = tap // taps_x
         tap_x = tap % taps_x
         i = step % steps * BLOCK_K + tl.arange(0, BLOCK_K)
-        valid_i = i < in_channels
         if TRANSPOSED:
             in_y = base_y - tap_y
             in_x = base_x - tap_x
@@ -106,15 +129,10 @@ def modulated_convolution_kernel(
             in_y = base_y + tap_y
             in_x = base_x + tap_x
             t = tap_y * KERNEL + tap_x
-        inside = valid_m & (in_y >= 0) & (in_y < height) & (in_x >= 0) & (in_x < width)
-        source = sample + (in_y * width + in_x)[:, None] * in_channels + i[None, :]
-        a = tl.load(source, mask=inside[:, None] & valid_i[None, :], other=0.0)
-        if in_scale is not None:
-            scale = tl.load(in_scale + n * in_channels + i, mask=valid_i, other=0.0)
-            a = (a.to(tl.float32) * scale[None, :]).to(x.dtype.element_ty)
+        a = _load_input(x, in_scale, sample, n, i, in_channels, height, width, in_y, in_x, valid_m)
         w = tl.load(
             weight + i[:, None] * weight_in + o[None, :] * weight_out + t * weight_tap,
-            mask=valid_i[:, None] & valid_o[None, :],
+            mask=(i < in_channels)[:, None] & valid_o[None, :],
             other=0.0,
         )
         if WIDEN:
@@ -125,18 +143,13 @@ def modulated_convolution_kernel(
     pixel = (row * PARITIES + parity_y) * out_width + column * PARITIES + parity_x
     target = n * out_height * out_width * out_channels + pixel[:, None] * out_channels + o[None, :]
     mask = valid_m[:, None] & valid_o[None, :]
-    if products is not None:  # [N, parities, tiles of pixels, channels]: before the scale, times the tensor it is a gradient of
+    if products is not None:
         other = tl.load(original + target, mask=mask, other=0.0).to(tl.float32)
         tl.store(products + (program // tiles_n).to(tl.int64) * out_channels + o, tl.sum(total * other, 0), mask=valid_o)
-    if out_scale is not None:
-        total *= tl.load(out_scale + n * out_channels + o, mask=valid_o, other=0.0)[None, :]
-    if noise is not None:
-        first = 0 if SHARED_NOISE else n * out_height * out_width
-        added = tl.load(noise + first + pixel, mask=valid_m, other=0.0).to(tl.float32) * tl.load(strength).to(tl.float32)
-        total += added[:, None]
-    if bias is not None:
-        total += tl.load(bias + o, mask=valid_o, other=0.0).to(tl.float32)[None, :]
-        total = tl.where(total > 0, total, total * SLOPE) * GAIN
+    total = _activated(
+        total, out_scale, bias, noise, strength, n, o, pixel, valid_m, out_channels, out_height * out_width,
+        SHARED_NOISE, SLOPE, GAIN,
+    )  # fmt: skip
     tl.store(y + target, total.to(y.dtype.element_ty), mask=mask)
 
 
@@ -185,31 +198,38 @@ def _precision(dtype: torch.dtype) -> str:
     return "tf32" if dtype == torch.float32 and torch.backends.cudnn.allow_tf32 else "tf32x3"
 
 
+def _channels_last(x: Tensor | None) -> Tensor | None:
+    return None if x is None else x.contiguous(memory_format=torch.channels_last)
+
+
+def _check_offsets(**tensors: Tensor) -> None:
+    """Raise if an offset within a sample, or within the weight, needs more than 32 bits."""
+    for name, tensor in tensors.items():
+        if tensor.numel() >= 2**31:
+            raise ValueError(
+                f"modulated_conv2d: {name.replace('_', ' ')} of shape {list(tensor.shape)} has 2^31 elements or more, too many."
+            )
+
+
+def _registers(dtype: torch.dtype, blocks: Blocks) -> int | None:
+    """Most registers of a thread. The compiler for sm_100, left to itself, spills some to save others; in float32, held to 128,
+    that for sm_86 spills."""
+    return None if dtype == torch.float32 else 128 if blocks.m * blocks.n <= 8192 else 255
+
+
 def convolve(
-    x: Tensor,
-    weight: Tensor,
-    in_scale: Tensor | None,
-    out_scale: Tensor | None,
-    *,
-    output_size: tuple[int, int],
-    blocks: Blocks,
-    stride: int = 1,
-    padding: int = 0,
-    transposed: bool = False,
-    adjoint: bool = False,
-    bias: Tensor | None = None,
-    noise: Tensor | None = None,
-    noise_strength: Tensor | None = None,
-    slope: float = 1.0,
-    gain: float = 1.0,
-    original: Tensor | None = None,
-) -> tuple[Tensor, Tensor | None]:
+    x: Tensor, weight: Tensor, in_scale: Tensor | None, out_scale: Tensor | None, *,
+    output_size: tuple[int, int], blocks: Blocks,
+    stride: int = 1, padding: int = 0, transposed: bool = False, adjoint: bool = False,
+    bias: Tensor | None = None, noise: Tensor | None = None, noise_strength: Tensor | None = None,
+    slope: float = 1.0, gain: float = 1.0, original: Tensor | None = None,
+) -> tuple[Tensor, Tensor | None]:  # fmt: skip
     """The scaled convolution of `x` `[N, I, H, W]`, channels-last, and the products asked for.
 
     weight: `[Cout, Cin, k, k]` of x's dtype, any strides. adjoint: x has Cout channels and the result Cin, else the other way
     round. transposed: each input pixel is spread instead of each output pixel gathered. scales: `[N, channels]`, float32.
-    original: `[N, O, *output_size]`; where given the second result is `[N, O]`, the sums over pixels of it times the result
-    before out_scale.
+    original: `[N, O, *output_size]`; if it is given the second result is `[N, O]`, the sums over pixels of it times the result
+    before out_scale. Raises ValueError if a sample or the weight has 2^31 elements or more.
     """
     x = x.contiguous(memory_format=torch.channels_last)
     samples, in_channels, height, width = x.shape
@@ -217,51 +237,19 @@ def convolve(
     # One stride for both axes of the taps.
     weight = weight.contiguous(memory_format=torch.channels_last if weight.shape[1] > 1 else torch.contiguous_format)
     by_out, by_in = weight.stride()[:2][:: -1 if adjoint else 1]
-    out_height, out_width = output_size
     y = torch.empty((samples, out_channels, *output_size), dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
-    for name, tensor in (("x", x[:1]), ("weight", weight), ("the result", y[:1])):  # 32-bit offsets within a sample
-        if tensor.numel() >= 2**31:
-            raise ValueError(f"modulated_conv2d: {name} of shape {list(tensor.shape)} has 2^31 elements or more, too many.")
+    _check_offsets(x=x[:1], weight=weight, the_result=y[:1])
     parities = stride if transposed else 1
-    tiles = parities * parities * cdiv(cdiv(out_height, parities) * cdiv(out_width, parities), blocks.m)
+    tiles = parities**2 * cdiv(cdiv(output_size[0], parities) * cdiv(output_size[1], parities), blocks.m)
     products = None if original is None else x.new_empty((samples, tiles, out_channels), dtype=torch.float32)
     launch(
-        modulated_convolution_kernel,
-        samples * tiles * cdiv(out_channels, blocks.n),
-        x,
-        weight,
-        contiguous(in_scale),
-        contiguous(out_scale),
-        contiguous(bias),
-        contiguous(noise),
-        noise_strength,
-        y,
-        None if original is None else original.contiguous(memory_format=torch.channels_last),
-        products,
-        in_channels,
-        out_channels,
-        height,
-        width,
-        out_height,
-        out_width,
-        by_in,
-        by_out,
-        weight.stride(3),
-        PADDING=padding,
-        KERNEL=kernel,
-        STRIDE=stride,
-        TRANSPOSED=transposed,
-        SHARED_NOISE=noise is not None and noise.shape[0] == 1,
-        SLOPE=slope,
-        GAIN=gain,
-        PRECISION=_precision(x.dtype),
-        WIDEN=INTERPRETED,
-        BLOCK_M=blocks.m,
-        BLOCK_N=blocks.n,
-        BLOCK_K=blocks.k,
-        warps=blocks.warps,
-        stages=blocks.stages,
-        # Left to itself, the compiler for sm_100 spills some to save others; held to 128, that for sm_86 spills in float32.
-        registers=None if x.dtype == torch.float32 else 128 if blocks.m * blocks.n <= 8192 else 255,
-    )
+        modulated_convolution_kernel, samples * tiles * cdiv(out_channels, blocks.n),
+        x, weight, *map(contiguous, (in_scale, out_scale, bias, noise)), noise_strength, y, _channels_last(original), products,
+        in_channels, out_channels, height, width, *output_size, by_in, by_out, weight.stride(3),
+        PADDING=padding, KERNEL=kernel, STRIDE=stride, TRANSPOSED=transposed,
+        SHARED_NOISE=noise is not None and noise.shape[0] == 1, SLOPE=slope, GAIN=gain,
+        PRECISION=_precision(x.dtype), WIDEN=INTERPRETED,
+        BLOCK_M=blocks.m, BLOCK_N=blocks.n, BLOCK_K=blocks.k,
+        warps=blocks.warps, stages=blocks.stages, registers=_registers(x.dtype, blocks),
+    )  # fmt: skip
     return y, None if products is None else products.sum(1)

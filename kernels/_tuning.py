@@ -105,7 +105,7 @@ def fastest(
     times: dict[str, float] = {}
     for candidate in candidates:
         try:
-            times[candidate] = timer(lambda candidate=candidate: run(candidate))
+            times[candidate] = timer(functools.partial(run, candidate))
         except (triton.runtime.errors.OutOfResources, triton.CompilationError, torch.OutOfMemoryError):
             continue
     choice = min(times, key=times.__getitem__) if times else candidates[0]

@@ -91,14 +91,15 @@ def adam_ema(
     decay: float,
 ) -> None:
     """The registered operator `adam_ema`. Tensors with gaps, or with state laid out unlike themselves, take the reference."""
-    settings = {"learning_rate": learning_rate, "beta1": beta1, "beta2": beta2, "epsilon": epsilon, "decay": decay}
     groups: dict[tuple[torch.dtype, torch.dtype], list[list[int]]] = defaultdict(list)
     kept = []  # gradients copied into another layout, until the launch
     for index, (parameter, gradient) in enumerate(zip(parameters, gradients, strict=True)):
         state = [first_moments[index], second_moments[index], *([averages[index]] if averages else [])]
         if not _same_memory([parameter, *state]):
-            one = ([t] for t in (parameter, gradient, *state[:2]))
-            adam_ema_reference(*one, state[2:], [steps[index]], **settings)
+            adam_ema_reference(
+                [parameter], [gradient], [state[0]], [state[1]], state[2:], [steps[index]],
+                learning_rate=learning_rate, beta1=beta1, beta2=beta2, epsilon=epsilon, decay=decay,
+            )  # fmt: skip
             continue
         if gradient.stride() != parameter.stride():
             gradient = torch.empty_like(parameter, dtype=gradient.dtype).copy_(gradient)

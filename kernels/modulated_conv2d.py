@@ -12,7 +12,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property, partial
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +27,8 @@ from gangealing_fast.ops.modulated_conv2d import blur_padding
 
 LIBRARY = "library"
 _ops = torch.ops.gangealing_fast
+# Of x, weight, style, demodulation, bias, noise and noise_strength.
+_Gradients = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
 @dataclass(frozen=True)
@@ -75,43 +78,84 @@ def _choose(what: str, routes: dict[str, Any], x: Tensor, settings: tuple[Any, .
     return routes[fastest(what, settings, x.device, list(routes), lambda name: run(routes[name]))]
 
 
+@dataclass(frozen=True)
+class _Call:
+    """What the operator and its backward both get."""
+
+    x: Tensor
+    weight: Tensor
+    style: Tensor
+    demodulation: Tensor | None
+    f: Tensor
+    bias: Tensor | None
+    noise: Tensor | None
+    noise_strength: Tensor | None
+    up: bool
+    down: bool
+    slope: float
+    gain: float
+
+    @cached_property
+    def kernel(self) -> Tensor:
+        """The weight in x's dtype."""
+        return self.weight.to(self.x.dtype)
+
+    @cached_property
+    def shape(self) -> _Shape:
+        return _Shape.of(self.x, self.weight, self.f, self.up, self.down)
+
+    @property
+    def settings(self) -> tuple[Any, ...]:
+        """What the choice of a route depends on beside x."""
+        return (*self.weight.shape, self.up, self.down, self.demodulation is not None)
+
+    def scaled_input(self) -> Tensor:
+        """What the convolution proper gets."""
+        inner = _blur(self.x, self.f, self.shape.blur, 1.0) if self.down else self.x
+        return inner * self.style.to(self.x.dtype)[:, :, None, None]
+
+
+def _forward(call: _Call, blocks: Any) -> Tensor:
+    """The operator by the fused kernel in these blocks, or by the library if they are None."""
+    shape, added = call.shape, (call.bias, call.noise, call.noise_strength)
+    if blocks is None:
+        inner = call.scaled_input()
+        if call.up:
+            y = F.conv_transpose2d(inner, call.kernel.transpose(0, 1), stride=2)
+        else:
+            y = F.conv2d(inner, call.kernel, stride=shape.stride, padding=shape.padding)
+    else:
+        inner = _blur(call.x, call.f, shape.blur, 1.0) if call.down else call.x
+        bias, noise, strength = (None, None, None) if call.up else added
+        y, _ = convolve(
+            inner, call.kernel, call.style, call.demodulation, output_size=shape.outer, blocks=blocks, stride=shape.stride,
+            padding=shape.padding, transposed=call.up, bias=bias, noise=noise, noise_strength=strength,
+            slope=call.slope, gain=call.gain,
+        )  # fmt: skip
+    if call.up:
+        y = _blur(y, call.f, shape.blur, 4.0)
+    # What the fused kernel has not done: without a blur behind it everything is done.
+    scale = call.demodulation if blocks is None else None
+    if blocks is not None and not call.up:
+        added = (None, None, None)
+    if scale is not None or added[0] is not None:
+        y = activate(y, *added, scale, call.slope, call.gain)
+    return y.contiguous(memory_format=output_format(call.x))
+
+
 def modulated_conv2d(
     x: Tensor, weight: Tensor, style: Tensor, demodulation: Tensor | None, f: Tensor,
     bias: Tensor | None, noise: Tensor | None, noise_strength: Tensor | None,
     up: bool, down: bool, slope: float, gain: float, algorithm: str,
 ) -> Tensor:  # fmt: skip
     """The registered operator `modulated_conv2d`."""
-    shape = _Shape.of(x, weight, f, up, down)
-    kernel = weight.to(x.dtype)
-
-    def run(blocks: Any) -> Tensor:
-        inner = _blur(x, f, shape.blur, 1.0) if down else x
-        scale, activated = demodulation, (bias, noise, noise_strength)
-        if blocks is None:
-            inner = inner * style.to(x.dtype)[:, :, None, None]
-            if up:
-                y = F.conv_transpose2d(inner, kernel.transpose(0, 1), stride=2)
-            else:
-                y = F.conv2d(inner, kernel, stride=shape.stride, padding=shape.padding)
-        else:
-            here = (None, None, None) if up else activated
-            y, _ = convolve(
-                inner, kernel, style, demodulation, output_size=shape.outer, blocks=blocks, stride=shape.stride,
-                padding=shape.padding, transposed=up, bias=here[0], noise=here[1], noise_strength=here[2],
-                slope=slope, gain=gain,
-            )  # fmt: skip
-            scale, activated = None, activated if up else (None, None, None)
-        if up:
-            y = _blur(y, f, shape.blur, 4.0)
-        if scale is not None or activated[0] is not None:
-            y = activate(y, *activated, scale, slope, gain)
-        return y.contiguous(memory_format=output_format(x))
-
+    call = _Call(x, weight, style, demodulation, f, bias, noise, noise_strength, up, down, slope, gain)
     if x.numel() == 0:
-        return run(None)
-    routes = _routes(algorithm, x.dtype, shape.outer[0] * shape.outer[1], weight.shape[0])
-    settings = (*weight.shape, up, down, demodulation is not None, bias is not None, noise is not None)
-    return run(_choose("modulated_conv2d", routes, x, settings, run))
+        return _forward(call, None)
+    outer = call.shape.outer
+    routes = _routes(algorithm, x.dtype, outer[0] * outer[1], weight.shape[0])
+    settings = (*call.settings, bias is not None, noise is not None)
+    return _forward(call, _choose("modulated_conv2d", routes, x, settings, partial(_forward, call)))
 
 
 def _convolution_backward(grad: Tensor, x: Tensor, kernel: Tensor, shape: _Shape, up: bool, *, input: bool) -> Tensor:
@@ -123,83 +167,100 @@ def _convolution_backward(grad: Tensor, x: Tensor, kernel: Tensor, shape: _Shape
     return found[0] if input else found[1].transpose(0, 1) if up else found[1]
 
 
+@dataclass(frozen=True)
+class _Request:
+    """What the backward gets beside the call: the gradient of the operator's output, that output, and what is wanted."""
+
+    grad: Tensor
+    y: Tensor | None
+    x: bool
+    weight: bool
+    style: bool
+    demodulation: bool
+    activation: bool
+
+
+def _activation_backward(call: _Call, wanted: _Request, factor: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The gradient of the convolution, as it leaves it (behind the up variant's blur), and the activation's sums.
+
+    These are for the bias `[Cout]`, over channels for the noise, and of products for the demodulation; empty if not wanted.
+    factor: multiplies the gradient, `[N, Cout]`.
+    """
+    nothing = call.style.new_empty(0)
+    if wanted.y is None and factor is None:
+        found = wanted.grad, nothing, nothing, nothing
+    else:
+        y, slope, gain = (wanted.grad, 1.0, 1.0) if wanted.y is None else (wanted.y, call.slope, call.gain)
+        found = activate_backward(
+            wanted.grad, y, slope, gain, need_bias=wanted.activation,
+            noise_batch=call.noise.shape[0] if wanted.activation and call.noise is not None else -1,
+            need_products=wanted.demodulation, added=(call.bias, call.noise, call.noise_strength), factor=factor,
+        )  # fmt: skip
+    g = _blur_adjoint(found[0], call.f, call.shape.blur, call.shape.outer, 4.0) if call.up else found[0]
+    return g, *found[1:]
+
+
+def _input_backward(call: _Call, g: Tensor, blocks: Any) -> tuple[Tensor, Tensor]:
+    """Gradients of x and of style from the convolution's, without d for the fused route, with d for the library."""
+    x, shape = call.x, call.shape
+    if blocks is None:
+        like = x.new_empty((*x.shape[:2], *shape.inner))
+        inner = _convolution_backward(g, like, call.kernel, shape, call.up, input=True)
+    else:
+        convolved = partial(
+            convolve, g, call.kernel, call.demodulation, output_size=shape.inner, blocks=blocks, stride=shape.stride,
+            padding=shape.padding, transposed=not call.up, adjoint=True,
+        )  # fmt: skip
+        if not call.down:
+            return convolved(call.style, original=x)
+        inner, _ = convolved(None)
+    if call.down:
+        inner = _blur_adjoint(inner, call.f, shape.blur, (x.shape[2], x.shape[3]), 1.0)
+    grad_x, _, _, products = activate_backward(inner, x, 1.0, 1.0, need_products=True, factor=call.style)
+    return grad_x, products
+
+
+def _backward(call: _Call, wanted: _Request, blocks: Any) -> tuple[Tensor | None, ...]:
+    """The gradients asked for by the fused kernel in these blocks, or by the library if they are None."""
+    g, grad_bias, plane, products = _activation_backward(call, wanted, call.demodulation if blocks is None else None)
+    grad_x = grad_style = grad_weight = grad_noise = grad_strength = None
+    if wanted.x or wanted.style:
+        grad_x, grad_style = _input_backward(call, g, blocks)
+        grad_x = grad_x.contiguous(memory_format=output_format(call.x))
+    if wanted.weight:
+        if blocks is not None and call.demodulation is not None:
+            g = g * call.demodulation.to(g.dtype)[:, :, None, None]
+        found = _convolution_backward(g, call.scaled_input(), call.kernel, call.shape, call.up, input=False)
+        grad_weight = found.to(call.weight.dtype).contiguous()
+    if wanted.activation and call.noise is not None and call.noise_strength is not None:
+        grad_noise = (plane * call.noise_strength).to(call.noise.dtype)
+        grad_strength = (plane * call.noise).sum().reshape(call.noise_strength.shape).to(call.noise_strength.dtype)
+    return (
+        grad_x if wanted.x else None,
+        grad_weight,
+        grad_style if wanted.style else None,
+        products / call.demodulation if wanted.demodulation and call.demodulation is not None else None,
+        grad_bias if wanted.activation else None,
+        grad_noise,
+        grad_strength,
+    )
+
+
 def modulated_conv2d_backward(
     grad: Tensor, x: Tensor, weight: Tensor, style: Tensor, demodulation: Tensor | None, f: Tensor,
     bias: Tensor | None, noise: Tensor | None, noise_strength: Tensor | None,
     y: Tensor | None, up: bool, down: bool, slope: float, gain: float, algorithm: str,
     need_x: bool, need_weight: bool, need_style: bool, need_demodulation: bool, need_activation: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+) -> _Gradients:  # fmt: skip
     """The registered operator `modulated_conv2d_backward`."""
-    shape = _Shape.of(x, weight, f, up, down)
-    kernel = weight.to(x.dtype)
-    need_activation = need_activation and bias is not None
-    need_demodulation = need_demodulation and demodulation is not None
-    noise_batch = noise.shape[0] if need_activation and noise is not None else -1
-
-    def activation(factor: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """The gradient of the convolution, as it leaves it (behind the up variant's blur), and the activation's sums."""
-        nothing = style.new_empty(0)
-        if y is None and factor is None:
-            found = grad, nothing, nothing, nothing
-        else:
-            found = activate_backward(
-                grad, grad if y is None else y, slope if y is not None else 1.0, gain if y is not None else 1.0,
-                need_bias=need_activation, noise_batch=noise_batch, need_products=need_demodulation,
-                added=(bias, noise, noise_strength), factor=factor,
-            )  # fmt: skip
-        g = _blur_adjoint(found[0], f, shape.blur, shape.outer, 4.0) if up else found[0]
-        return g, *found[1:]
-
-    def to_input(g: Tensor, blocks: Any) -> tuple[Tensor, Tensor]:
-        """Gradients of x and of style from the convolution's, without d for the fused route, with d for the library."""
-        if blocks is None:
-            inner = _convolution_backward(g, x.new_empty((*x.shape[:2], *shape.inner)), kernel, shape, up, input=True)
-        elif down:
-            inner, _ = convolve(
-                g, kernel, demodulation, None, output_size=shape.inner, blocks=blocks, stride=2, transposed=True, adjoint=True
-            )
-        else:
-            grad_x, products = convolve(
-                g, kernel, demodulation, style, output_size=shape.inner, blocks=blocks, stride=shape.stride,
-                padding=shape.padding, transposed=not up, adjoint=True, original=x,
-            )  # fmt: skip
-            return grad_x, products
-        if down:
-            inner = _blur_adjoint(inner, f, shape.blur, tuple(x.shape[2:]), 1.0)
-        grad_x, _, _, products = activate_backward(inner, x, 1.0, 1.0, need_products=True, factor=style)
-        return grad_x, products
-
-    def run(blocks: Any) -> tuple[Tensor | None, ...]:
-        factor = demodulation if blocks is None else None
-        g, grad_bias, plane, products = activation(factor)
-        grad_x = grad_style = grad_weight = None
-        if need_x or need_style:
-            grad_x, grad_style = to_input(g, blocks)
-            grad_x = grad_x.contiguous(memory_format=output_format(x))
-        if need_weight:
-            if blocks is not None and demodulation is not None:
-                g = g * demodulation.to(g.dtype)[:, :, None, None]
-            inner = _blur(x, f, shape.blur, 1.0) if down else x
-            inner = inner * style.to(x.dtype)[:, :, None, None]
-            grad_weight = _convolution_backward(g, inner, kernel, shape, up, input=False).to(weight.dtype).contiguous()
-        grad_noise = grad_strength = None
-        if noise_batch >= 0:
-            grad_noise = (plane * noise_strength).to(noise.dtype)
-            grad_strength = (plane * noise).sum().reshape(noise_strength.shape).to(noise_strength.dtype)
-        return (
-            grad_x if need_x else None,
-            grad_weight,
-            grad_style if need_style else None,
-            products / demodulation if need_demodulation else None,
-            grad_bias if need_activation else None,
-            grad_noise,
-            grad_strength,
-        )
-
+    call = _Call(x, weight, style, demodulation, f, bias, noise, noise_strength, up, down, slope, gain)
+    needs = (need_x, need_weight, need_style, need_demodulation and demodulation is not None, need_activation and bias is not None)
+    wanted = _Request(grad, y, *needs)
     routes = {LIBRARY: None}
     if x.numel() and (need_x or need_style):
-        routes = _routes(algorithm, x.dtype, shape.inner[0] * shape.inner[1], x.shape[1])
-    needs = (need_x, need_weight, need_style, need_demodulation, need_activation)
-    settings = (*weight.shape, up, down, demodulation is not None, y is not None, noise is not None, *needs)
+        inner = call.shape.inner
+        routes = _routes(algorithm, x.dtype, inner[0] * inner[1], x.shape[1])
+    settings = (*call.settings, y is not None, noise is not None, *needs)
+    run = partial(_backward, call, wanted)
     found = run(_choose("modulated_conv2d_backward", routes, x, settings, run))
-    return tuple(style.new_empty(0) if g is None else g for g in found)
+    return cast(_Gradients, tuple(style.new_empty(0) if g is None else g for g in found))
