@@ -191,17 +191,10 @@ def activate(
 
 
 def activate_backward(
-    grad: Tensor,
-    y: Tensor,
-    slope: float,
-    gain: float,
-    *,
-    need_bias: bool = False,
-    noise_batch: int = -1,
-    need_products: bool = False,
-    added: tuple[Tensor | None, Tensor | None, Tensor | None] = (None, None, None),
-    factor: Tensor | None = None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    grad: Tensor, y: Tensor, slope: float, gain: float, *,
+    need_bias: bool = False, noise_batch: int = -1, need_products: bool = False,
+    added: tuple[Tensor | None, Tensor | None, Tensor | None] = (None, None, None), factor: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradient of the activation's argument, times `factor` `[N, C]`; and without that: its sums over all but channels; over
     channels; its products.
 
