@@ -32,19 +32,25 @@ def keep_area(transformer: SpatialTransformer, images: Tensor, *, warping: Warpi
     warping: as in use.
 
     M B with B = diag(b, b) has the scale exp(scale + log b), so b goes into the bias of the similarity head and nothing else
-    changes. Raises ValueError for a transformer with a flow, whose second network was trained on pictures at the old scale.
+    changes. Raises ValueError for a transformer with a flow, whose second network was trained on pictures at the old scale, and if
+    the warps have collapsed to a point or are not finite; the transformer then stays as it was.
     """
     if transformer.transforms != ("similarity",):
         raise ValueError(f"the scale of the frame can be chosen for a similarity alone, not for {transformer.transforms}")
     head = transformer.similarity
     assert head is not None
     bias = head.warp_head.linear.bias
+    trained = bias.clone()
     applied = step = 0.0
     slope, before = 1.0, None
     for _ in range(ROUNDS):
         matrices = [transformer(chunk, warping=warping).matrix for chunk in images.split(batch)]
         linear = torch.cat([matrix for matrix in matrices if matrix is not None])[:, :, :2].double()
-        excess = 0.5 * math.log(float(torch.linalg.det(linear).mean()))  # of the logarithm of the scale
+        area = float(torch.linalg.det(linear).mean())
+        if not 0 < area < math.inf:
+            bias.copy_(trained)
+            raise ValueError(f"the warps have collapsed: the window that they read has {area:g} times the area of a picture")
+        excess = 0.5 * math.log(area)  # of the logarithm of the scale
         if abs(excess) < CLOSE_ENOUGH:
             break
         if before is not None:

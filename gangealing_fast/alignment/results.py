@@ -143,7 +143,11 @@ def scale_frame(config: TrainConfig, trainer: AlignmentStep, watched: Samples) -
     The checkpoint keeps the transformer as it was trained.
     """
     samples = new_samples(trainer, "area", 1024)
-    factor = keep_area(trainer.average, samples, warping=warping_in_use(config))
+    try:
+        factor = keep_area(trainer.average, samples, warping=warping_in_use(config))
+    except ValueError as error:
+        print(f"the template's frame is left as it is: {error}")
+        return watched
     print(f"the template's frame is scaled by {factor:.3f}, so that the objects keep their area")
     with autocast(watched.unaligned.device, trainer.dtype):
         return watched._replace(aligned=trainer.average(watched.unaligned, warping=trainer.warping))
