@@ -13,8 +13,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from gangealing_fast import ops
 from gangealing_fast.alignment import step as step_module
 from gangealing_fast.alignment.building import build
+from gangealing_fast.alignment.results import health
+from gangealing_fast.alignment.step import Samples
 from gangealing_fast.alignment.trainer import run
 from gangealing_fast.applications.aligner import Aligner
+from gangealing_fast.geometry.warps import identity_grid, similarity_matrix, transform_points
+from gangealing_fast.metrics import inspect_warps
+from gangealing_fast.models import Alignment
 from gangealing_fast.runtime import precision
 from gangealing_fast.runtime.distributed import Group
 from gangealing_fast.runtime.errors import UserError
@@ -239,3 +244,14 @@ def test_a_file_that_is_no_generator_is_refused(folder):
     (folder / "generator.safetensors").write_bytes(b"not a generator")
     with pytest.raises(UserError, match="generator.safetensors"):
         run(train_config(folder))
+
+
+def test_a_similarity_that_reads_a_point_is_not_said_to_fold(folder):
+    """Rounding turns a third of so small cells inside out."""
+    matrix = similarity_matrix(torch.linspace(0, 1, 8), torch.full((8,), -17.0), torch.full((8,), 0.3), torch.full((8,), 0.2))
+    grid = transform_points(matrix, identity_grid(32, 32)[None])
+    assert inspect_warps(grid).folded > 0.02
+    pictures = torch.rand(8, 3, 32, 32)
+    samples = Samples(pictures, pictures, Alignment(pictures, grid, None, matrix))
+    warnings = " ".join(health(samples, 1000, train_config(folder)))
+    assert "shrink to a point" in warnings and "fold" not in warnings

@@ -65,6 +65,8 @@ def health(samples: Samples, step: int, config: TrainConfig) -> list[str]:
     found = inspect_warps(
         samples.aligned.grid.float(), samples.aligned.residual_flow, samples.unaligned.float(), samples.aligned.image.float()
     )
+    if samples.aligned.residual_flow is None:  # a similarity folds nothing: what it reads in a point only seems to, by rounding
+        found = dataclasses.replace(found, folded=0.0)
     return found.warnings(started=step > max(100, config.anneal_psi // 2))
 
 
