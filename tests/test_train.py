@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from gangealing_fast import ops
 from gangealing_fast.alignment import step as step_module
 from gangealing_fast.alignment.building import build
-from gangealing_fast.alignment.results import health
+from gangealing_fast.alignment.results import health, print_figures
 from gangealing_fast.alignment.step import Samples
 from gangealing_fast.alignment.trainer import run
 from gangealing_fast.applications.aligner import Aligner
@@ -255,3 +255,13 @@ def test_a_similarity_that_reads_a_point_is_not_said_to_fold(folder):
     samples = Samples(pictures, pictures, Alignment(pictures, grid, None, matrix))
     warnings = " ".join(health(samples, 1000, train_config(folder)))
     assert "shrink to a point" in warnings and "fold" not in warnings
+
+
+def test_figures_of_pictures_that_are_all_alike_are_printed(capsys):
+    """Their distance is 0 before, so that there is no ratio."""
+    print_figures({"Distance": {"before": 0.0, "after": 0.0}, "Purity": {"ratio": 0.5}, "Spread": {"before": 2.0, "after": 1.0}})
+    assert capsys.readouterr().out.splitlines() == [
+        "  Distance: 0 -> 0 (ratio nan)",
+        "  Purity: ratio 0.500",
+        "  Spread: 2 -> 1 (ratio 0.500)",
+    ]

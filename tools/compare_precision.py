@@ -28,11 +28,15 @@ Ratios = dict[str, dict[int, dict[str, float]]]
 def train(config: TrainConfig) -> dict[str, float]:
     """Run it; its figures, each as one ratio."""
     from gangealing_fast.alignment.trainer import run
+    from gangealing_fast.metrics import before_after
 
     evaluation = run(config)
     assert evaluation is not None  # in one process
     figures = evaluation.figures.items()
-    return {name: figure["after"] / figure["before"] if "before" in figure else figure["ratio"] for name, figure in figures}
+    return {
+        name: before_after(figure["before"], figure["after"])["ratio"] if "before" in figure else figure["ratio"]
+        for name, figure in figures
+    }
 
 
 def place(ours: list[float], theirs: list[float]) -> str:

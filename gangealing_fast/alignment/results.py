@@ -31,7 +31,7 @@ from gangealing_fast.checkpoints.writing import export_aligner
 from gangealing_fast.data.digits import load_heldout_digits, random_similarity, warp_digits
 from gangealing_fast.data.pictures import open_pictures
 from gangealing_fast.geometry.warps import identity_grid
-from gangealing_fast.metrics import average_image, inspect_warps
+from gangealing_fast.metrics import average_image, before_after, inspect_warps
 from gangealing_fast.models.perceptual import build_perceptual
 from gangealing_fast.report.pictures import save_grid
 from gangealing_fast.report.run import write_run_report
@@ -259,4 +259,5 @@ def print_figures(figures: Figures) -> None:
 def _figure_text(figure: dict[str, Any]) -> str:
     if "before" not in figure:
         return f"ratio {figure['ratio']:.3f}"
-    return f"{figure['before']:.4g} -> {figure['after']:.4g} (ratio {figure['after'] / figure['before']:.3f})"
+    ratio = before_after(figure["before"], figure["after"])["ratio"]
+    return f"{figure['before']:.4g} -> {figure['after']:.4g} (ratio {ratio:.3f})"
