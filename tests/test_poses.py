@@ -161,13 +161,19 @@ def test_ranges_that_cannot_be_are_refused(folder, changes):
 
 
 def test_one_picture_is_shown_in_poses(folder, monkeypatch):
+    """A file's picture large enough to see; a sample at its own size."""
     run(train_config(folder, transforms="similarity", steps=2))
     monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "tools"))
     show_poses = importlib.import_module("show_poses")
     picture = next((folder / "pictures").iterdir())
-    out = folder / "poses.png"
-    arguments = ["--checkpoint", folder / "run", "--picture", picture, "--out", out, "--columns", "3", "--crop", 0, 0, 8]
-    monkeypatch.setattr(sys, "argv", ["show_poses", *map(str, arguments)])
-    show_poses.main()
-    with Image.open(out) as shown:
-        assert shown.width > 3 * 128 and shown.height > 2 * 128
+    sources = (
+        (["--picture", picture, "--crop", 0, 0, 8], 128),
+        (["--sample", 2, "--generator", folder / "generator.safetensors"], 32),
+    )
+    for source, side in sources:
+        out = folder / f"poses-{side}.png"
+        arguments = ["--checkpoint", folder / "run", *source, "--out", out, "--columns", 3]
+        monkeypatch.setattr(sys, "argv", ["show_poses", *map(str, arguments)])
+        show_poses.main()
+        with Image.open(out) as shown:
+            assert 3 * side < shown.width < 3 * side + 20 and 2 * side < shown.height < 2 * side + 20

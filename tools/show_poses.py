@@ -23,7 +23,7 @@ from gangealing_fast.checkpoints.reading import load_generator
 from gangealing_fast.models.layers import resize_to
 from gangealing_fast.report.pictures import save_grid
 
-SIDE = 64
+SIDE = 128
 POSES = PoseRange.of(PRESETS["cats"])
 
 
@@ -58,8 +58,9 @@ def main() -> None:
     pixels = sample(options.generator, options.sample) if options.picture is None else photograph(options.picture, options.crop)
     numbers = torch.randn(options.columns, POSE_NUMBERS, generator=torch.Generator().manual_seed(1))
     posed = show(pixels.expand(options.columns, -1, -1, -1).contiguous(), POSES.draw(numbers), "reflection")
-    posed = resize_to(posed, SIDE)
-    aligned = Aligner.load(options.checkpoint).align(posed, output_resolution=SIDE)
+    side = SIDE if options.sample is None else pixels.shape[3]  # a sample is small: enlarged it shows nothing more
+    posed = resize_to(posed, side)
+    aligned = Aligner.load(options.checkpoint).align(posed, output_resolution=side)
     save_grid(torch.cat([posed, aligned]).clamp(-1, 1), options.out, columns=options.columns)
     print(f"{options.columns} poses, and below them the same aligned: {options.out}")
 
