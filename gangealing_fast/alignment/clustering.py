@@ -11,12 +11,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from gangealing_fast.geometry.warping import Warping
+from gangealing_fast.geometry.warping import DEFAULT, Warping
 from gangealing_fast.geometry.warps import mirror_grid, mirror_pictures
 from gangealing_fast.metrics.perceptual import Distance
 from gangealing_fast.models.spatial_transformer import Alignment, SpatialTransformer
-
-DEFAULT = Warping()
 
 
 class Assignment(NamedTuple):

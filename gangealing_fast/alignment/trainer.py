@@ -24,6 +24,8 @@ from gangealing_fast.training import loop
 from gangealing_fast.training.loop import Means, Plan, Progress
 
 COMMAND = "train"
+STORED = ("transformer", "average", "target", "transformer_optimizer", "target_optimizer", "loss_scale")
+"""What of the training step a checkpoint holds."""
 
 
 @dataclass
@@ -61,14 +63,13 @@ class Training:
     def state_dict(self) -> dict[str, Any]:
         """Whatever the number of processes: random numbers are derived from seed, step and row."""
         trainer = self.trainer
-        parts = ("transformer", "average", "target", "transformer_optimizer", "target_optimizer", "loss_scale")
-        state = {name: getattr(trainer, name).state_dict() for name in parts}
+        state = {name: getattr(trainer, name).state_dict() for name in STORED}
         return {"transformer_config": trainer.transformer.config(), **state}
 
     def load_state_dict(self, state: dict[str, Any], /) -> None:
         trainer = self.trainer
         try:
-            for name in ("transformer", "average", "target", "transformer_optimizer", "target_optimizer", "loss_scale"):
+            for name in STORED:
                 getattr(trainer, name).load_state_dict(state[name])
             # The step of that number is still to come, and begins with the split.
             trainer.is_split = int(state["step"]) > trainer.clusters.single_steps or trainer.is_split

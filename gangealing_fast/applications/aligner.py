@@ -14,13 +14,11 @@ from gangealing_fast.applications import exporting
 from gangealing_fast.applications.squares import Square, to_square
 from gangealing_fast.checkpoints.reading import Parts, read
 from gangealing_fast.geometry import points as points_of
-from gangealing_fast.geometry.warping import Warping
+from gangealing_fast.geometry.warping import DEFAULT, Warping
 from gangealing_fast.models.cluster_classifier import ClusterClassifier
 from gangealing_fast.models.spatial_transformer import Alignment, SpatialTransformer
 from gangealing_fast.ops import flow_regularizer, invert_grid, mipmap_warp
 from gangealing_fast.runtime.errors import UserError
-
-DEFAULT = Warping()
 
 
 class Located(NamedTuple):

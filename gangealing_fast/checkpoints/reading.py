@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from gangealing_fast.checkpoints import recover, stylegan2_ada
 from gangealing_fast.checkpoints.pickles import Persistent, damaged, read_pickle, read_torch
-from gangealing_fast.geometry.warping import Warping
+from gangealing_fast.geometry.warping import DEFAULT, Warping
 from gangealing_fast.models import ClusterClassifier, DcganGenerator, Generator, LatentTarget, SpatialTransformer
 from gangealing_fast.models.spatial_transformer import CONSTANT_BUFFERS
 from gangealing_fast.runtime.errors import UserError
@@ -40,7 +40,7 @@ class Parts:
     transformer: SpatialTransformer | None = None
     target: LatentTarget | None = None
     classifier: ClusterClassifier | None = None
-    warping: Warping = Warping()
+    warping: Warping = DEFAULT
     inject: int | None = None
     options: dict[str, Any] = field(default_factory=dict)
 

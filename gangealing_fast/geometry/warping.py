@@ -30,3 +30,7 @@ class Warping:
     def of(cls, padding_mode: str, iters: int) -> Warping:
         """From the plain values of a file, which are checked."""
         return cls(cast(PaddingMode, padding_mode), iters)
+
+
+DEFAULT = Warping()
+"""What is used if nothing is said."""

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from gangealing_fast.geometry.warping import Warping
+from gangealing_fast.geometry.warping import DEFAULT, Warping
 from gangealing_fast.geometry.warps import compose, identity_grid, mirror_grid, resize_grid, transform_points
 from gangealing_fast.models.feature_similarity import FeatureSimilarityTransformer
 from gangealing_fast.models.generator import Widths
@@ -27,7 +27,6 @@ from gangealing_fast.models.warp_heads import FLOW_FACTOR, FlowHead, SimilarityH
 from gangealing_fast.ops.flow_regularizer import flow_regularizer
 from gangealing_fast.ops.mipmap_warp import mipmap_warp
 
-DEFAULT = Warping()
 CONSTANT_BUFFERS = ("kernel", "kernel_horz", "kernel_vert", "one_hot", "blur_filter")
 
 
