@@ -13,7 +13,7 @@ from typing import Any
 
 from gangealing_fast import __version__
 from gangealing_fast.ops import _extension
-from gangealing_fast.runtime import memory
+from gangealing_fast.runtime import memory, waiting
 from gangealing_fast.runtime.config import EnvConfig
 
 NAMESPACE = "gangealing_fast"
@@ -86,6 +86,7 @@ def collect() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "memory": memory.describe(),
+        "waiting": waiting.describe(),
         "library": library_state(),
         "operators": serves,
     }
@@ -98,6 +99,7 @@ def describe(record: dict[str, Any]) -> str:
     lines.append(f"  {'CPU vectors (torch)':<34}{record['cpu']}, {record['threads']} threads")
     lines.append(f"  {'CUDA device':<34}{record['cuda'] or 'none'}")
     lines.append(f"  {'large blocks of memory':<34}{record['memory']}; train and pretrain keep them unless --no-reuse-memory")
+    lines.append(f"  {'idle threads of commands':<34}{record['waiting']}")
     library, build = record["library"], record["library"]["build"]
     if library["loaded"]:
         lines.append(f"compiled library: {library['path']}")

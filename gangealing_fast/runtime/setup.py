@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from gangealing_fast.runtime import implementation, memory
+from gangealing_fast.runtime import implementation, memory, waiting
 from gangealing_fast.runtime.config import ProcessOptions
 from gangealing_fast.runtime.errors import UserError
 
@@ -15,11 +15,14 @@ if TYPE_CHECKING:
 
 
 def set_threads(threads: int) -> None:
-    """Let torch compute with so many CPU threads; 0 leaves its own choice."""
+    """Let torch compute with so many CPU threads; 0 leaves its own choice. Several sleep sooner while other programs compute."""
     import torch
+    from tqdm import tqdm
 
     if threads > 0:
         torch.set_num_threads(threads)
+    if torch.get_num_threads() > 1:
+        waiting.watch(tqdm.write)
 
 
 def prepare_process(config: ProcessOptions) -> None:
