@@ -42,7 +42,6 @@ using torch::headeronly::BFloat16;
 using torch::headeronly::Half;
 using torch::headeronly::MemoryFormat;
 using torch::headeronly::ScalarType;
-using torch::stable::parallel_for;
 using torch::stable::Tensor;
 
 // The type computed in: double for double, float for everything narrower.
@@ -175,9 +174,26 @@ inline std::vector<int64_t> sizes_of(const Tensor& x) {
 inline int64_t floor_divide(int64_t a, int64_t b) { return a / b - (a % b != 0 && (a < 0) != (b < 0)); }
 inline int64_t ceil_divide(int64_t a, int64_t b) { return -floor_divide(-a, b); }
 
-// Items for one task of parallel_for, so that a task handles at least some ten thousand elements.
-inline int64_t grain(int64_t elements_per_item) {
-  return elements_per_item >= 16384 ? 1 : 16384 / (elements_per_item > 0 ? elements_per_item : 1);
+// How finely parallel_for may cut its range.
+struct Grain {
+  int64_t items;          // for one task at least, some ten thousand elements
+  int64_t elements_each;  // of one item
+};
+
+inline Grain grain(int64_t elements_per_item) {
+  const int64_t each = elements_per_item > 0 ? elements_per_item : 1;
+  return {each >= 16384 ? 1 : 16384 / each, each};
+}
+
+// Below some 100 microseconds of work one thread does all: to wake another that sleeps takes as long, and if other programs
+// compute on its core, far longer.
+constexpr int64_t kElementsWorthAThread = 131072;
+
+template <typename Body>
+void parallel_for(int64_t begin, int64_t end, Grain grain, const Body& body) {
+  if (end <= begin) return;
+  if ((end - begin) * grain.elements_each < kElementsWorthAThread) return body(begin, end);
+  torch::stable::parallel_for(begin, end, grain.items, body);
 }
 
 }  // namespace ggf

@@ -8,6 +8,8 @@ import os
 import socket
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -16,7 +18,7 @@ from runs import train_config, write_generator
 
 from gangealing_fast import pretrain
 from gangealing_fast.alignment.trainer import run
-from gangealing_fast.runtime.distributed import Group
+from gangealing_fast.runtime.distributed import Group, meet
 from gangealing_fast.storage import checkpoint
 from gangealing_fast.storage.files import read_json_lines
 
@@ -58,6 +60,43 @@ def test_every_row_is_somebodys():
     for count, world in ((8, 2), (7, 3), (3, 3)):
         shares = [Group(torch.device("cpu"), rank, world).share(count) for rank in range(world)]
         assert [row for share in shares for row in share] == list(range(count))
+
+
+def meeting(store, ranks):
+    """The names that processes of these ranks, one starting after the other, agree on."""
+    with ThreadPoolExecutor(len(ranks)) as pool:
+        names = []
+        for rank in ranks:
+            names.append(pool.submit(meet, store, rank, len(ranks)))
+            time.sleep(0.02)
+        return {name.result(timeout=60) for name in names}
+
+
+@pytest.mark.parametrize("ranks", [(0, 1), (1, 0), (2, 0, 1), (1, 2, 0), (0, 4, 3, 2, 1)])
+def test_every_life_has_a_name_of_its_own_in_a_store_that_keeps_the_last_ones(ranks):
+    store = torch.distributed.HashStore()
+    names = [meeting(store, ranks) for _ in range(3)]
+    assert [len(agreed) for agreed in names] == [1, 1, 1] and len(set.union(*names)) == 3
+
+
+def test_a_process_that_died_at_the_start_is_not_waited_for():
+    """Process 1 draws a number and is gone; process 0 announces it, process 2 confirms; then process 1 comes anew."""
+    store = torch.distributed.HashStore()
+    store.set("life 1", "of the dead")
+    with ThreadPoolExecutor(3) as pool:
+        first = [pool.submit(meet, store, rank, 3) for rank in (0, 2)]
+        while not store.check(["answer 2"]):
+            time.sleep(0.01)
+        outdated = store.get("answer 2").decode()
+        names = {name.result(timeout=60) for name in [pool.submit(meet, store, 1, 3), *first]}
+    assert len(names) == 1 and "of the dead" in outdated and outdated not in names
+
+
+def test_killed_workers_meet_again(tmp_path):
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--max-restarts", "3"]
+    command = [*torchrun, str(SCRIPT.with_name("meeting.py")), "3"]
+    result = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0 and result.stdout == "met in life 3\n", result.stderr[-3000:]
 
 
 @pytest.mark.slow

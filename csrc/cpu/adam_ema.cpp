@@ -171,7 +171,8 @@ void adam_ema(std::vector<Tensor> parameters, std::vector<Tensor> gradients, std
   if (total == 0) return;
   const Settings settings{learning_rate, beta1, beta2, epsilon, decay};
   const int64_t number = static_cast<int64_t>(blocks.size());
-  parallel_for(0, number, std::max<int64_t>(1, 2 * kBlock * number / total), [&](int64_t begin, int64_t end) {
+  const Grain each{std::max<int64_t>(1, 2 * kBlock * number / total), ceil_divide(total, number)};
+  parallel_for(0, number, each, [&](int64_t begin, int64_t end) {
     for (int64_t k = begin; k < end; ++k) run_block(jobs[blocks[k].job], settings, blocks[k].begin, blocks[k].end);
   });
 }

@@ -129,7 +129,7 @@ std::tuple<Tensor, Tensor> backward(const Tensor& grad_, const Tensor& grid_, co
     const A *vertices = grid.template const_data_ptr<A>(), *confidences = confidence.template const_data_ptr<A>();
     A *to_grid = grad_grid.template mutable_data_ptr<A>(), *to_points = grad_points.template mutable_data_ptr<A>();
     // Points of one sample share vertices, so a sample is one task, and adds them in their order.
-    parallel_for(0, batch, 1, [&](int64_t begin, int64_t end) {
+    parallel_for(0, batch, grain(2 * height * width + 16 * per_sample), [&](int64_t begin, int64_t end) {
       for (int64_t n = begin; n < end; ++n) {
         A* sums = to_grid + n * height * width * 2;
         std::fill_n(sums, height * width * 2, A(0));

@@ -164,19 +164,20 @@ Tensor forward_as(const Tensor& x, const Tensor& grid, int64_t padding, double m
   const Plan<A> plan(x, grid, padding, max_levels);
   A* data = output.mutable_data_ptr<A>();
   // The inner loop runs in parallel where the outer one, for a single sample, does not.
-  parallel_for(0, x.size(0), 1, [&](int64_t begin, int64_t end) {
-    const Scratch<A> texels(plan.pyramid.size()), line(plan.pyramid.longest_line());
-    for (int64_t n = begin; n < end; ++n) {
-      plan.build(n, texels.get(), line.get());
-      dispatch_layout(plan.problem, [&]<Layout layout>() {
-        parallel_for(0, plan.problem.rows, grain(32 * plan.problem.columns), [&](int64_t first, int64_t last) {
-          plan.for_each_block(n, first, last, [&](const Run& run) {
-            forward_block<layout>(plan.problem, plan.pyramid, texels.get(), plan.squared.get(), data, run);
-          });
-        });
-      });
-    }
-  });
+  parallel_for(0, x.size(0), grain(plan.pyramid.size() + 32 * plan.problem.rows * plan.problem.columns),
+               [&](int64_t begin, int64_t end) {
+                 const Scratch<A> texels(plan.pyramid.size()), line(plan.pyramid.longest_line());
+                 for (int64_t n = begin; n < end; ++n) {
+                   plan.build(n, texels.get(), line.get());
+                   dispatch_layout(plan.problem, [&]<Layout layout>() {
+                     parallel_for(0, plan.problem.rows, grain(32 * plan.problem.columns), [&](int64_t first, int64_t last) {
+                       plan.for_each_block(n, first, last, [&](const Run& run) {
+                         forward_block<layout>(plan.problem, plan.pyramid, texels.get(), plan.squared.get(), data, run);
+                       });
+                     });
+                   });
+                 }
+               });
   return output;
 }
 
@@ -209,7 +210,7 @@ std::tuple<Tensor, Tensor> backward_as(const Tensor& grad_, const Tensor& x, con
   grid_sample::Problem<A> contiguous = problem.image;
   contiguous.row_stride = contiguous.width;
   contiguous.column_stride = 1;
-  parallel_for(0, x.size(0), 1, [&](int64_t begin, int64_t end) {
+  parallel_for(0, x.size(0), grain(size + 64 * problem.rows * problem.columns), [&](int64_t begin, int64_t end) {
     const Scratch<A> texels(need_grid ? size : 0), scattered(need_x ? size : 0), line(plan.pyramid.longest_line());
     for (int64_t n = begin; n < end; ++n) {
       if (need_grid) plan.build(n, texels.get(), line.get());

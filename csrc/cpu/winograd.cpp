@@ -260,18 +260,19 @@ void convolve(const Convolution& c) {
   const int64_t in_stride = ceil_divide(in, 16) * 16 + 16, out_stride = panels * panel + 16;
   std::vector<float> row_dots(c.other && c.dots ? rows * out : 0);
   const Plan plan{c, in, out, tile_rows, tile_columns, tiles, in_stride, out_stride, row_dots.empty() ? nullptr : row_dots.data()};
-  parallel_for(0, ceil_divide(rows, rows_each), 1, [&](int64_t first_task, int64_t last_task) {
-    float* points_in = workspace(36 * tiles * (in_stride + out_stride));
-    float* points_out = points_in + 36 * tiles * in_stride;
-    for (int64_t task = first_task; task < last_task; ++task) {
-      const int64_t begin = task * rows_each, end = std::min(rows, begin + rows_each);
-      transform_in(plan, points_in, begin, end);
-      for (int64_t point = 0; point < 36; ++point)
-        product({points_in + point * tiles * in_stride, c.weights.data.get() + point * panels * in * panel,
-                 points_out + point * tiles * out_stride, tiles, in_stride, out_stride, in, panels});
-      transform_out(plan, points_out, begin, end);
-    }
-  });
+  parallel_for(0, ceil_divide(rows, rows_each), grain(rows_each * tile_columns * in * out),
+               [&](int64_t first_task, int64_t last_task) {
+                 float* points_in = workspace(36 * tiles * (in_stride + out_stride));
+                 float* points_out = points_in + 36 * tiles * in_stride;
+                 for (int64_t task = first_task; task < last_task; ++task) {
+                   const int64_t begin = task * rows_each, end = std::min(rows, begin + rows_each);
+                   transform_in(plan, points_in, begin, end);
+                   for (int64_t point = 0; point < 36; ++point)
+                     product({points_in + point * tiles * in_stride, c.weights.data.get() + point * panels * in * panel,
+                              points_out + point * tiles * out_stride, tiles, in_stride, out_stride, in, panels});
+                   transform_out(plan, points_out, begin, end);
+                 }
+               });
   if (row_dots.empty()) return;
   for (int64_t row = 0; row < rows; ++row)
     for (int64_t channel = 0; channel < out; ++channel) c.dots[row / tile_rows * out + channel] += row_dots[row * out + channel];

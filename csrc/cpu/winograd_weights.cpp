@@ -80,7 +80,8 @@ GGF_MULTIVERSION void transform_panels(const View& w, float* target, int64_t beg
 std::shared_ptr<float[]> transformed(const View& w) {
   const int64_t panels = ceil_divide(w.out, panel);
   std::shared_ptr<float[]> target = allocate(36 * panels * w.in * panel);
-  parallel_for(0, panels, 1, [&](int64_t begin, int64_t end) { transform_panels(w, target.get(), begin, end); });
+  parallel_for(0, panels, grain(36 * w.in * panel),
+               [&](int64_t begin, int64_t end) { transform_panels(w, target.get(), begin, end); });
   return target;
 }
 

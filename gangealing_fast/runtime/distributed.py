@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import io
 import os
+import secrets
 import sys
 import threading
 import time
@@ -29,8 +30,9 @@ from torch import Tensor
 from gangealing_fast.runtime.errors import UserError
 from gangealing_fast.runtime.setup import choose_device, processes
 
-START_SECONDS = 120.0
+START_SECONDS = 300.0
 """How long processes may take to find one another, those that torchrun starts anew included."""
+POLL_SECONDS = 0.05
 
 
 @dataclass(frozen=True)
@@ -121,6 +123,38 @@ def _give_up(group: Group) -> None:
     os._exit(2)
 
 
+def meet(store: torch.distributed.Store, rank: int, world: int) -> str:
+    """A name that only the processes of this life share; returns in all of them once each is known to be there.
+
+    torchrun keeps its store when it starts processes anew, and gloo's addresses of the dead lie in it under the names that the living
+    use. So every process draws a number for its life. Process 0 announces the numbers that it sees, the others confirm an
+    announcement that holds their own, and process 0 closes the matter once all have confirmed one and the same.
+    """
+    mine = secrets.token_hex(8)
+    store.set(f"life {rank}", mine)
+    lives, answers = [f"life {other}" for other in range(world)], [f"answer {other}" for other in range(1, world)]
+    announced = ""
+    while rank == 0:
+        if store.check(lives):
+            seen = " ".join(store.get(life).decode() for life in lives)
+            if seen != announced:
+                store.set("announcement", seen)
+                announced = seen
+            if store.check(answers) and all(store.get(answer).decode() == seen for answer in answers):
+                store.set("closed", seen)
+                return seen
+        time.sleep(POLL_SECONDS)
+    while True:
+        if store.check(["announcement"]):
+            seen = store.get("announcement").decode()
+            if seen != announced and seen.split()[rank : rank + 1] == [mine]:
+                store.set(f"answer {rank}", seen)
+                announced = seen
+        if announced and store.check(["closed"]) and store.get("closed").decode() == announced:
+            return announced
+        time.sleep(POLL_SECONDS)
+
+
 @contextmanager
 def join(device: str, patience: float) -> Iterator[Group]:
     """The group of processes that torchrun started, or this process alone.
@@ -142,8 +176,15 @@ def join(device: str, patience: float) -> Iterator[Group]:
     watchdog.daemon = True
     watchdog.start()
     with group._bounded("the start"):
+        limit = timedelta(seconds=patience)
+        store, _, _ = next(torch.distributed.rendezvous("env://", group.rank, group.world, timeout=limit))
+        name = meet(torch.distributed.PrefixStore("gangealing_fast", store), group.rank, group.world)
         torch.distributed.init_process_group(
-            "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo", timeout=timedelta(seconds=patience)
+            "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo",
+            store=torch.distributed.PrefixStore(name, store),
+            rank=group.rank,
+            world_size=group.world,
+            timeout=limit,
         )
         group.wait("the start")
     watchdog.cancel()
