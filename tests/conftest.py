@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every test starts from the same seeds, and memory it allocates without writing holds NaN."""
+"""Every test starts from the same seeds, and memory it allocates without writing holds NaN. What was skipped says why."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import random
 
 import numpy as np
 import pytest
+from skipping import why_skipped
 
 
 @pytest.fixture(autouse=True)
@@ -27,3 +28,9 @@ def reproducible(request: pytest.FixtureRequest):
     torch.utils.deterministic.fill_uninitialized_memory = True
     yield
     torch.use_deterministic_algorithms(False)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    line = why_skipped(terminalreporter.stats.get("skipped", []))
+    if line:
+        terminalreporter.write_line(line)
