@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`python meeting.py KILLS`: one of several processes that meet, one of which then kills itself, in each of the first KILLS lives."""
+"""`python meeting.py KILLS`: some processes meet, and in each of the first KILLS lives one of them kills itself."""
 
 from __future__ import annotations
 

@@ -126,8 +126,8 @@ def _give_up(group: Group) -> None:
 def meet(store: torch.distributed.Store, rank: int, world: int) -> str:
     """A name that only the processes of this life share; returns in all of them once each is known to be there.
 
-    torchrun keeps its store when it starts processes anew, and gloo's addresses of the dead lie in it under the names that the living
-    use. So every process draws a number for its life. Process 0 announces the numbers that it sees, the others confirm an
+    torchrun keeps its store when it starts processes anew, and the dead have left gloo's addresses in it under the names that the
+    living use. So every process draws a number for its life. Process 0 announces the numbers that it sees, the others confirm an
     announcement that holds their own, and process 0 closes the matter once all have confirmed one and the same.
     """
     mine = secrets.token_hex(8)
