@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What all kernels share: types, conversion, layout, dispatch; function multiversioning for the CPU. LibTorch stable ABI only.
+// What all kernels share: types, conversion, layout, dispatch. LibTorch stable ABI only.
 #pragma once
 
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
@@ -17,15 +17,6 @@
 #include <type_traits>
 #include <vector>
 
-// One portable binary, the widest vectors of the machine it runs on: the compiler builds a function marked so once per
-// level, and the loader picks. What such a function calls must be GGF_INLINE, or it is built for the lowest level alone;
-// a lambda given to parallel_for is not inlined, so let it call a marked function for its range.
-#if defined(__x86_64__) && defined(__linux__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(__clang__) && \
-    __GNUC__ >= 12 && !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
-#define GGF_MULTIVERSION __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
-#else
-#define GGF_MULTIVERSION
-#endif
 // Small functions that both CPU kernels and CUDA kernels use.
 #if defined(__CUDACC__)
 #define GGF_HOST_DEVICE __host__ __device__

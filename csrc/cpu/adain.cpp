@@ -4,6 +4,7 @@
 // Contiguous tensors have a row of positions per sample and channel; channels-last ones are taken in strips of channels,
 // narrow enough for a strip of one sample to stay in a core's cache from the statistics to the result. Mean and variance
 // are those of pieces small enough for the nearest cache, each taken in two passes, then merged (Chan et al. 1979).
+#include "levels.h"
 #include "writer.h"
 
 #include <algorithm>
@@ -56,7 +57,7 @@ struct Forward {
 };
 
 template <typename T>
-GGF_MULTIVERSION void forward_rows(const Forward<T>& p, int64_t begin, int64_t end) {
+GGF_INLINE void forward_rows(const Forward<T>& p, int64_t begin, int64_t end) {
   using A = Compute<T>;
   Writer<T> writer(p.y + begin * p.positions, p.total);
   for (int64_t row = begin; row < end; ++row) {
@@ -102,7 +103,7 @@ GGF_INLINE void for_strips(int64_t channels, int64_t begin, int64_t end, const B
 }
 
 template <typename T>
-GGF_MULTIVERSION void forward_strips(const Forward<T>& p, int64_t begin, int64_t end) {
+GGF_INLINE void forward_strips(const Forward<T>& p, int64_t begin, int64_t end) {
   using A = Compute<T>;
   for_strips(p.channels, begin, end, [&](int64_t sample, int64_t first, auto width) GGF_INLINE_LAMBDA {
     const int64_t offset = sample * p.positions * p.channels + first, statistic = sample * p.channels + first;
@@ -172,9 +173,10 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& x_, const Tensor& scale
                        eps};
     if (channels_last)
       parallel_for(0, batch * ceil_divide(channels, strip), grain(strip * positions),
-                   [&](int64_t begin, int64_t end) { forward_strips<T>(p, begin, end); });
+                   [&](int64_t begin, int64_t end) { at_level<forward_strips<T>>(p, begin, end); });
     else
-      parallel_for(0, batch * channels, grain(positions), [&](int64_t begin, int64_t end) { forward_rows<T>(p, begin, end); });
+      parallel_for(0, batch * channels, grain(positions),
+                   [&](int64_t begin, int64_t end) { at_level<forward_rows<T>>(p, begin, end); });
   });
   return {y, mean, rstd};
 }
@@ -207,7 +209,7 @@ GGF_INLINE Factors<Compute<T>> finish(const Backward<T>& p, int64_t row, double 
 }
 
 template <typename T>
-GGF_MULTIVERSION void backward_rows(const Backward<T>& p, int64_t begin, int64_t end) {
+GGF_INLINE void backward_rows(const Backward<T>& p, int64_t begin, int64_t end) {
   using A = Compute<T>;
   Writer<T> writer(p.grad_x + begin * p.positions, p.total);
   for (int64_t row = begin; row < end; ++row) {
@@ -234,7 +236,7 @@ GGF_MULTIVERSION void backward_rows(const Backward<T>& p, int64_t begin, int64_t
 }
 
 template <typename T>
-GGF_MULTIVERSION void backward_strips(const Backward<T>& p, int64_t begin, int64_t end) {
+GGF_INLINE void backward_strips(const Backward<T>& p, int64_t begin, int64_t end) {
   using A = Compute<T>;
   for_strips(p.channels, begin, end, [&](int64_t sample, int64_t first, auto width) GGF_INLINE_LAMBDA {
     const int64_t offset = sample * p.positions * p.channels + first, statistic = sample * p.channels + first;
@@ -304,9 +306,10 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad_, const Tensor& x
                         x.numel()};
     if (channels_last)
       parallel_for(0, batch * ceil_divide(channels, strip), grain(strip * positions),
-                   [&](int64_t begin, int64_t end) { backward_strips<T>(p, begin, end); });
+                   [&](int64_t begin, int64_t end) { at_level<backward_strips<T>>(p, begin, end); });
     else
-      parallel_for(0, batch * channels, grain(positions), [&](int64_t begin, int64_t end) { backward_rows<T>(p, begin, end); });
+      parallel_for(0, batch * channels, grain(positions),
+                   [&](int64_t begin, int64_t end) { at_level<backward_rows<T>>(p, begin, end); });
   });
   return {grad_x, grad_scale, grad_shift};
 }

@@ -4,6 +4,7 @@
 // The work is cut into fixed blocks of elements, whatever tensor they belong to, so that a hundred small tensors cost no more
 // than one large one.
 #include "../common.h"
+#include "levels.h"
 
 #include <algorithm>
 #include <cmath>
@@ -37,7 +38,7 @@ struct Arrays {
 };
 
 template <typename T, typename G>
-GGF_MULTIVERSION void update_dense(const Coefficients<T>& coefficients, const Arrays<T, G>& arrays, int64_t begin, int64_t end) {
+GGF_INLINE void update_dense(const Coefficients<T>& coefficients, const Arrays<T, G>& arrays, int64_t begin, int64_t end) {
   const Coefficients<T> c = coefficients;
   T* GGF_RESTRICT parameter = arrays.parameter;
   const G* GGF_RESTRICT gradient = arrays.gradient;
@@ -114,7 +115,7 @@ void run(const Job& job, const Settings& s, int64_t begin, int64_t end) {
   const Arrays<T, G> arrays{job.parameter.mutable_data_ptr<T>(), job.gradient.const_data_ptr<G>(), job.first.mutable_data_ptr<T>(),
                             job.second.mutable_data_ptr<T>(), job.average ? job.average->mutable_data_ptr<T>() : nullptr};
   if (job.dense) {
-    update_dense<T, G>(c, arrays, begin, end);
+    at_level<update_dense<T, G>>(c, arrays, begin, end);
   } else {
     update_strided<T, G>(c, arrays, job, begin, end);
   }

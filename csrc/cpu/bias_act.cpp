@@ -4,6 +4,7 @@
 // Both work on rows of contiguous elements: contiguous tensors have N*C rows of S positions with one bias each,
 // channels-last ones N*S rows of C channels with one noise value each. Sums are taken over fixed pieces and then in order, so
 // that the result does not depend on the number of threads.
+#include "levels.h"
 #include "writer.h"
 
 #include <algorithm>
@@ -33,7 +34,7 @@ GGF_INLINE A activate(A value, A positive, A negative) {
 }
 
 template <typename T>
-GGF_MULTIVERSION void forward_planes(const Forward<T>& p, int64_t begin, int64_t end) {
+GGF_INLINE void forward_planes(const Forward<T>& p, int64_t begin, int64_t end) {
   using A = Compute<T>;
   const A positive = p.gain, negative = p.gain * p.slope;
   Writer<T> writer(p.y + begin * p.positions, p.total, beyond_reuse);
@@ -57,7 +58,7 @@ GGF_MULTIVERSION void forward_planes(const Forward<T>& p, int64_t begin, int64_t
 }
 
 template <typename T>
-GGF_MULTIVERSION void forward_pixels(const Forward<T>& p, int64_t begin, int64_t end) {
+GGF_INLINE void forward_pixels(const Forward<T>& p, int64_t begin, int64_t end) {
   using A = Compute<T>;
   const A positive = p.gain, negative = p.gain * p.slope;
   Writer<T> writer(p.y + begin * p.channels, p.total, beyond_reuse);
@@ -116,9 +117,11 @@ Tensor forward(const Tensor& x_, const std::optional<Tensor>& b_, const std::opt
                        static_cast<A>(gain),
                        x.numel()};
     if (channels_last) {
-      parallel_for(0, batch * positions, grain(channels), [&](int64_t begin, int64_t end) { forward_pixels<T>(p, begin, end); });
+      parallel_for(0, batch * positions, grain(channels),
+                   [&](int64_t begin, int64_t end) { at_level<forward_pixels<T>>(p, begin, end); });
     } else {
-      parallel_for(0, batch * channels, grain(positions), [&](int64_t begin, int64_t end) { forward_planes<T>(p, begin, end); });
+      parallel_for(0, batch * channels, grain(positions),
+                   [&](int64_t begin, int64_t end) { at_level<forward_planes<T>>(p, begin, end); });
     }
   });
   return y;
@@ -170,7 +173,7 @@ GGF_INLINE void backward_run(const T* GGF_RESTRICT grad, const T* GGF_RESTRICT y
 }
 
 template <typename T>
-GGF_MULTIVERSION void backward_planes(const Backward<T>& p, int64_t begin, int64_t end) {
+GGF_INLINE void backward_planes(const Backward<T>& p, int64_t begin, int64_t end) {
   using A = Compute<T>;
   const A positive = p.gain, negative = p.gain * p.slope;
   Writer<T> writer(p.result + begin * p.positions, p.pixels * p.channels, beyond_reuse);
@@ -194,7 +197,7 @@ GGF_MULTIVERSION void backward_planes(const Backward<T>& p, int64_t begin, int64
 
 // The sum over channels of a contiguous tensor, for samples and positions [begin, end) of one sample.
 template <typename T>
-GGF_MULTIVERSION void plane_sums(const Backward<T>& p, int64_t sample, int64_t begin, int64_t end) {
+GGF_INLINE void plane_sums(const Backward<T>& p, int64_t sample, int64_t begin, int64_t end) {
   using A = Compute<T>;
   const A positive = p.gain, negative = p.gain * p.slope;
   A* GGF_RESTRICT plane = p.plane + sample * p.positions;
@@ -234,7 +237,7 @@ GGF_INLINE void backward_pieces(const Backward<T>& p, int64_t begin, int64_t end
 }
 
 template <typename T>
-GGF_MULTIVERSION void backward_pixels(const Backward<T>& p, int64_t begin, int64_t end) {
+GGF_INLINE void backward_pixels(const Backward<T>& p, int64_t begin, int64_t end) {
   if (p.plane && p.partial)
     backward_pieces<true, true>(p, begin, end);
   else if (p.plane)
@@ -294,12 +297,15 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad_, const Tensor& y
                         static_cast<A>(slope),
                         static_cast<A>(gain)};
     if (channels_last) {
-      parallel_for(0, rows, grain(piece * channels), [&](int64_t begin, int64_t end) { backward_pixels<T>(p, begin, end); });
+      parallel_for(0, rows, grain(piece * channels),
+                   [&](int64_t begin, int64_t end) { at_level<backward_pixels<T>>(p, begin, end); });
     } else {
-      parallel_for(0, batch * channels, grain(positions), [&](int64_t begin, int64_t end) { backward_planes<T>(p, begin, end); });
+      parallel_for(0, batch * channels, grain(positions),
+                   [&](int64_t begin, int64_t end) { at_level<backward_planes<T>>(p, begin, end); });
       if (plane_data)
         for (int64_t sample = 0; sample < batch; ++sample)
-          parallel_for(0, positions, grain(channels), [&](int64_t begin, int64_t end) { plane_sums<T>(p, sample, begin, end); });
+          parallel_for(0, positions, grain(channels),
+                       [&](int64_t begin, int64_t end) { at_level<plane_sums<T>>(p, sample, begin, end); });
     }
     if (need_bias) add_rows(partial.data(), bias.template mutable_data_ptr<A>(), rows, channels);
     if (share) add_rows(own_plane.data(), plane.template mutable_data_ptr<A>(), batch, positions);

@@ -2,6 +2,7 @@
 // Tent filter with reflected borders at a stride, and its adjoint. Maths: gangealing_fast/ops/bilinear_downsample.py.
 //
 // As in upfirdn2d.cpp, an output row is a vertical pass over whole rows and a horizontal pass in a buffer.
+#include "levels.h"
 #include "rows.h"
 #include "writer.h"
 
@@ -71,7 +72,7 @@ inline constexpr int64_t batch = 4;
 
 // Rows [begin, end) of the small images.
 template <typename T>
-GGF_MULTIVERSION void downsample_rows(const Plan<Compute<T>>& p, const T* x, T* y, int64_t begin, int64_t end) {
+GGF_INLINE void downsample_rows(const Plan<Compute<T>>& p, const T* x, T* y, int64_t begin, int64_t end) {
   using A = Compute<T>;
   const int64_t C = p.channels, s = p.stride, wide = (p.width + 2 * p.pad) * C;
   std::vector<A> buffer(batch * wide), scratch(C);
@@ -108,7 +109,7 @@ GGF_MULTIVERSION void downsample_rows(const Plan<Compute<T>>& p, const T* x, T* 
 
 // Rows [begin, end) of the large images: each gathers the small rows that it went into, directly or by reflection.
 template <typename T>
-GGF_MULTIVERSION void adjoint_rows(const Plan<Compute<T>>& p, const T* grad, T* result, int64_t begin, int64_t end) {
+GGF_INLINE void adjoint_rows(const Plan<Compute<T>>& p, const T* grad, T* result, int64_t begin, int64_t end) {
   using A = Compute<T>;
   const int64_t C = p.channels, s = p.stride, narrow = (p.out_width + 2) * C;
   // Columns that one small column on either side read, and nothing by reflection, are [left, right).
@@ -184,7 +185,7 @@ Tensor forward(const Tensor& x_, int64_t stride) {
     const T* source = x.const_data_ptr<T>();
     T* target = y.mutable_data_ptr<T>();
     parallel_for(0, (channels_last ? n : n * c) * p.out_height, grain(p.width * p.channels * stride),
-                 [&](int64_t begin, int64_t end) { downsample_rows<T>(p, source, target, begin, end); });
+                 [&](int64_t begin, int64_t end) { at_level<downsample_rows<T>>(p, source, target, begin, end); });
   });
   return y;
 }
@@ -204,7 +205,7 @@ Tensor backward(const Tensor& grad_, int64_t height, int64_t width, int64_t stri
     const T* source = grad.const_data_ptr<T>();
     T* target = result.mutable_data_ptr<T>();
     parallel_for(0, (channels_last ? n : n * c) * height, grain(p.width * p.channels * 2),
-                 [&](int64_t begin, int64_t end) { adjoint_rows<T>(p, source, target, begin, end); });
+                 [&](int64_t begin, int64_t end) { at_level<adjoint_rows<T>>(p, source, target, begin, end); });
   });
   return result;
 }

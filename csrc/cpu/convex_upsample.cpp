@@ -3,6 +3,7 @@
 //
 // For one fine position (i, j) inside its coarse cell the 9 logits of all coarse positions are contiguous, so that the
 // loops run over blocks of coarse positions, whatever the width. The 3x3 neighbours are laid out once, [9, 2, h * w].
+#include "levels.h"
 #include "exponential.h"
 
 #include <algorithm>
@@ -66,8 +67,8 @@ GGF_INLINE void fine_offsets(const Problem<A>& problem, int64_t begin, int64_t e
 
 // output: [h * factor, w * factor, 2] of the sample whose neighbours and mask are given
 template <typename A>
-GGF_MULTIVERSION void forward_cells(const Problem<A>& problem, const A* neighbours, const A* mask, A* output, int64_t begin,
-                                    int64_t end) {
+GGF_INLINE void forward_cells(const Problem<A>& problem, const A* neighbours, const A* mask, A* output, int64_t begin,
+                              int64_t end) {
   constexpr int64_t block = forward_block;
   const int64_t factor = problem.factor, cells = problem.cells, width = problem.width, count = end - begin;
   const int64_t stride = factor * factor * cells;
@@ -96,8 +97,8 @@ GGF_MULTIVERSION void forward_cells(const Problem<A>& problem, const A* neighbou
 
 // grad: [h * factor, w * factor, 2]; grad_mask like mask; grad_neighbours like neighbours, without the factor
 template <typename A>
-GGF_MULTIVERSION void backward_cells(const Problem<A>& problem, const A* neighbours, const A* mask, const A* grad, A* grad_mask,
-                                     A* grad_neighbours, int64_t begin, int64_t end) {
+GGF_INLINE void backward_cells(const Problem<A>& problem, const A* neighbours, const A* mask, const A* grad, A* grad_mask,
+                               A* grad_neighbours, int64_t begin, int64_t end) {
   constexpr int64_t block = backward_block;
   const int64_t factor = problem.factor, cells = problem.cells, width = problem.width, count = end - begin;
   const int64_t stride = factor * factor * cells;
@@ -145,7 +146,7 @@ GGF_INLINE void for_each_neighbour(int64_t height, int64_t width, const Body& bo
 
 // flow: [h * w, 2] -> neighbours [9, 2, h * w], which are 0 before
 template <typename A>
-GGF_MULTIVERSION void gather_neighbours(const A* flow, A* neighbours, int64_t height, int64_t width, A factor) {
+GGF_INLINE void gather_neighbours(const A* flow, A* neighbours, int64_t height, int64_t width, A factor) {
   const int64_t cells = height * width;
   for_each_neighbour(height, width, [&](int64_t k, int64_t cell, int64_t neighbour, int64_t count) GGF_INLINE_LAMBDA {
     const A* GGF_RESTRICT from = flow + 2 * neighbour;
@@ -160,7 +161,7 @@ GGF_MULTIVERSION void gather_neighbours(const A* flow, A* neighbours, int64_t he
 
 // The adjoint of `gather_neighbours`; grad_flow is 0 before.
 template <typename A>
-GGF_MULTIVERSION void add_neighbours(const A* grad_neighbours, A* grad_flow, int64_t height, int64_t width, A factor) {
+GGF_INLINE void add_neighbours(const A* grad_neighbours, A* grad_flow, int64_t height, int64_t width, A factor) {
   const int64_t cells = height * width;
   for_each_neighbour(height, width, [&](int64_t k, int64_t cell, int64_t neighbour, int64_t count) GGF_INLINE_LAMBDA {
     A* GGF_RESTRICT to = grad_flow + 2 * neighbour;
@@ -200,7 +201,7 @@ std::vector<A> all_neighbours(const Tensor& flow, int64_t factor) {
   std::vector<A> neighbours(flow.size(0) * 18 * cells);
   const A* data = flow.const_data_ptr<A>();
   for (int64_t n = 0; n < flow.size(0); ++n)
-    gather_neighbours(data + n * 2 * cells, neighbours.data() + n * 18 * cells, height, width, static_cast<A>(factor));
+    at_level<gather_neighbours<A>>(data + n * 2 * cells, neighbours.data() + n * 18 * cells, height, width, static_cast<A>(factor));
   return neighbours;
 }
 
@@ -215,7 +216,8 @@ Tensor forward_as(const Tensor& flow_, const Tensor& mask_, int64_t factor) {
   A* data = output.mutable_data_ptr<A>();
   const int64_t fine = factor * factor * cells;
   for_each_block(batch, cells, factor, forward_block, [&](int64_t n, int64_t begin, int64_t end) {
-    forward_cells<A>(problem, problem.neighbours + n * 18 * cells, problem.mask + n * 9 * fine, data + n * 2 * fine, begin, end);
+    at_level<forward_cells<A>>(problem, problem.neighbours + n * 18 * cells, problem.mask + n * 9 * fine, data + n * 2 * fine,
+                               begin, end);
   });
   return output;
 }
@@ -241,13 +243,14 @@ std::tuple<Tensor, Tensor> backward_as(const Tensor& grad_, const Tensor& flow_,
   A* mask_data = grad_mask.mutable_data_ptr<A>();
   const int64_t fine = factor * factor * cells;
   for_each_block(batch, cells, factor, backward_block, [&](int64_t n, int64_t begin, int64_t end) {
-    backward_cells<A>(problem, problem.neighbours + n * 18 * cells, problem.mask + n * 9 * fine, grad_data + n * 2 * fine,
-                      mask_data + n * 9 * fine, grad_neighbours.data() + n * 18 * cells, begin, end);
+    at_level<backward_cells<A>>(problem, problem.neighbours + n * 18 * cells, problem.mask + n * 9 * fine, grad_data + n * 2 * fine,
+                                mask_data + n * 9 * fine, grad_neighbours.data() + n * 18 * cells, begin, end);
   });
   A* flow_data = grad_flow.mutable_data_ptr<A>();
   std::fill_n(flow_data, grad_flow.numel(), A(0));
   for (int64_t n = 0; n < batch; ++n)
-    add_neighbours(grad_neighbours.data() + n * 18 * cells, flow_data + n * 2 * cells, height, width, static_cast<A>(factor));
+    at_level<add_neighbours<A>>(grad_neighbours.data() + n * 18 * cells, flow_data + n * 2 * cells, height, width,
+                                static_cast<A>(factor));
   return {grad_flow, grad_mask};
 }
 

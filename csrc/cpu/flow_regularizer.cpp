@@ -5,6 +5,7 @@
 // A row is taken as 2 W numbers whose horizontal neighbours are 2 apart. Sums are formed over fixed pieces of rows and
 // then added in order, so that the result does not depend on the number of threads.
 #include "../common.h"
+#include "levels.h"
 
 #include <algorithm>
 #include <array>
@@ -62,7 +63,7 @@ struct Sums {
 };
 
 template <typename T>
-GGF_MULTIVERSION void sum_rows(const T* flow, int64_t height, int64_t row, int64_t begin, int64_t end, Sums& sums) {
+GGF_INLINE void sum_rows(const T* flow, int64_t height, int64_t row, int64_t begin, int64_t end, Sums& sums) {
   using A = Compute<T>;
   Lanes<A> vertical, horizontal, square;
   for (int64_t y = begin; y < end; ++y) {
@@ -92,7 +93,7 @@ std::tuple<Tensor, Tensor> forward(const Tensor& flow_) {
     parallel_for(0, batch * pieces, grain(piece_rows * row), [&](int64_t begin, int64_t end) {
       for (int64_t item = begin; item < end; ++item) {
         const int64_t sample = item / pieces, first = item % pieces * piece_rows;
-        sum_rows<T>(data + sample * height * row, height, row, first, std::min(height, first + piece_rows), sums[item]);
+        at_level<sum_rows<T>>(data + sample * height * row, height, row, first, std::min(height, first + piece_rows), sums[item]);
       }
     });
     for (int64_t sample = 0; sample < batch; ++sample) {
@@ -121,8 +122,8 @@ struct Factors {
 // Rows [begin, end) of a sample. Every limited difference is the derivative by two neighbours: it is worked out once, for
 // a row at a time, in `lines`, which has room for 3 row + 4 numbers.
 template <typename T>
-GGF_MULTIVERSION void gradient_rows(const T* flow, T* output, const Factors<Compute<T>> factors, int64_t height, int64_t row,
-                                    int64_t begin, int64_t end, Compute<T>* lines) {
+GGF_INLINE void gradient_rows(const T* flow, T* output, const Factors<Compute<T>> factors, int64_t height, int64_t row,
+                              int64_t begin, int64_t end, Compute<T>* lines) {
   using A = Compute<T>;
   A* GGF_RESTRICT across = lines;  // of element i and the one before it in its row, at i; 0 at both ends
   A* GGF_RESTRICT above = lines + row + 4;
@@ -171,8 +172,8 @@ Tensor backward(const Tensor& grad_variation_, const Tensor& grad_identity_, con
         const Factors<A> factors{height > 1 ? tv[sample] / static_cast<A>((height - 1) * row) : A(0),
                                  row > 2 ? tv[sample] / static_cast<A>(height * (row - 2)) : A(0),
                                  2 * identity[sample] / static_cast<A>(height * row)};
-        gradient_rows<T>(data + offset, out + offset, factors, height, row, first, std::min(height, first + piece_rows),
-                         lines.data());
+        at_level<gradient_rows<T>>(data + offset, out + offset, factors, height, row, first, std::min(height, first + piece_rows),
+                                   lines.data());
       }
     });
   });

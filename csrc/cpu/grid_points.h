@@ -61,8 +61,7 @@ GGF_INLINE Pair<A> inner_pair(const Position<A>& at, A last_first, A has_second)
 }
 
 template <Padding padding, bool derivatives, typename A>
-GGF_MULTIVERSION void find_points(const Problem<A>& problem, const A* GGF_RESTRICT grid, int64_t count, A broken,
-                                  Points<A>& points) {
+GGF_INLINE void find_weights(const Problem<A>& problem, const A* GGF_RESTRICT grid, int64_t count, A broken, Points<A>& points) {
   const Axis<A> horizontal = problem.horizontal, vertical = problem.vertical;
   const bool wide = problem.width > 1, high = problem.height > 1;
   const A last_x = wide ? horizontal.size - 2 : A(0), last_y = high ? vertical.size - 2 : A(0);
@@ -92,9 +91,9 @@ GGF_MULTIVERSION void find_points(const Problem<A>& problem, const A* GGF_RESTRI
 template <bool derivatives, typename A>
 inline void find_points(const Problem<A>& problem, int64_t sample, int64_t begin, int64_t count, A broken, Points<A>& points) {
   const A* grid = problem.grid + 2 * (sample * problem.points + begin);
-  if (problem.padding == zeros) find_points<zeros, derivatives>(problem, grid, count, broken, points);
-  if (problem.padding == border) find_points<border, derivatives>(problem, grid, count, broken, points);
-  if (problem.padding == reflection) find_points<reflection, derivatives>(problem, grid, count, broken, points);
+  if (problem.padding == zeros) at_level<find_weights<zeros, derivatives, A>>(problem, grid, count, broken, points);
+  if (problem.padding == border) at_level<find_weights<border, derivatives, A>>(problem, grid, count, broken, points);
+  if (problem.padding == reflection) at_level<find_weights<reflection, derivatives, A>>(problem, grid, count, broken, points);
 }
 
 // How the texels of an image lie in memory, which decides how they are fetched.

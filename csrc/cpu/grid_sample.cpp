@@ -5,6 +5,7 @@
 // channel. The image is read where it lies, whatever its strides. Half-precision tensors are converted before and after.
 // The image's gradient is scattered plane by plane, each plane by one thread in the order of the grid, so that the result
 // does not depend on the number of threads.
+#include "levels.h"
 #include "grid_points.h"
 
 #include <algorithm>
@@ -20,7 +21,7 @@ struct Run {
 
 // output: [N, C, points]
 template <Layout layout, typename A>
-GGF_MULTIVERSION void forward_channels(const Problem<A>& problem, const Run& run, const Points<A>& points, A* output) {
+GGF_INLINE void forward_channels(const Problem<A>& problem, const Run& run, const Points<A>& points, A* output) {
   const A* x = problem.x + run.sample * problem.sample_stride;
   Rows<A> rows;
   for (int64_t c = 0; c < problem.channels; ++c) {
@@ -31,8 +32,8 @@ GGF_MULTIVERSION void forward_channels(const Problem<A>& problem, const Run& run
 
 // grad: [N, C, points]; grad_grid: [N, points, 2]
 template <Layout layout, typename A>
-GGF_MULTIVERSION void grid_channels(const Problem<A>& problem, const Run& run, const Points<A>& points, const A* grad,
-                                    A* GGF_RESTRICT grad_grid) {
+GGF_INLINE void grid_channels(const Problem<A>& problem, const Run& run, const Points<A>& points, const A* grad,
+                              A* GGF_RESTRICT grad_grid) {
   const A* x = problem.x + run.sample * problem.sample_stride;
   Rows<A> rows;
   A by_x[block], by_y[block];
@@ -58,8 +59,8 @@ inline constexpr int64_t few = 64;    // points handled together with that many 
 // As forward_channels, for adjacent channels: vectors of channels instead of vectors of points. Points [begin, end) of the
 // block, at most `few`.
 template <typename A>
-GGF_MULTIVERSION void forward_vectors(const Problem<A>& problem, const Run& run, const Points<A>& points, int64_t begin,
-                                      int64_t end, A* output) {
+GGF_INLINE void forward_vectors(const Problem<A>& problem, const Run& run, const Points<A>& points, int64_t begin, int64_t end,
+                                A* output) {
   const int64_t across = step_across(problem), down = step_down(problem);
   A values[few][lanes];
   for (int64_t c = 0; c < problem.channels; c += lanes) {
@@ -86,8 +87,8 @@ GGF_MULTIVERSION void forward_vectors(const Problem<A>& problem, const Run& run,
 
 // As grid_channels, likewise.
 template <typename A>
-GGF_MULTIVERSION void grid_vectors(const Problem<A>& problem, const Run& run, const Points<A>& points, int64_t begin, int64_t end,
-                                   const A* grad, A* GGF_RESTRICT grad_grid) {
+GGF_INLINE void grid_vectors(const Problem<A>& problem, const Run& run, const Points<A>& points, int64_t begin, int64_t end,
+                             const A* grad, A* GGF_RESTRICT grad_grid) {
   const int64_t across = step_across(problem), down = step_down(problem);
   A gradient[few][lanes], by_x[few][lanes], by_y[few][lanes];
   for (int64_t p = begin; p < end; ++p)
@@ -130,8 +131,8 @@ GGF_MULTIVERSION void grid_vectors(const Problem<A>& problem, const Run& run, co
 
 // Adds a run's gradient to planes [begin, end) of the image's gradient, counted over all samples; grad: [N, C, points]
 template <typename A>
-GGF_MULTIVERSION void scatter(const Problem<A>& problem, const Run& run, const Points<A>& points, const A* grad, A* grad_x,
-                              int64_t begin, int64_t end) {
+GGF_INLINE void scatter(const Problem<A>& problem, const Run& run, const Points<A>& points, const A* grad, A* grad_x, int64_t begin,
+                        int64_t end) {
   A weight[4][block];
   multiply_weights(points, run.count, weight);
   for (int64_t item = begin; item < end; ++item)
@@ -170,11 +171,11 @@ Tensor forward_as(const Tensor& x_, const Tensor& grid_, int64_t padding, bool a
   for_each_run(problem, x.size(0), [&](const Run& run) {
     Points<A> points;
     find_points<false>(problem, run.sample, run.begin, run.count, std::numeric_limits<A>::quiet_NaN(), points);
-    if (layout == Layout::rows) forward_channels<Layout::rows>(problem, run, points, data);
-    if (layout == Layout::triples) forward_channels<Layout::triples>(problem, run, points, data);
-    if (layout == Layout::strided) forward_channels<Layout::strided>(problem, run, points, data);
+    if (layout == Layout::rows) at_level<forward_channels<Layout::rows, A>>(problem, run, points, data);
+    if (layout == Layout::triples) at_level<forward_channels<Layout::triples, A>>(problem, run, points, data);
+    if (layout == Layout::strided) at_level<forward_channels<Layout::strided, A>>(problem, run, points, data);
     for (int64_t p = 0; p < run.count && layout == Layout::vectors; p += few)
-      forward_vectors(problem, run, points, p, std::min(p + few, run.count), data);
+      at_level<forward_vectors<A>>(problem, run, points, p, std::min(p + few, run.count), data);
   });
   return output;
 }
@@ -196,7 +197,7 @@ void image_gradient(const Problem<A>& problem, int64_t batch, const A* grad, A* 
       for (int64_t first = 0; first < problem.points; first += block) {
         const Run run{sample, first, std::min(block, problem.points - first)};
         find_points<false>(problem, sample, first, run.count, A(0), points);
-        scatter(problem, run, points, grad, grad_x, begin, last);
+        at_level<scatter<A>>(problem, run, points, grad, grad_x, begin, last);
       }
       begin = last;
     }
@@ -210,11 +211,11 @@ void grid_gradient(const Problem<A>& problem, int64_t batch, const A* grad, A* g
     Points<A> points;
     find_points<true>(problem, run.sample, run.begin, run.count, A(0), points);
     A* result = grad_grid + 2 * (run.sample * problem.points + run.begin);
-    if (layout == Layout::rows) grid_channels<Layout::rows>(problem, run, points, grad, result);
-    if (layout == Layout::triples) grid_channels<Layout::triples>(problem, run, points, grad, result);
-    if (layout == Layout::strided) grid_channels<Layout::strided>(problem, run, points, grad, result);
+    if (layout == Layout::rows) at_level<grid_channels<Layout::rows, A>>(problem, run, points, grad, result);
+    if (layout == Layout::triples) at_level<grid_channels<Layout::triples, A>>(problem, run, points, grad, result);
+    if (layout == Layout::strided) at_level<grid_channels<Layout::strided, A>>(problem, run, points, grad, result);
     for (int64_t p = 0; p < run.count && layout == Layout::vectors; p += few)
-      grid_vectors(problem, run, points, p, std::min(p + few, run.count), grad, result);
+      at_level<grid_vectors<A>>(problem, run, points, p, std::min(p + few, run.count), grad, result);
   });
 }
 

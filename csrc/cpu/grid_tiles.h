@@ -44,7 +44,7 @@ struct TiledGrid {
 // The boxes of samples [begin, end). With a halo of 1 they cover the cells of their tile, which reach to the next tiles'
 // first vertices.
 template <typename A>
-GGF_MULTIVERSION void build_boxes(TiledGrid<A>& tiled, int64_t halo, int64_t begin, int64_t end) {
+GGF_INLINE void build_boxes(TiledGrid<A>& tiled, int64_t halo, int64_t begin, int64_t end) {
   constexpr int64_t lanes = 2 * tile_width;  // x and y alternate
   constexpr A infinity = std::numeric_limits<A>::infinity();
   for (int64_t n = begin; n < end; ++n) {

@@ -9,6 +9,7 @@
 
 #include "../invert_grid.h"
 
+#include "levels.h"
 #include "grid_tiles.h"
 
 #include <tuple>
@@ -71,8 +72,8 @@ struct Output {
 };
 
 template <typename A>
-GGF_MULTIVERSION void invert_points(const TiledGrid<A>& tiled, const A* points, const Output<A>& output, int64_t per_sample,
-                                    int64_t begin, int64_t end) {
+GGF_INLINE void invert_points(const TiledGrid<A>& tiled, const A* points, const Output<A>& output, int64_t per_sample,
+                              int64_t begin, int64_t end) {
   std::vector<A> bounds(tiled.boxes);
   for (int64_t p = begin; p < end; ++p) {
     const Tiles<A> tiles = tiled.sample(p / per_sample);
@@ -104,9 +105,10 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& grid_, const Tensor& po
       const A* data = points.template const_data_ptr<A>();
       const Output<A> output{cell.template mutable_data_ptr<int64_t>(), offset.template mutable_data_ptr<A>(),
                              confidence.template mutable_data_ptr<A>()};
-      parallel_for(0, batch, grain(2 * height * width), [&](int64_t begin, int64_t end) { build_boxes<A>(tiled, 1, begin, end); });
+      parallel_for(0, batch, grain(2 * height * width),
+                   [&](int64_t begin, int64_t end) { at_level<build_boxes<A>>(tiled, 1, begin, end); });
       parallel_for(0, batch * per_sample, grain(2 * tiled.boxes + 16 * tile_width * tile_height),
-                   [&](int64_t begin, int64_t end) { invert_points<A>(tiled, data, output, per_sample, begin, end); });
+                   [&](int64_t begin, int64_t end) { at_level<invert_points<A>>(tiled, data, output, per_sample, begin, end); });
     });
   return {cell, offset, confidence};
 }

@@ -5,6 +5,7 @@
 // Contiguous maps are taken in short rows of pixels, channel after channel, and vectors run along the pixels. Nothing but the
 // gradients is written; the backward finds the norms anew. Sums are taken over fixed pieces of one sample and then in
 // order, so that the result does not depend on the number of threads.
+#include "levels.h"
 #include "vectors.h"
 #include "writer.h"
 
@@ -127,7 +128,7 @@ struct Group {
 };
 
 template <typename T>
-GGF_MULTIVERSION void forward_pixels(const Problem<T>& p, int64_t begin, int64_t end) {
+GGF_INLINE void forward_pixels(const Problem<T>& p, int64_t begin, int64_t end) {
   using A = Compute<T>;
   const int64_t C = p.channels;
   for (int64_t part = begin; part < end; ++part) {
@@ -151,7 +152,7 @@ GGF_MULTIVERSION void forward_pixels(const Problem<T>& p, int64_t begin, int64_t
 }
 
 template <typename T>
-GGF_MULTIVERSION void backward_pixels(const Problem<T>& p, int64_t begin, int64_t end) {
+GGF_INLINE void backward_pixels(const Problem<T>& p, int64_t begin, int64_t end) {
   using A = Compute<T>;
   const int64_t C = p.channels;
   const A* GGF_RESTRICT head = p.head;
@@ -234,7 +235,7 @@ GGF_INLINE void factors_of_row(const A* inverse_a, const A* inverse_b, int64_t n
 }
 
 template <typename T>
-GGF_MULTIVERSION void forward_planes(const Problem<T>& p, int64_t begin, int64_t end) {
+GGF_INLINE void forward_planes(const Problem<T>& p, int64_t begin, int64_t end) {
   using A = Compute<T>;
   A ia[row], ib[row], of_a[row], of_b[row], scale[row], sums[row];
   for (int64_t part = begin; part < end; ++part) {
@@ -263,7 +264,7 @@ GGF_MULTIVERSION void forward_planes(const Problem<T>& p, int64_t begin, int64_t
 }
 
 template <typename T>
-GGF_MULTIVERSION void backward_planes(const Problem<T>& p, int64_t begin, int64_t end) {
+GGF_INLINE void backward_planes(const Problem<T>& p, int64_t begin, int64_t end) {
   using A = Compute<T>;
   A ia[row], ib[row], of_a[row], of_b[row], scale[row], qa[row], qb[row];
   for (int64_t part = begin; part < end; ++part) {
@@ -350,7 +351,7 @@ Tensor forward(const Tensor& a_, const Tensor& b_, const Tensor& head_) {
                        each,
                        a.numel()};
     parallel_for(0, batch * each, grain(piece * channels), [&](int64_t begin, int64_t end) {
-      channels_last ? forward_pixels<T>(p, begin, end) : forward_planes<T>(p, begin, end);
+      channels_last ? at_level<forward_pixels<T>>(p, begin, end) : at_level<forward_planes<T>>(p, begin, end);
     });
     A* out = result.mutable_data_ptr<A>();
     for (int64_t n = 0; n < batch; ++n) {
@@ -390,7 +391,7 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad_, const Tensor& a
                        each,
                        a.numel()};
     parallel_for(0, pieces, grain(piece * channels), [&](int64_t begin, int64_t end) {
-      channels_last ? backward_pixels<T>(p, begin, end) : backward_planes<T>(p, begin, end);
+      channels_last ? at_level<backward_pixels<T>>(p, begin, end) : at_level<backward_planes<T>>(p, begin, end);
     });
     if (!need_head) return;
     A* out = grad_head.mutable_data_ptr<A>();

@@ -12,7 +12,7 @@ namespace ggf::mipmap_warp {
 // The largest squared distance to the four neighbours, 1 or more (NaN or infinity where one is not finite), and which
 // neighbour it is: 0 left, 1 right, 2 above, 3 below. Returns the largest finite one of the row.
 template <typename A>
-GGF_MULTIVERSION A measure_row(const Problem<A>& problem, int64_t row, A* GGF_RESTRICT squared, int32_t* GGF_RESTRICT nearest) {
+GGF_INLINE A measure_row(const Problem<A>& problem, int64_t row, A* GGF_RESTRICT squared, int32_t* GGF_RESTRICT nearest) {
   const int64_t columns = problem.columns, y = row % problem.rows;
   const A* here = problem.image.grid + 2 * row * columns;
   const A* above = y > 0 ? here - 2 * columns : here;
@@ -56,8 +56,8 @@ GGF_MULTIVERSION A measure_row(const Problem<A>& problem, int64_t row, A* GGF_RE
 // Adds what comes through the level to a row of the grid's gradient: the derivatives by the squared distances between its
 // points and their neighbours, of which every distance moves the two points it is measured between.
 template <typename A>
-GGF_MULTIVERSION void distance_gradient_row(const Problem<A>& problem, int64_t row, const int32_t* GGF_RESTRICT nearest,
-                                            const A* GGF_RESTRICT by_square, A* GGF_RESTRICT grad_grid) {
+GGF_INLINE void distance_gradient_row(const Problem<A>& problem, int64_t row, const int32_t* GGF_RESTRICT nearest,
+                                      const A* GGF_RESTRICT by_square, A* GGF_RESTRICT grad_grid) {
   const int64_t columns = problem.columns, y = row % problem.rows, start = row * columns;
   const int64_t up = y > 0 ? -columns : 0, down = y + 1 < problem.rows ? columns : 0;
   const A has_above = y > 0 ? A(1) : A(0), has_below = y + 1 < problem.rows ? A(1) : A(0);

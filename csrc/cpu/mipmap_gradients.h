@@ -2,6 +2,7 @@
 // The backward pass of mipmap_warp for one block of grid points. Maths: gangealing_fast/ops/mipmap_warp.py.
 #pragma once
 
+#include "levels.h"
 #include "mipmap_samples.h"
 
 #include <algorithm>
@@ -16,8 +17,8 @@ struct Slopes {
 
 // Adds what comes through level 0.
 template <Layout layout, typename A>
-GGF_MULTIVERSION void add_image_slopes(const Problem<A>& problem, const A* x, const Samples<A>& samples,
-                                       const grid_sample::Points<A>& points, int64_t count, const A* grad, Slopes<A>& slopes) {
+GGF_INLINE void add_image_slopes(const Problem<A>& problem, const A* x, const Samples<A>& samples,
+                                 const grid_sample::Points<A>& points, int64_t count, const A* grad, Slopes<A>& slopes) {
   grid_sample::Rows<A> rows;
   A by_x[block] = {}, by_y[block] = {}, dot[block] = {};
   for (int64_t c = 0; c < problem.image.channels; ++c) {
@@ -39,8 +40,8 @@ GGF_MULTIVERSION void add_image_slopes(const Problem<A>& problem, const A* x, co
 
 // Adds what comes through the pyramid, for four channels whose gradients stand side by side.
 template <typename A>
-GGF_MULTIVERSION void add_pyramid_slopes(const A* texels, const Samples<A>& samples, const Taps<A>& lower, const Taps<A>& upper,
-                                         int64_t count, const A (&grad)[block][4], Slopes<A>& slopes) {
+GGF_INLINE void add_pyramid_slopes(const A* texels, const Samples<A>& samples, const Taps<A>& lower, const Taps<A>& upper,
+                                   int64_t count, const A (&grad)[block][4], Slopes<A>& slopes) {
   alignas(64) A by_x[block][4], by_y[block][4], by_level[block][4];
   for (int64_t p = 0; p < count; ++p) {
     const Vec4<A> g = read<Vec4<A>>(grad[p]);
@@ -73,8 +74,8 @@ GGF_MULTIVERSION void add_pyramid_slopes(const A* texels, const Samples<A>& samp
 
 // Puts the gradients of up to four channels side by side; 0 where there is no channel, and for points that are not finite.
 template <typename A>
-GGF_MULTIVERSION void interleave_gradient(const A* grad, int64_t plane, int64_t channels, const Samples<A>& samples, int64_t count,
-                                          A (&result)[block][4]) {
+GGF_INLINE void interleave_gradient(const A* grad, int64_t plane, int64_t channels, const Samples<A>& samples, int64_t count,
+                                    A (&result)[block][4]) {
   for (int64_t c = 0; c < 4; ++c) {
     const A* GGF_RESTRICT g = grad + std::min(c, channels - 1) * plane;
     const A used = c < channels ? A(1) : A(0);
@@ -83,8 +84,8 @@ GGF_MULTIVERSION void interleave_gradient(const A* grad, int64_t plane, int64_t 
 }
 
 template <typename A>
-GGF_MULTIVERSION void scatter_to_pyramid(const Samples<A>& samples, const Taps<A>& lower, const Taps<A>& upper, int64_t count,
-                                         const A (&grad)[block][4], A* texels) {
+GGF_INLINE void scatter_to_pyramid(const Samples<A>& samples, const Taps<A>& lower, const Taps<A>& upper, int64_t count,
+                                   const A (&grad)[block][4], A* texels) {
   for (int64_t p = 0; p < count; ++p) {
     const Vec4<A> g = read<Vec4<A>>(grad[p]);
     if (samples.level[p] > 0) scatter(texels, lower, p, (1 - samples.fraction[p]) * g);
@@ -94,8 +95,8 @@ GGF_MULTIVERSION void scatter_to_pyramid(const Samples<A>& samples, const Taps<A
 
 // grad, planes: those of the sample. `image`: the problem of sampling a contiguous image, such as the gradient.
 template <typename A>
-GGF_MULTIVERSION void scatter_to_image(const grid_sample::Problem<A>& image, const Samples<A>& samples,
-                                       const grid_sample::Points<A>& points, int64_t count, const A* grad, A* planes) {
+GGF_INLINE void scatter_to_image(const grid_sample::Problem<A>& image, const Samples<A>& samples,
+                                 const grid_sample::Points<A>& points, int64_t count, const A* grad, A* planes) {
   A weight[4][grid_sample::block], share[block];
   grid_sample::multiply_weights(points, count, weight);
   for (int64_t c = 0; c < image.channels; ++c) {
@@ -111,8 +112,8 @@ GGF_MULTIVERSION void scatter_to_image(const grid_sample::Problem<A>& image, con
 // level = log2(squared) / 2 below the largest level; there is no slope at a whole level, nor where it is capped. Returns
 // whether any derivative by the squared distance is not 0.
 template <typename A>
-GGF_MULTIVERSION bool finish_slopes(const Problem<A>& problem, const Samples<A>& samples, int64_t count, const Slopes<A>& slopes,
-                                    A* GGF_RESTRICT grad_grid, A* GGF_RESTRICT by_square) {
+GGF_INLINE bool finish_slopes(const Problem<A>& problem, const Samples<A>& samples, int64_t count, const Slopes<A>& slopes,
+                              A* GGF_RESTRICT grad_grid, A* GGF_RESTRICT by_square) {
   const A factor = static_cast<A>(0.5 / 0.69314718055994530942);
   int32_t active = 0;
   for (int64_t p = 0; p < count; ++p) {
@@ -153,21 +154,24 @@ void backward_block(const Problem<A>& problem, const grid_sample::Problem<A>& co
   find_taps<true>(problem, pyramid, samples, count, lower, upper);
   if (samples.on_image() && gradients.grid) {
     grid_sample::find_points<true>(problem.image, run.sample, run.point, count, A(0), points);
-    add_image_slopes<layout>(problem, problem.image.x + run.sample * problem.image.sample_stride, samples, points, count, grad,
-                             slopes);
+    at_level<add_image_slopes<layout, A>>(problem, problem.image.x + run.sample * problem.image.sample_stride, samples, points,
+                                          count, grad, slopes);
   }
   for (int64_t c = 0; c < channels && samples.on_pyramid(); c += 4) {
     alignas(64) A side_by_side[block][4];
-    interleave_gradient(grad + c * plane, plane, std::min<int64_t>(4, channels - c), samples, count, side_by_side);
-    if (gradients.grid) add_pyramid_slopes(texels + c * pyramid.texels, samples, lower, upper, count, side_by_side, slopes);
-    if (gradients.pyramid) scatter_to_pyramid(samples, lower, upper, count, side_by_side, gradients.pyramid + c * pyramid.texels);
+    at_level<interleave_gradient<A>>(grad + c * plane, plane, std::min<int64_t>(4, channels - c), samples, count, side_by_side);
+    if (gradients.grid)
+      at_level<add_pyramid_slopes<A>>(texels + c * pyramid.texels, samples, lower, upper, count, side_by_side, slopes);
+    if (gradients.pyramid)
+      at_level<scatter_to_pyramid<A>>(samples, lower, upper, count, side_by_side, gradients.pyramid + c * pyramid.texels);
   }
   if (samples.on_image() && gradients.planes) {
     grid_sample::find_points<false>(contiguous, run.sample, run.point, count, A(0), points);
-    scatter_to_image(contiguous, samples, points, count, grad,
-                     gradients.planes + run.sample * channels * contiguous.height * contiguous.width);
+    at_level<scatter_to_image<A>>(contiguous, samples, points, count, grad,
+                                  gradients.planes + run.sample * channels * contiguous.height * contiguous.width);
   }
-  if (gradients.grid && finish_slopes(problem, samples, count, slopes, gradients.grid + 2 * point, gradients.by_square + point))
+  if (gradients.grid &&
+      at_level<finish_slopes<A>>(problem, samples, count, slopes, gradients.grid + 2 * point, gradients.by_square + point))
     gradients.active[point / problem.columns] = 1;
 }
 

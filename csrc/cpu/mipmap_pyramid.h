@@ -7,6 +7,7 @@
 #pragma once
 
 #include "../common.h"
+#include "levels.h"
 
 #include <algorithm>
 #include <array>
@@ -188,8 +189,8 @@ GGF_INLINE void gather_margin(A* texels, const Level& level) {
 
 // Up to four channels of an image with these strides -> level 1. `line` has room for pyramid.longest_line() numbers.
 template <typename A>
-GGF_MULTIVERSION void halve_image(const A* x, const std::array<int64_t, 3>& strides, int64_t channels, const Pyramid<A>& pyramid,
-                                  A* texels, A* line) {
+GGF_INLINE void halve_image(const A* x, const std::array<int64_t, 3>& strides, int64_t channels, const Pyramid<A>& pyramid,
+                            A* texels, A* line) {
   const Level& level = pyramid.levels[1];
   const int64_t width = pyramid.levels[0].width, begin = 1 + pyramid.left;
   const int64_t length = 2 * level.width + 2;
@@ -215,7 +216,7 @@ GGF_MULTIVERSION void halve_image(const A* x, const std::array<int64_t, 3>& stri
 }
 
 template <typename A>
-GGF_MULTIVERSION void halve_level(const A* finer, const Level& finer_level, const Level& level, A* texels, A* line) {
+GGF_INLINE void halve_level(const A* finer, const Level& finer_level, const Level& level, A* texels, A* line) {
   for (int64_t y = 0; y < level.height; ++y) {
     A* row = texels + 4 * y * level.stride();
     mix_rows(finer, 4 * finer_level.stride(), 1, level, y, 4 * finer_level.width, line + 4);
@@ -228,7 +229,7 @@ GGF_MULTIVERSION void halve_level(const A* finer, const Level& finer_level, cons
 
 // Adds to the planes [channels, height, width] of the image's gradient.
 template <typename A>
-GGF_MULTIVERSION void halve_image_adjoint(const A* texels, int64_t channels, const Pyramid<A>& pyramid, A* planes, A* line) {
+GGF_INLINE void halve_image_adjoint(const A* texels, int64_t channels, const Pyramid<A>& pyramid, A* planes, A* line) {
   const Level& level = pyramid.levels[1];
   const int64_t height = pyramid.levels[0].height, width = pyramid.levels[0].width, begin = 1 + pyramid.left;
   A* extended = line;
@@ -244,7 +245,7 @@ GGF_MULTIVERSION void halve_image_adjoint(const A* texels, int64_t channels, con
 
 // Adds to the finer level.
 template <typename A>
-GGF_MULTIVERSION void halve_level_adjoint(const A* texels, const Level& level, const Level& finer_level, A* finer, A* line) {
+GGF_INLINE void halve_level_adjoint(const A* texels, const Level& level, const Level& finer_level, A* finer, A* line) {
   for (int64_t y = 0; y < level.height; ++y) {
     halve_line_adjoint<4>(texels + 4 * y * level.stride(), level.width, line);
     extend_adjoint<4>(line, level, 1, finer_level.width);
@@ -259,9 +260,9 @@ void build_pyramid(const Pyramid<A>& pyramid, const A* x, const std::array<int64
   const std::vector<Level>& levels = pyramid.levels;
   for (int64_t group = 0; group < pyramid.groups && levels.size() > 1; ++group) {
     A* start = texels + 4 * group * pyramid.texels;
-    halve_image(x + 4 * group * strides[0], strides, std::min<int64_t>(4, channels - 4 * group), pyramid, start, line);
+    at_level<halve_image<A>>(x + 4 * group * strides[0], strides, std::min<int64_t>(4, channels - 4 * group), pyramid, start, line);
     for (size_t l = 2; l < levels.size(); ++l)
-      halve_level(start + 4 * levels[l - 1].first, levels[l - 1], levels[l], start + 4 * levels[l].first, line);
+      at_level<halve_level<A>>(start + 4 * levels[l - 1].first, levels[l - 1], levels[l], start + 4 * levels[l].first, line);
   }
 }
 
@@ -273,11 +274,12 @@ void collect_gradient(const Pyramid<A>& pyramid, A* texels, A* line, int64_t cha
     A* start = texels + 4 * group * pyramid.texels;
     for (size_t l = levels.size(); l-- > 2;) {
       gather_margin(start + 4 * levels[l].first, levels[l]);
-      halve_level_adjoint(start + 4 * levels[l].first, levels[l], levels[l - 1], start + 4 * levels[l - 1].first, line);
+      at_level<halve_level_adjoint<A>>(start + 4 * levels[l].first, levels[l], levels[l - 1], start + 4 * levels[l - 1].first,
+                                       line);
     }
     gather_margin(start, levels[1]);
-    halve_image_adjoint(start, std::min<int64_t>(4, channels - 4 * group), pyramid,
-                        planes + 4 * group * levels[0].height * levels[0].width, line);
+    at_level<halve_image_adjoint<A>>(start, std::min<int64_t>(4, channels - 4 * group), pyramid,
+                                     planes + 4 * group * levels[0].height * levels[0].width, line);
   }
 }
 

@@ -4,6 +4,7 @@
 #pragma once
 
 #include "../mipmap_taps.h"
+#include "levels.h"
 #include "grid_points.h"
 #include "mipmap_pyramid.h"
 
@@ -59,8 +60,8 @@ struct Samples {
 };
 
 template <Padding padding, typename A>
-GGF_MULTIVERSION void locate_block(const Problem<A>& problem, const A* GGF_RESTRICT grid, const A* GGF_RESTRICT squared,
-                                   int64_t count, Samples<A>& samples) {
+GGF_INLINE void locate_points(const Problem<A>& problem, const A* GGF_RESTRICT grid, const A* GGF_RESTRICT squared, int64_t count,
+                              Samples<A>& samples) {
   const Axis<A> horizontal = problem.image.horizontal, vertical = problem.image.vertical;
   const A largest = problem.largest;
   for (int64_t p = 0; p < count; ++p) {
@@ -101,9 +102,9 @@ template <typename A>
 inline void locate_block(const Problem<A>& problem, int64_t point, const A* squared, int64_t count, Samples<A>& samples) {
   const A* grid = problem.image.grid + 2 * point;
   squared += point;
-  if (problem.image.padding == zeros) locate_block<zeros>(problem, grid, squared, count, samples);
-  if (problem.image.padding == border) locate_block<border>(problem, grid, squared, count, samples);
-  if (problem.image.padding == reflection) locate_block<reflection>(problem, grid, squared, count, samples);
+  if (problem.image.padding == zeros) at_level<locate_points<zeros, A>>(problem, grid, squared, count, samples);
+  if (problem.image.padding == border) at_level<locate_points<border, A>>(problem, grid, squared, count, samples);
+  if (problem.image.padding == reflection) at_level<locate_points<reflection, A>>(problem, grid, squared, count, samples);
 }
 
 // The weights of three texels in a row, and their derivatives by the normalised coordinate.
@@ -135,8 +136,8 @@ GGF_INLINE A axis_taps(A low, A part, A slope, A last, A shift, A scale, int64_t
 
 // Taps of a block in its levels plus `up`; where that level does not exist, no fraction asks for it.
 template <bool derivatives, typename A>
-GGF_MULTIVERSION void find_taps(const Problem<A>& problem, const Pyramid<A>& pyramid, const Samples<A>& samples, int64_t count,
-                                int32_t up, Taps<A>& taps) {
+GGF_INLINE void find_taps_of_level(const Problem<A>& problem, const Pyramid<A>& pyramid, const Samples<A>& samples, int64_t count,
+                                   int32_t up, Taps<A>& taps) {
   const int32_t deepest = static_cast<int32_t>(pyramid.levels.size()) - 1;
   const int32_t lowest = std::min(samples.lowest + up, deepest), highest = std::min(samples.highest + up, deepest);
   const A last_x = problem.image.horizontal.size - 1, last_y = problem.image.vertical.size - 1;
@@ -167,8 +168,8 @@ GGF_MULTIVERSION void find_taps(const Problem<A>& problem, const Pyramid<A>& pyr
 template <bool derivatives, typename A>
 inline void find_taps(const Problem<A>& problem, const Pyramid<A>& pyramid, const Samples<A>& samples, int64_t count,
                       Taps<A>& lower, Taps<A>& upper) {
-  if (samples.highest > 0) find_taps<derivatives>(problem, pyramid, samples, count, 0, lower);
-  if (samples.between) find_taps<derivatives>(problem, pyramid, samples, count, 1, upper);
+  if (samples.highest > 0) at_level<find_taps_of_level<derivatives, A>>(problem, pyramid, samples, count, 0, lower);
+  if (samples.between) at_level<find_taps_of_level<derivatives, A>>(problem, pyramid, samples, count, 1, upper);
 }
 
 template <typename A>

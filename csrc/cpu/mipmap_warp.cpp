@@ -6,6 +6,7 @@
 // neighbouring small ones, so three small ones in all, which one vector load reads. Weights are worked out for a block of
 // grid points at a time. Work is divided by grid rows and, where gradients are scattered, by samples: no result depends on
 // the number of threads.
+#include "levels.h"
 #include "mipmap_distances.h"
 #include "mipmap_gradients.h"
 #include "mipmap_samples.h"
@@ -20,8 +21,8 @@ namespace ggf::mipmap_warp {
 
 // Four channels of the part of a block that is read from the pyramid; 0 for points on level 0 with no fraction.
 template <typename A>
-GGF_MULTIVERSION void sample_pyramid(const A* texels, const Samples<A>& samples, const Taps<A>& lower, const Taps<A>& upper,
-                                     int64_t count, A (&values)[block][4]) {
+GGF_INLINE void sample_pyramid(const A* texels, const Samples<A>& samples, const Taps<A>& lower, const Taps<A>& upper,
+                               int64_t count, A (&values)[block][4]) {
   for (int64_t p = 0; p < count; ++p) {
     Vec4<A> value{};
     if (samples.level[p] > 0) value = (1 - samples.fraction[p]) * sample<false>(texels, lower, p).value;
@@ -37,7 +38,7 @@ struct Mixture {
 };
 
 template <typename A>
-GGF_MULTIVERSION void find_mixture(const Samples<A>& samples, int64_t count, Mixture<A>& mixture) {
+GGF_INLINE void find_mixture(const Samples<A>& samples, int64_t count, Mixture<A>& mixture) {
   for (int64_t p = 0; p < count; ++p) {
     const A rest = 1 - samples.fraction[p];
     mixture.weight[p] = samples.level[p] == 0 ? rest : A(0);
@@ -47,9 +48,9 @@ GGF_MULTIVERSION void find_mixture(const Samples<A>& samples, int64_t count, Mix
 
 // Finishes channel c of a block; x: level 0 of the sample, values: what the pyramid gives.
 template <Layout layout, typename A>
-GGF_MULTIVERSION void finish_channel(const Problem<A>& problem, const A* x, int64_t c, const Samples<A>& samples,
-                                     const grid_sample::Points<A>& points, const Mixture<A>& mixture, const A (&values)[block][4],
-                                     int64_t count, grid_sample::Rows<A>& rows, A* GGF_RESTRICT out) {
+GGF_INLINE void finish_channel(const Problem<A>& problem, const A* x, int64_t c, const Samples<A>& samples,
+                               const grid_sample::Points<A>& points, const Mixture<A>& mixture, const A (&values)[block][4],
+                               int64_t count, grid_sample::Rows<A>& rows, A* GGF_RESTRICT out) {
   A coarse[block];
   for (int64_t p = 0; p < count; ++p) coarse[p] = values[p][c % 4] + mixture.poison[p];
   if (samples.on_image())
@@ -85,13 +86,14 @@ void forward_block(const Problem<A>& problem, const Pyramid<A>& pyramid, const A
   alignas(64) A values[block][4] = {};
   locate_block(problem, run.sample * plane + run.point, squared, run.count, samples);
   find_taps<false>(problem, pyramid, samples, run.count, lower, upper);
-  find_mixture(samples, run.count, mixture);
+  at_level<find_mixture<A>>(samples, run.count, mixture);
   if (samples.on_image()) grid_sample::find_points<false>(problem.image, run.sample, run.point, run.count, A(0), points);
   const A* x = problem.image.x + run.sample * problem.image.sample_stride;
   for (int64_t c = 0; c < channels; ++c) {
-    if (c % 4 == 0 && samples.on_pyramid()) sample_pyramid(texels + c * pyramid.texels, samples, lower, upper, run.count, values);
-    finish_channel<layout>(problem, x, c, samples, points, mixture, values, run.count, rows,
-                           output + (run.sample * channels + c) * plane + run.point);
+    if (c % 4 == 0 && samples.on_pyramid())
+      at_level<sample_pyramid<A>>(texels + c * pyramid.texels, samples, lower, upper, run.count, values);
+    at_level<finish_channel<layout, A>>(problem, x, c, samples, points, mixture, values, run.count, rows,
+                                        output + (run.sample * channels + c) * plane + run.point);
   }
 }
 
@@ -124,7 +126,8 @@ struct Plan {
     std::vector<A> largest(rows);
     parallel_for(0, rows, grain(8 * problem.columns), [&](int64_t begin, int64_t end) {
       for (int64_t row = begin; row < end; ++row)
-        largest[row] = measure_row<A>(problem, row, squared.get() + row * problem.columns, nearest.get() + row * problem.columns);
+        largest[row] =
+            at_level<measure_row<A>>(problem, row, squared.get() + row * problem.columns, nearest.get() + row * problem.columns);
     });
     // A little more than the logarithm, so that its rounding cannot ask for a level that is not there.
     const double distance = *std::max_element(largest.begin(), largest.end());
@@ -232,7 +235,7 @@ std::tuple<Tensor, Tensor> backward_as(const Tensor& grad_, const Tensor& x, con
       });
       for (int64_t row = n * problem.rows; need_grid && row < (n + 1) * problem.rows; ++row)
         if (active[row] || (row > n * problem.rows && active[row - 1]) || (row + 1 < (n + 1) * problem.rows && active[row + 1]))
-          distance_gradient_row(problem, row, plan.nearest.get(), by_square.get(), grid_data);
+          at_level<distance_gradient_row<A>>(problem, row, plan.nearest.get(), by_square.get(), grid_data);
     }
   });
   return {grad_x, grad_grid};

@@ -4,6 +4,7 @@
 // Three ways to convolve: Winograd (winograd.h) for 3x3 kernels in float32, which takes style, demodulation and activation along;
 // a single pass over x for 1x1 kernels with few outputs; torch's convolution, on oneDNN, for the rest, between passes that
 // scale and activate (modulation.h). All of it works on channels-last tensors.
+#include "levels.h"
 #include "aten.h"
 #include "modulation.h"
 #include "winograd.h"
@@ -211,7 +212,8 @@ Tensor convolve_to_few(const Problem& p) {
   const Shape shape = p.shape_in();
   for_few<T>(p.out, [&]<int outs>() {
     parallel_for(0, shape.batch * shape.positions, grain(p.in), [&](int64_t begin, int64_t end) {
-      modulation::to_few_pixels<T, outs>(shape, p.x.const_data_ptr<T>(), weights.data(), y.mutable_data_ptr<T>(), begin, end);
+      at_level<modulation::to_few_pixels<T, outs>>(shape, p.x.const_data_ptr<T>(), weights.data(), y.mutable_data_ptr<T>(), begin,
+                                                   end);
     });
   });
   return y;
@@ -241,9 +243,9 @@ void backward_to_few(const Problem& p, const Request& wanted, const Tensor& grad
   std::vector<A> partial(need_products ? shape.batch * shape.pieces() * p.out * p.in : 0);
   for_few<T>(p.out, [&]<int outs>() {
     parallel_for(0, shape.batch * shape.pieces(), grain(modulation::piece * p.in), [&](int64_t begin, int64_t end) {
-      modulation::from_few_pieces<T, outs>(shape, grad.const_data_ptr<T>(), p.x.const_data_ptr<T>(), weights.data(),
-                                           wanted.x ? found.x.mutable_data_ptr<T>() : nullptr,
-                                           need_products ? partial.data() : nullptr, begin, end);
+      at_level<modulation::from_few_pieces<T, outs>>(shape, grad.const_data_ptr<T>(), p.x.const_data_ptr<T>(), weights.data(),
+                                                     wanted.x ? found.x.mutable_data_ptr<T>() : nullptr,
+                                                     need_products ? partial.data() : nullptr, begin, end);
     });
   });
   if (!need_products) return;
@@ -329,7 +331,7 @@ Tensor differentiate_activation(const Problem& p, const Request& wanted, const m
                                   sums.empty() ? nullptr : sums.data(),
                                   plane.empty() ? nullptr : plane.data()};
   parallel_for(0, out.batch * out.pieces(), grain(modulation::piece * p.out),
-               [&](int64_t begin, int64_t end) { modulation::backward_pieces<T>(out, a, b, begin, end); });
+               [&](int64_t begin, int64_t end) { at_level<modulation::backward_pieces<T>>(out, a, b, begin, end); });
   if (wanted.demodulation) found.demodulation = demodulation_gradient<A>(p, dots);
   if (wanted.activation) found.bias = bias_gradient<A>(p, sums);
   if (with_noise) noise_gradients<A>(p, a, plane, found);

@@ -4,6 +4,7 @@
 // one sample and then in order, so that the result does not depend on the number of threads.
 #pragma once
 
+#include "levels.h"
 #include "vectors.h"
 
 #include <algorithm>
@@ -19,7 +20,7 @@ struct Shape {
 
 // out = x * scale[n, c]; in place too.
 template <typename T>
-GGF_MULTIVERSION void scale_pixels(const Shape& s, const T* x, const Compute<T>* scale, T* out, int64_t begin, int64_t end) {
+GGF_INLINE void scale_pixels(const Shape& s, const T* x, const Compute<T>* scale, T* out, int64_t begin, int64_t end) {
   for (int64_t pixel = begin; pixel < end; ++pixel) {
     const Compute<T>* GGF_RESTRICT factors = scale + pixel / s.positions * s.channels;
     const T* source = x + pixel * s.channels;
@@ -32,13 +33,13 @@ GGF_MULTIVERSION void scale_pixels(const Shape& s, const T* x, const Compute<T>*
 template <typename T>
 void scale(const Shape& s, const T* x, const Compute<T>* scale, T* out) {
   parallel_for(0, s.batch * s.positions, grain(s.channels),
-               [&](int64_t begin, int64_t end) { scale_pixels<T>(s, x, scale, out, begin, end); });
+               [&](int64_t begin, int64_t end) { at_level<scale_pixels<T>>(s, x, scale, out, begin, end); });
 }
 
 // out = x * scale[n, c] in place, and dots[n, c] = sum over positions of x * other.
 template <typename T>
-GGF_MULTIVERSION void scale_dot_pieces(const Shape& s, T* x, const Compute<T>* scale, const T* other, Compute<T>* partial,
-                                       int64_t begin, int64_t end) {
+GGF_INLINE void scale_dot_pieces(const Shape& s, T* x, const Compute<T>* scale, const T* other, Compute<T>* partial, int64_t begin,
+                                 int64_t end) {
   for (int64_t part = begin; part < end; ++part) {
     const int64_t sample = part / s.pieces(), first = part % s.pieces() * piece;
     const int64_t last = std::min(first + piece, s.positions);
@@ -69,7 +70,7 @@ template <typename T>
 void scale_dot(const Shape& s, T* x, const Compute<T>* scale, const T* other, Compute<T>* dots) {
   std::vector<Compute<T>> partial(s.batch * s.pieces() * s.channels);
   parallel_for(0, s.batch * s.pieces(), grain(piece * s.channels),
-               [&](int64_t begin, int64_t end) { scale_dot_pieces<T>(s, x, scale, other, partial.data(), begin, end); });
+               [&](int64_t begin, int64_t end) { at_level<scale_dot_pieces<T>>(s, x, scale, other, partial.data(), begin, end); });
   add_pieces(s, partial, s.channels, dots);
 }
 
@@ -84,7 +85,7 @@ struct Activation {
 
 // y = gain * lrelu(y * demodulation + noise * strength + bias), in place.
 template <typename T>
-GGF_MULTIVERSION void finish_pixels(const Shape& s, const Activation<Compute<T>>& a, T* y, int64_t begin, int64_t end) {
+GGF_INLINE void finish_pixels(const Shape& s, const Activation<Compute<T>>& a, T* y, int64_t begin, int64_t end) {
   using A = Compute<T>;
   const A positive = a.gain, negative = a.gain * a.slope;
   for (int64_t pixel = begin; pixel < end; ++pixel) {
@@ -115,7 +116,7 @@ template <typename T>
 void finish(const Shape& s, const Activation<Compute<T>>& a, T* y) {
   if (!a.demodulation && !a.bias) return;
   parallel_for(0, s.batch * s.positions, grain(s.channels),
-               [&](int64_t begin, int64_t end) { finish_pixels<T>(s, a, y, begin, end); });
+               [&](int64_t begin, int64_t end) { at_level<finish_pixels<T>>(s, a, y, begin, end); });
 }
 
 // The way back through `finish`, from its result y.
@@ -131,8 +132,7 @@ struct Backward {
 };
 
 template <typename T>
-GGF_MULTIVERSION void backward_pieces(const Shape& s, const Activation<Compute<T>>& a, const Backward<T>& b, int64_t begin,
-                                      int64_t end) {
+GGF_INLINE void backward_pieces(const Shape& s, const Activation<Compute<T>>& a, const Backward<T>& b, int64_t begin, int64_t end) {
   using A = Compute<T>;
   const int64_t C = s.channels;
   const A positive = a.bias ? a.gain : A(1), negative = a.bias ? a.gain * a.slope : A(1);
@@ -192,7 +192,7 @@ inline constexpr int64_t few = 4;
 
 // y [N, S, outs] from x [N, S, C] and weight [N, outs, C].
 template <typename T, int outs>
-GGF_MULTIVERSION void to_few_pixels(const Shape& s, const T* x, const Compute<T>* weight, T* y, int64_t begin, int64_t end) {
+GGF_INLINE void to_few_pixels(const Shape& s, const T* x, const Compute<T>* weight, T* y, int64_t begin, int64_t end) {
   using A = Compute<T>;
   const int64_t C = s.channels;
   for (int64_t pixel = begin; pixel < end; ++pixel) {
@@ -214,8 +214,8 @@ GGF_MULTIVERSION void to_few_pixels(const Shape& s, const T* x, const Compute<T>
 
 // grad_x [N, S, C] from grad [N, S, outs], and products [pieces of all samples, outs, C] = sums of grad * x; either may be null.
 template <typename T, int outs>
-GGF_MULTIVERSION void from_few_pieces(const Shape& s, const T* grad, const T* x, const Compute<T>* weight, T* grad_x,
-                                      Compute<T>* products, int64_t begin, int64_t end) {
+GGF_INLINE void from_few_pieces(const Shape& s, const T* grad, const T* x, const Compute<T>* weight, T* grad_x,
+                                Compute<T>* products, int64_t begin, int64_t end) {
   using A = Compute<T>;
   const int64_t C = s.channels;
   for (int64_t part = begin; part < end; ++part) {

@@ -7,13 +7,14 @@
 #pragma GCC optimize("fp-contract=off")  // see product() in nearest_grid_point.h
 #endif
 
+#include "levels.h"
 #include "grid_tiles.h"
 
 namespace ggf::nearest_grid_point {
 
 template <typename A>
-GGF_MULTIVERSION void find_points(const TiledGrid<A>& tiled, const A* points, int64_t* found, int64_t per_sample, int64_t begin,
-                                  int64_t end) {
+GGF_INLINE void find_points(const TiledGrid<A>& tiled, const A* points, int64_t* found, int64_t per_sample, int64_t begin,
+                            int64_t end) {
   std::vector<A> bounds(tiled.boxes);
   for (int64_t point = begin; point < end; ++point) {
     const Tiles<A> tiles = tiled.sample(point / per_sample);
@@ -37,9 +38,10 @@ Tensor forward(const Tensor& grid_, const Tensor& points_) {
     TiledGrid<A> tiled(grid.template const_data_ptr<A>(), batch, height, width);
     const A* data = points.template const_data_ptr<A>();
     int64_t* indices = found.template mutable_data_ptr<int64_t>();
-    parallel_for(0, batch, grain(2 * height * width), [&](int64_t begin, int64_t end) { build_boxes<A>(tiled, 0, begin, end); });
+    parallel_for(0, batch, grain(2 * height * width),
+                 [&](int64_t begin, int64_t end) { at_level<build_boxes<A>>(tiled, 0, begin, end); });
     parallel_for(0, batch * per_sample, grain(tiled.boxes + 4 * tile_width * tile_height),
-                 [&](int64_t begin, int64_t end) { find_points<A>(tiled, data, indices, per_sample, begin, end); });
+                 [&](int64_t begin, int64_t end) { at_level<find_points<A>>(tiled, data, indices, per_sample, begin, end); });
   });
   return found;
 }

@@ -7,6 +7,7 @@
 // rows of the gradient of the sums, [C gradients of S, gradient of A], weighted by the powers 0 to 2 of the distance in y.
 #include "../splat2d.h"
 
+#include "levels.h"
 #include "exponential.h"
 #include "wide.h"
 
@@ -105,7 +106,7 @@ struct Forward {
 };
 
 template <typename A>
-GGF_MULTIVERSION void paint_bands(const Forward<A>& p, const Bands& bands, int64_t begin, int64_t end) {
+GGF_INLINE void paint_bands(const Forward<A>& p, const Bands& bands, int64_t begin, int64_t end) {
   const int64_t channels = p.points.channels, width = p.points.width, size = channels + 1;
   std::vector<A> sums(band_rows * width * size + padded(size)), row(padded(width * size)), one(size, A(1));
   std::vector<A> across(padded(width)), down(padded(p.points.height)), unused(std::max(padded(width), padded(p.points.height)));
@@ -193,7 +194,7 @@ std::tuple<Tensor, Tensor> forward(const Tensor& background_, const Tensor& xy_,
                          layout_of(points.channels, height * width, channels_last),
                          soft};
       parallel_for(0, batch * bands.per_sample, grain(band_rows * width * (points.channels + 1)),
-                   [&](int64_t begin, int64_t end) { paint_bands<A>(p, bands, begin, end); });
+                   [&](int64_t begin, int64_t end) { at_level<paint_bands<A>>(p, bands, begin, end); });
     });
   return {result, total};
 }
@@ -210,7 +211,7 @@ struct Backward {
 
 // The gradients of S, which is that of the background too, and of A.
 template <typename A>
-GGF_MULTIVERSION void differentiate_rows(const Backward<A>& p, int64_t begin, int64_t end) {
+GGF_INLINE void differentiate_rows(const Backward<A>& p, int64_t begin, int64_t end) {
   const int64_t width = p.points.width, size = p.points.channels + 1;
   std::vector<A> scale_(width), sum_(width);
   A *GGF_RESTRICT scale = scale_.data(), *GGF_RESTRICT sum = sum_.data();
@@ -243,7 +244,7 @@ GGF_MULTIVERSION void differentiate_rows(const Backward<A>& p, int64_t begin, in
 }
 
 template <typename A>
-GGF_MULTIVERSION void gather_points(const Backward<A>& p, int64_t begin, int64_t end) {
+GGF_INLINE void gather_points(const Backward<A>& p, int64_t begin, int64_t end) {
   const int64_t channels = p.points.channels, width = p.points.width, height = p.points.height, size = channels + 1;
   const int64_t longest = padded(width * size);
   std::vector<A> across(padded(width)), x_distance(padded(width)), down(padded(height)), y_distance(padded(height));
@@ -329,9 +330,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Tensor& grad_, const T
     std::fill_n(p.grad_sums + numbers, lanes, A(0));
     for (int64_t n = 0; n < batch; ++n) {
       parallel_for(n * height, (n + 1) * height, grain(width * (channels + 1)),
-                   [&](int64_t begin, int64_t end) { differentiate_rows<A>(p, begin, end); });
+                   [&](int64_t begin, int64_t end) { at_level<differentiate_rows<A>>(p, begin, end); });
       parallel_for(n * count, (n + 1) * count, grain(64 * (channels + 1)),
-                   [&](int64_t begin, int64_t end) { gather_points<A>(p, begin, end); });
+                   [&](int64_t begin, int64_t end) { at_level<gather_points<A>>(p, begin, end); });
     }
   });
   return {grad_background, grad_xy, grad_values, grad_sigma};

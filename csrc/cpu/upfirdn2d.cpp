@@ -5,6 +5,7 @@
 // output row is made in two steps on rows of width * channels numbers: a vertical pass that adds the input rows (plain vectors in
 // either layout; a contiguous plane is an image of one channel), and a horizontal pass within a zero-padded buffer.
 // A separable filter, found by its rank, takes one vertical and one horizontal pass; any other takes a horizontal pass per row.
+#include "levels.h"
 #include "rows.h"
 #include "writer.h"
 
@@ -157,7 +158,7 @@ GGF_INLINE void blur_vertical(const A* taps, const A* GGF_RESTRICT a, const A* G
 // pass comes first: every input row is read once, and its result waits for the vertical passes that need it. Two output rows are
 // made at a time, which read five of those results instead of eight.
 template <typename T>
-GGF_MULTIVERSION void blur_rows(const Plan<Compute<T>>& p, const T* x, T* y, int64_t begin, int64_t end) {
+GGF_INLINE void blur_rows(const Plan<Compute<T>>& p, const T* x, T* y, int64_t begin, int64_t end) {
   using A = Compute<T>;
   const int64_t C = p.channels, n = p.out_width * C;
   // Columns [left, right) have all their taps inside.
@@ -223,7 +224,7 @@ inline constexpr int64_t batch = 4;
 
 // Output rows [begin, end), counted over all images.
 template <typename T>
-GGF_MULTIVERSION void filter_rows(const Plan<Compute<T>>& p, const T* x, T* y, int64_t begin, int64_t end) {
+GGF_INLINE void filter_rows(const Plan<Compute<T>>& p, const T* x, T* y, int64_t begin, int64_t end) {
   using A = Compute<T>;
   const int64_t C = p.channels, span = ceil_divide((p.tile - 1) * p.down + p.fw, p.up) + 2;
   const int64_t most = std::max<int64_t>(ceil_divide(p.fh, p.up), 4);
@@ -328,10 +329,10 @@ Tensor forward(const Tensor& x_, const Tensor& f_, int64_t up, int64_t down, int
     const bool long_rows = out_width * channels >= 4096;  // worth the beginning and the end of each
     if (p.separable && up == 1 && down == 1 && fh == 4 && fw == 4 && long_rows)
       parallel_for(0, images * out_height, grain(out_width * channels),
-                   [&](int64_t begin, int64_t end) { blur_rows<T>(p, source, target, begin, end); });
+                   [&](int64_t begin, int64_t end) { at_level<blur_rows<T>>(p, source, target, begin, end); });
     else
       parallel_for(0, images * out_height, grain(out_width * channels),
-                   [&](int64_t begin, int64_t end) { filter_rows<T>(p, source, target, begin, end); });
+                   [&](int64_t begin, int64_t end) { at_level<filter_rows<T>>(p, source, target, begin, end); });
   });
   return y;
 }

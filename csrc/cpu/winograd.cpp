@@ -2,6 +2,7 @@
 // The images' side of winograd.h. Tiles of 6x6 pixels, 4 apart, are transformed with their channels as vectors; the 36 points
 // are 36 matrix products [tiles, Cin] x [Cin, Cout]; 4x4 pixels come back. A task takes some rows of tiles through all three
 // steps, so that what lies between them stays near. Every sum has one order, whatever the number of threads.
+#include "levels.h"
 #include "vectors.h"
 #include "winograd.h"
 
@@ -75,24 +76,15 @@ GGF_INLINE void product_loops(const Product& p) {
   }
 }
 
-#if defined(__x86_64__) && defined(__GNUC__)
-// Not by GGF_MULTIVERSION, as each level has a block of its own.
-__attribute__((target("arch=x86-64-v4"))) void product_v4(const Product& p) { product_loops<12, 2, 16>(p); }
-__attribute__((target("arch=x86-64-v3"))) void product_v3(const Product& p) { product_loops<6, 2, 8>(p); }
-#endif
-void product_any(const Product& p) { product_loops<3, 4, 4>(p); }
-
-using ProductFunction = void (*)(const Product&);
-
-ProductFunction choose_product() {
-#if defined(__x86_64__) && defined(__GNUC__)
-  __builtin_cpu_init();
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") &&
-      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512cd"))
-    return product_v4;
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2")) return product_v3;
-#endif
-  return product_any;
+void multiply(const Product& product) {
+  at_each_level<[]<Level level>(const Product& p) GGF_INLINE_LAMBDA {
+    if constexpr (level == Level::avx512)
+      product_loops<12, 2, 16>(p);
+    else if constexpr (level == Level::avx2)
+      product_loops<6, 2, 8>(p);
+    else
+      product_loops<3, 4, 4>(p);
+  }>(product);
 }
 
 // ---- transforms
@@ -141,7 +133,7 @@ GGF_INLINE void from_points(const Vector<float> (&m)[6], Vector<float> (&out)[4]
 }
 
 // Rows of tiles [begin, end), counted over all images, to points [36, tiles, in_stride].
-GGF_MULTIVERSION void transform_in(const Plan& p, float* points, int64_t begin, int64_t end) {
+GGF_INLINE void transform_in(const Plan& p, float* points, int64_t begin, int64_t end) {
   const int64_t H = p.c.height, W = p.c.width, C = p.in, plane = p.tiles * p.in_stride;
   for (int64_t row = begin; row < end; ++row) {
     const int64_t sample = row / p.tile_rows, top = row % p.tile_rows * 4 - 1;
@@ -224,7 +216,7 @@ GGF_INLINE void transform_out_rows(const Plan& p, const float* points, int64_t b
   }
 }
 
-GGF_MULTIVERSION void transform_out(const Plan& p, const float* points, int64_t begin, int64_t end) {
+GGF_INLINE void transform_out(const Plan& p, const float* points, int64_t begin, int64_t end) {
   if (p.c.bias)
     transform_out_rows<true>(p, points, begin, end);
   else
@@ -246,7 +238,6 @@ float* workspace(int64_t count) {
 }  // namespace
 
 void convolve(const Convolution& c) {
-  static const ProductFunction product = choose_product();
   const int64_t in = c.weights.channels_in, out = c.weights.channels_out;
   const int64_t tile_rows = ceil_divide(c.height, 4), tile_columns = ceil_divide(c.width, 4), rows = c.batch * tile_rows;
   if (c.dots) std::fill_n(c.dots, c.batch * out, 0.0f);
@@ -260,19 +251,19 @@ void convolve(const Convolution& c) {
   const int64_t in_stride = ceil_divide(in, 16) * 16 + 16, out_stride = panels * panel + 16;
   std::vector<float> row_dots(c.other && c.dots ? rows * out : 0);
   const Plan plan{c, in, out, tile_rows, tile_columns, tiles, in_stride, out_stride, row_dots.empty() ? nullptr : row_dots.data()};
-  parallel_for(0, ceil_divide(rows, rows_each), grain(rows_each * tile_columns * in * out),
-               [&](int64_t first_task, int64_t last_task) {
-                 float* points_in = workspace(36 * tiles * (in_stride + out_stride));
-                 float* points_out = points_in + 36 * tiles * in_stride;
-                 for (int64_t task = first_task; task < last_task; ++task) {
-                   const int64_t begin = task * rows_each, end = std::min(rows, begin + rows_each);
-                   transform_in(plan, points_in, begin, end);
-                   for (int64_t point = 0; point < 36; ++point)
-                     product({points_in + point * tiles * in_stride, c.weights.data.get() + point * panels * in * panel,
-                              points_out + point * tiles * out_stride, tiles, in_stride, out_stride, in, panels});
-                   transform_out(plan, points_out, begin, end);
-                 }
-               });
+  const Grain each = grain(rows_each * tile_columns * in * out);
+  parallel_for(0, ceil_divide(rows, rows_each), each, [&](int64_t first_task, int64_t last_task) {
+    float* points_in = workspace(36 * tiles * (in_stride + out_stride));
+    float* points_out = points_in + 36 * tiles * in_stride;
+    for (int64_t task = first_task; task < last_task; ++task) {
+      const int64_t begin = task * rows_each, end = std::min(rows, begin + rows_each);
+      at_level<transform_in>(plan, points_in, begin, end);
+      for (int64_t point = 0; point < 36; ++point)
+        multiply({points_in + point * tiles * in_stride, c.weights.data.get() + point * panels * in * panel,
+                  points_out + point * tiles * out_stride, tiles, in_stride, out_stride, in, panels});
+      at_level<transform_out>(plan, points_out, begin, end);
+    }
+  });
   if (row_dots.empty()) return;
   for (int64_t row = 0; row < rows; ++row)
     for (int64_t channel = 0; channel < out; ++channel) c.dots[row / tile_rows * out + channel] += row_dots[row * out + channel];

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // The weights' side of winograd.h: their transform, and its cache.
+#include "levels.h"
 #include "vectors.h"
 #include "winograd.h"
 
@@ -38,7 +39,7 @@ GGF_INLINE void along(const Vector<float> (&k)[3], Vector<float> (&out)[6]) {
 }
 
 // Panels [begin, end) of 32 output channels.
-GGF_MULTIVERSION void transform_panels(const View& w, float* target, int64_t begin, int64_t end) {
+GGF_INLINE void transform_panels(const View& w, float* target, int64_t begin, int64_t end) {
   const int64_t plane = ceil_divide(w.out, panel) * w.in * panel;  // between two of the 36 points
   alignas(64) float taps[9][block][panel];
   for (int64_t p = begin; p < end; ++p) {
@@ -80,8 +81,8 @@ GGF_MULTIVERSION void transform_panels(const View& w, float* target, int64_t beg
 std::shared_ptr<float[]> transformed(const View& w) {
   const int64_t panels = ceil_divide(w.out, panel);
   std::shared_ptr<float[]> target = allocate(36 * panels * w.in * panel);
-  parallel_for(0, panels, grain(36 * w.in * panel),
-               [&](int64_t begin, int64_t end) { transform_panels(w, target.get(), begin, end); });
+  const auto range = [&](int64_t begin, int64_t end) { at_level<transform_panels>(w, target.get(), begin, end); };
+  parallel_for(0, panels, grain(36 * w.in * panel), range);
   return target;
 }
 

@@ -13,6 +13,8 @@ import json
 import os
 from pathlib import Path
 
+from gangealing_fast.ops import _levels
+
 LIBRARY = Path(__file__).resolve().parent.parent / "_C.so"
 BUILD_REPORT = LIBRARY.with_suffix(".json")
 
@@ -26,7 +28,9 @@ def load() -> bool:
 
     Raises:
         ImportError: the library exists but cannot be loaded.
+        UserError: `GGF_CPU_LEVEL` asks for a vector level that there is not, or that this processor lacks.
     """
+    level = _levels.wished()
     if disabled() or not LIBRARY.exists():
         return False
     import torch
@@ -38,6 +42,8 @@ def load() -> bool:
             f"The compiled library {LIBRARY} does not load with torch {torch.__version__}: {error}. "
             "Rebuild it with `pip install -e .`, or delete the file to run on the reference implementations."
         ) from error
+    if level is not None:
+        _levels.choose(level)
     return True
 
 

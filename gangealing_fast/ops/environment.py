@@ -12,7 +12,7 @@ from importlib import metadata
 from typing import Any
 
 from gangealing_fast import __version__
-from gangealing_fast.ops import _extension
+from gangealing_fast.ops import _extension, _levels
 from gangealing_fast.runtime import memory, waiting
 from gangealing_fast.runtime.config import EnvConfig
 
@@ -37,6 +37,14 @@ def library_state() -> dict[str, Any]:
         reason = report.get("reason", "it was never built; `pip install -e .` builds it where there is a C++20 compiler")
         return {"loaded": False, "reason": reason, "build": report}
     return {"loaded": _extension.load(), "reason": None, "path": str(_extension.LIBRARY), "build": report}
+
+
+def cpu_level() -> str | None:
+    """The vector level of the compiled CPU kernels, and whether it was asked for; None without the library."""
+    if not library_state()["loaded"]:
+        return None
+    chosen = f", chosen by {_levels.VARIABLE}" if _levels.wished() else ""
+    return f"{_levels.in_use()}{chosen}"
 
 
 def operators() -> list[str]:
@@ -83,6 +91,7 @@ def collect() -> dict[str, Any]:
         "platform": platform.platform(),
         "packages": {package: _version(package) for package in PACKAGES},
         "cpu": torch.backends.cpu.get_cpu_capability(),
+        "cpu_level": cpu_level(),
         "threads": torch.get_num_threads(),
         "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "memory": memory.describe(),
@@ -97,6 +106,7 @@ def describe(record: dict[str, Any]) -> str:
     lines = [f"gangealing_fast {record['gangealing_fast']}, Python {record['python']}, {record['platform']}"]
     lines += [f"  {package:<34}{version or 'not installed'}" for package, version in record["packages"].items()]
     lines.append(f"  {'CPU vectors (torch)':<34}{record['cpu']}, {record['threads']} threads")
+    lines.append(f"  {'CPU vectors (compiled kernels)':<34}{record['cpu_level'] or 'none: the library is not in use'}")
     lines.append(f"  {'CUDA device':<34}{record['cuda'] or 'none'}")
     lines.append(f"  {'large blocks of memory':<34}{record['memory']}; train and pretrain keep them unless --no-reuse-memory")
     lines.append(f"  {'idle threads of commands':<34}{record['waiting']}")
