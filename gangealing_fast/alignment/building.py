@@ -21,7 +21,7 @@ from gangealing_fast.models.generator import Generator
 from gangealing_fast.models.latent_target import LatentTarget, principal_components
 from gangealing_fast.models.layers import activation_format
 from gangealing_fast.models.perceptual import build_perceptual
-from gangealing_fast.models.spatial_transformer import SpatialTransformer
+from gangealing_fast.models.spatial_transformer import FLOW_BLOCKS, SpatialTransformer
 from gangealing_fast.runtime.distributed import Group
 from gangealing_fast.runtime.errors import UserError
 from gangealing_fast.runtime.precision import autocast, resolve
@@ -32,16 +32,17 @@ from gangealing_fast.training.optim import AdamEma
 PIXELS_PER_PASS = 8 * 256 * 256
 
 
-def build(config: TrainConfig, group: Group) -> AlignmentStep:
+def build(config: TrainConfig, group: Group, *, flow_blocks: int = FLOW_BLOCKS) -> AlignmentStep:
     """Networks, optimisers and weights of a fresh run; what takes long, process 0 alone computes, and hands to the others later.
 
+    flow_blocks: residual blocks of the flow's trunk, for runs that earlier versions began.
     Raises UserError for options that do not fit together.
     """
     device = group.device
     options.check(config, processes=group.world, on_cuda=device.type == "cuda")
     generator = load_generator(config.generator).to(device)
     options.check_generator(config, generator)
-    transformer = make_transformer(config, generator.size).to(device)
+    transformer = make_transformer(config, generator.size, flow_blocks).to(device)
     transformer.to(memory_format=activation_format())
     target = make_target(config, generator, group)
     perceptual = make_perceptual(config, group)
@@ -78,7 +79,7 @@ def build(config: TrainConfig, group: Group) -> AlignmentStep:
     )
 
 
-def make_transformer(config: TrainConfig, size: int) -> SpatialTransformer:
+def make_transformer(config: TrainConfig, size: int, flow_blocks: int = FLOW_BLOCKS) -> SpatialTransformer:
     """A fresh transformer for samples of side `size`. Raises UserError for options that it refuses."""
     try:
         return SpatialTransformer(
@@ -90,6 +91,7 @@ def make_transformer(config: TrainConfig, size: int) -> SpatialTransformer:
             max_channels=config.max_channels,
             channel_base=config.channel_base,
             trunk=config.trunk,
+            flow_blocks=flow_blocks,
         )
     except ValueError as error:
         raise UserError(f"the transformer's options do not fit: {error}") from None

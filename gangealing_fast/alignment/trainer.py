@@ -16,9 +16,12 @@ from gangealing_fast.alignment.building import build
 from gangealing_fast.alignment.config import TrainConfig
 from gangealing_fast.alignment.evaluation import Evaluation
 from gangealing_fast.alignment.step import AlignmentStep, Samples
+from gangealing_fast.checkpoints.recover import complete
+from gangealing_fast.models.spatial_transformer import FLOW_BLOCKS, halving_blocks
 from gangealing_fast.runtime.distributed import Group, join
 from gangealing_fast.runtime.errors import UserError
 from gangealing_fast.runtime.setup import prepare_process
+from gangealing_fast.storage.checkpoint import has_checkpoint, load_latest
 from gangealing_fast.storage.runs import open_run
 from gangealing_fast.training import loop
 from gangealing_fast.training.loop import Means, Plan, Progress
@@ -104,7 +107,8 @@ def run(config: TrainConfig) -> Evaluation | None:
 def _run(config: TrainConfig, group: Group) -> Evaluation | None:
     prepare_process(config)
     torch.manual_seed(config.seed)
-    work, plan = Training(config, build(config, group)), plan_of(config)
+    blocks = group.from_lead({"flow_blocks": begun_flow_blocks(config)}, "the size of the flow's trunk")["flow_blocks"]
+    work, plan = Training(config, build(config, group, flow_blocks=blocks)), plan_of(config)
     start = _begin(work, plan, group)
     if not group.lead:
         while start.step < config.steps:
@@ -112,6 +116,15 @@ def _run(config: TrainConfig, group: Group) -> Evaluation | None:
         return None
     loop.run(work, plan, config.out, start)
     return results.finish(config, work.trainer, work.watch(config.steps), work.real, list(work.warnings))
+
+
+def begun_flow_blocks(config: TrainConfig) -> int:
+    """Residual blocks of the flow's trunk in the run that the folder holds: earlier versions began theirs with other numbers than
+    the published one, which a new run has. Raises UserError for a checkpoint that cannot be used."""
+    if "flow" not in config.transforms or halving_blocks(config.flow_size) == FLOW_BLOCKS or not has_checkpoint(config.out):
+        return FLOW_BLOCKS
+    begun = load_latest(config.out, kind=COMMAND, say=lambda _: None)["transformer_config"]
+    return int(complete(begun)["flow_blocks"])
 
 
 def _begin(work: Training, plan: Plan, group: Group) -> Progress:

@@ -7,7 +7,7 @@ from gangealing_fast.applications.aligner import Aligner
 from gangealing_fast.applications.config import ConvertConfig
 from gangealing_fast.checkpoints.download import fetch
 from gangealing_fast.checkpoints.reading import read
-from gangealing_fast.checkpoints.writing import write
+from gangealing_fast.checkpoints.writing import refusals, write
 from gangealing_fast.runtime.errors import UserError
 
 
@@ -21,6 +21,8 @@ def run(config: ConvertConfig) -> None:
             raise UserError(f"--to {config.to} writes a file: give --out a name that ends in .{config.to}")
         written = [Aligner.of(parts, path).export(config.out)]
     else:
+        for sentence in refusals(parts, config.to):
+            print(f"notice: {sentence}")
         written = write(parts, config.out, config.to, half=config.half)
     for file in written:
         print(f"wrote {file} ({file.stat().st_size:,} bytes)")

@@ -158,7 +158,7 @@ def _own(state: dict[str, Any], kind: str) -> Parts:
         generator.load_state_dict(state["average"])
         return Parts("gangealing_fast pretrain checkpoint", _frozen(generator))
     if kind == "train":
-        transformer = SpatialTransformer(**state["transformer_config"])
+        transformer = SpatialTransformer(**recover.complete(state["transformer_config"]))
         transformer.load_state_dict(state["average"])
         return Parts("gangealing_fast train checkpoint", None, None, _frozen(transformer), _target(state["target"]))
     raise ValueError(f"it is a checkpoint of kind {kind}, which holds no generator and no aligner")
@@ -170,7 +170,7 @@ def _original(content: dict[str, Any]) -> Parts:
     state: dict[str, Tensor] = content["t_ema"] if "t_ema" in content else content["t"]
     if not any(key.startswith("stns.") for key in state):  # a single transformer is not wrapped there
         state = {f"stns.0.{key}": value for key, value in state.items()}
-    transformer = SpatialTransformer(**recover.transformer_options(state))
+    transformer = SpatialTransformer(**recover.transformer_options(state, options.get("flow_size")))
     _load(transformer, state)
     generator = _generator(content["g_ema"]) if "g_ema" in content else None
     target = _target(content["ll"]) if "ll" in content else None

@@ -109,6 +109,14 @@ def resize_grid(grid: Tensor, resolution: int) -> Tensor:
     return resized.permute(0, 2, 3, 1)
 
 
+def reads_outside(grid: Tensor, width: float = 1.0, height: float = 1.0) -> Tensor:
+    """`[N, H, W]` bool: for which pixels of grids `[N, H, W, 2]` a place beyond the picture's edges is read.
+
+    width, height: parts of the side that the picture fills, about the middle, if the grid reads it in the middle of a square.
+    """
+    return (grid.abs() > grid.new_tensor([width, height])).any(-1)
+
+
 def mirror_pictures(images: Tensor, mirrored: Tensor) -> Tensor:
     """Pictures `[N, C, H, W]`, flipped left to right if `mirrored` `[N]` (bool) says so."""
     return torch.where(mirrored.reshape(-1, 1, 1, 1), images.flip(3), images)
