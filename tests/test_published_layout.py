@@ -219,7 +219,7 @@ def test_what_earlier_versions_wrote_still_loads(tmp_path, monkeypatch, size, ki
 def test_the_original_is_not_given_a_flow_that_it_would_lose(tmp_path, size):
     parts = small_parts()
     parts.transformer = earlier(size)
-    with pytest.raises(UserError, match=f"4 residual blocks, this one, of an earlier version, has {halving_blocks(size)}"):
+    with pytest.raises(UserError, match=f"4 residual blocks, this one of an earlier version has {halving_blocks(size)}"):
         write(parts, tmp_path / "a.pt", "original")
     assert not list(tmp_path.iterdir())
 

@@ -85,6 +85,7 @@ def run(config: ClassifyConfig) -> Path:
     if config.batch < 2 or config.steps < 1 or config.snapshot < 1:
         raise UserError("--batch must be at least 2, --steps and --snapshot at least 1")
     parts, options = read(config.checkpoint), recorded_options(config.checkpoint)
+    parts.settle(config.checkpoint, padding_mode=config.padding_mode, iters=config.iters)
     teacher = make_teacher(config, parts, options, device)
     dtype = resolve(config.precision, device)
     resuming = open_run(config.out, COMMAND, config)

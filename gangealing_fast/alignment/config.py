@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from gangealing_fast.runtime.config import ProcessOptions, shared_last
+from gangealing_fast.runtime.config import ProcessOptions, WarpingOptions, shared_last
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 
@@ -183,7 +183,7 @@ PRESETS["clusters"] = replace(
 
 @shared_last
 @dataclass(frozen=True)
-class ClassifyConfig(ProcessOptions):
+class ClassifyConfig(WarpingOptions, ProcessOptions):
     """Learn the clusters from the generator's samples. Kill it when you like: the same command resumes to the same numbers."""
 
     checkpoint: Path

@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from gangealing_fast.alignment import results
+from gangealing_fast.alignment import options, results
 from gangealing_fast.alignment.building import build
 from gangealing_fast.alignment.config import TrainConfig
 from gangealing_fast.alignment.evaluation import Evaluation
 from gangealing_fast.alignment.step import AlignmentStep, Samples
 from gangealing_fast.checkpoints.recover import complete
+from gangealing_fast.checkpoints.writing import settings_of
 from gangealing_fast.models.spatial_transformer import FLOW_BLOCKS, halving_blocks
 from gangealing_fast.runtime.distributed import Group, join
 from gangealing_fast.runtime.errors import UserError
@@ -67,7 +68,8 @@ class Training:
         """Whatever the number of processes: random numbers are derived from seed, step and row."""
         trainer = self.trainer
         state = {name: getattr(trainer, name).state_dict() for name in STORED}
-        return {"transformer_config": trainer.transformer.config(), **state}
+        use = settings_of(options.warping_in_use(self.config), self.config.inject)
+        return {"transformer_config": trainer.transformer.config(), "use": use, **state}
 
     def load_state_dict(self, state: dict[str, Any], /) -> None:
         trainer = self.trainer

@@ -16,6 +16,7 @@ def run(config: ConvertConfig) -> None:
     path = fetch(config.source, config.sha256)
     parts = read(path)
     print(f"{path}: {parts.origin}, {' and '.join(parts.names())}")
+    parts.settle(path, padding_mode=config.padding_mode, iters=config.iters)
     if config.to == "onnx" or config.to == "pt2":
         if config.out.suffix != f".{config.to}":
             raise UserError(f"--to {config.to} writes a file: give --out a name that ends in .{config.to}")

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
 from pathlib import Path, PurePath
 
 import numpy
@@ -13,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from gangealing_fast.applications.aligner import Aligner
+from gangealing_fast.applications.choosing import aligner_of, centre
 from gangealing_fast.applications.config import PropagateConfig
 from gangealing_fast.data.decoding import is_transparent
 from gangealing_fast.data.pictures import PictureStream, skipped_summary, to_float
@@ -55,10 +54,13 @@ def lay_over(images: Tensor, edit: Tensor) -> Tensor:
     return images * (1 - edit[:, 3:]) + 2 * edit[:, :3] - edit[:, 3:]
 
 
-def _edits(names: Sequence[str], clusters: int, opacity: float) -> list[Tensor | None]:
-    if len(names) != clusters:
-        raise UserError(f'--edit takes a picture, or "{NO_EDIT}", for each of the {clusters} templates, got {len(names)}')
-    return [None if name == NO_EDIT else read_edit(Path(name)) * opacity for name in names]
+def _edits(config: PropagateConfig, clusters: int) -> dict[int, Tensor | None]:
+    """The edit of every cluster that a picture may be of."""
+    wanted = range(clusters) if config.cluster is None else [config.cluster]
+    if len(config.edit) != len(wanted):
+        raise UserError(f'--edit takes a picture, or "{NO_EDIT}", for each of the {len(wanted)} templates, got {len(config.edit)}')
+    edits = [None if name == NO_EDIT else read_edit(Path(name)) * config.opacity for name in config.edit]
+    return dict(zip(wanted, edits, strict=True))
 
 
 def run(config: PropagateConfig) -> None:
@@ -66,18 +68,14 @@ def run(config: PropagateConfig) -> None:
     set_threads(config.threads)
     if not 0 <= config.opacity <= 1:
         raise UserError(f"--opacity must be in [0, 1], got {config.opacity}")
-    try:
-        aligner = Aligner.load(config.checkpoint, flips=config.flips)
-    except ValueError as error:
-        raise UserError(f"{config.checkpoint}: {error}") from None
-    aligner.check_classifier()
-    edits = _edits(config.edit, aligner.transformer.heads, config.opacity)
+    aligner = aligner_of(config.checkpoint, config)
+    edits = _edits(config, aligner.transformer.heads)
     pictures = PictureStream(config.data, size=None, limit=config.limit)
     folder = make_folder(config.out)
     done = 0
     with JsonLines(folder / "edits.jsonl") as lines, tqdm(total=len(pictures), unit="picture", desc="propagate") as progress:
         for (name,), batch in pictures:
-            images = to_float(batch)
+            images = to_float(batch if config.crop == "none" else centre(batch))
             line: dict[str, object] = {"picture": name, "file": f"{done:06d}-{PurePath(name).stem}.png"}
             if min(images.shape[2:]) < 2:
                 line |= {"file": None, "why": "a side of one pixel"}

@@ -59,7 +59,7 @@ def _check_trunk(transformer: SpatialTransformer) -> None:
         raise UserError(f"the format original has no transformer with --trunk {transformer.trunk}; use --to safetensors")
     if transformer.flow is not None and transformer.flow_blocks != FLOW_BLOCKS:
         raise UserError(
-            f"the original's flow has {FLOW_BLOCKS} residual blocks, this one, of an earlier version, has {transformer.flow_blocks}: "
+            f"the original's flow has {FLOW_BLOCKS} residual blocks, this one of an earlier version has {transformer.flow_blocks}: "
             "the original would lose the others; use --to safetensors"
         )
 

@@ -109,12 +109,13 @@ def resize_grid(grid: Tensor, resolution: int) -> Tensor:
     return resized.permute(0, 2, 3, 1)
 
 
-def reads_outside(grid: Tensor, width: float = 1.0, height: float = 1.0) -> Tensor:
-    """`[N, H, W]` bool: for which pixels of grids `[N, H, W, 2]` a place beyond the picture's edges is read.
+def reads_outside(grid: Tensor, box: tuple[float, float, float, float] = (-1.0, -1.0, 1.0, 1.0)) -> Tensor:
+    """`[N, H, W]` bool: for which pixels of grids `[N, H, W, 2]` a place beyond the picture is read.
 
-    width, height: parts of the side that the picture fills, about the middle, if the grid reads it in the middle of a square.
+    box: the picture's edges (left, top, right, bottom), if it is a part of what the grid reads.
     """
-    return (grid.abs() > grid.new_tensor([width, height])).any(-1)
+    edges = grid.new_tensor(box)
+    return ((grid < edges[:2]) | (grid > edges[2:])).any(-1)
 
 
 def mirror_pictures(images: Tensor, mirrored: Tensor) -> Tensor:

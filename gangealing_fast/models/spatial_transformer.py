@@ -19,7 +19,15 @@ import torch
 from torch import Tensor, nn
 
 from gangealing_fast.geometry.warping import DEFAULT, Warping
-from gangealing_fast.geometry.warps import compose, identity_grid, mirror_grid, reads_outside, resize_grid, transform_points
+from gangealing_fast.geometry.warps import (
+    compose,
+    identity_grid,
+    mirror_grid,
+    mirror_matrix,
+    reads_outside,
+    resize_grid,
+    transform_points,
+)
 from gangealing_fast.models.feature_similarity import FeatureSimilarityTransformer
 from gangealing_fast.models.generator import Widths
 from gangealing_fast.models.layers import ConvLayer, EqualLinear, ResBlock, resize_to
@@ -311,11 +319,14 @@ class SpatialTransformer(nn.Module):
         """Align pictures and their mirror images and keep, for each, the one whose residual flow has the lower TV.
 
         Takes the arguments of `forward`; needs a flow. Returns the alignment and which were mirrored `[N]`. The grid
-        reads the picture as given (a mirrored warp's x is negated); residual flow and matrix are the kept run's own.
+        reads the picture as given (a mirrored warp's x is negated); residual flow and matrix are the kept run's own. A `base_warp`
+        is that of the picture as given: its mirror image is seen as the mirror image of what that shows.
         """
         if self.flow is None:
             raise ValueError("mirrored inference compares residual flows: the transformer needs a 'flow' transform.")
         plain = self(images, source, **options)
+        if options.get("base_warp") is not None:
+            options["base_warp"] = mirror_matrix(options["base_warp"], images.new_ones(len(images), dtype=torch.bool))
         mirrored = self(images.flip(3), None if source is None else source.flip(3), **options)
         chosen = flow_regularizer(mirrored.residual_flow)[0] < flow_regularizer(plain.residual_flow)[0]
 
