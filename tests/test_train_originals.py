@@ -3,16 +3,24 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 
 import pytest
-from runs import assert_identical, train_config, write_generator
+import torch
+from runs import assert_identical, call, train_config, write_generator
+from support import assert_close
 
+from gangealing_fast import train
 from gangealing_fast.alignment import step as step_module
 from gangealing_fast.alignment import trainer
 from gangealing_fast.alignment.trainer import run
 from gangealing_fast.applications.aligner import Aligner
+from gangealing_fast.checkpoints.reading import load_generator, read
+from gangealing_fast.checkpoints.writing import generator_state, transformer_state
+from gangealing_fast.models import SpatialTransformer
 from gangealing_fast.models.spatial_transformer import FLOW_BLOCKS
+from gangealing_fast.runtime.errors import UserError
 from gangealing_fast.storage import checkpoint
 
 
@@ -52,3 +60,194 @@ def test_a_run_of_an_earlier_version_is_resumed_with_its_trunk(folder, monkeypat
     assert Aligner.load(config.out).transformer.flow_blocks == 3
     run(dataclasses.replace(config, out=folder / "new", steps=2))
     assert Aligner.load(folder / "new").transformer.flow_blocks == FLOW_BLOCKS
+
+
+# ---- the original's training
+
+
+def original_training(path, folder, state: dict, **arguments) -> None:
+    """A checkpoint of this package's training as the original's trainer writes its own."""
+
+    def weights(kept: dict) -> dict:
+        transformer = SpatialTransformer(**state["transformer_config"])
+        transformer.load_state_dict(kept)
+        return transformer_state(transformer)
+
+    plain = [state[name] for name in ("transformer_optimizer", "target_optimizer")]
+    options = {"anneal_psi": 6, "period": 6, "inject": 3, "stn_lr": 1e-3, "ll_lr": 1e-2, "decay": 0.9, "tm": 2, "flips": False}
+    content = {
+        "g_ema": generator_state(load_generator(folder / "generator.safetensors")),
+        "t": weights(state["transformer"]),
+        "t_ema": weights(state["average"]),
+        "ll": state["target"],
+        "t_optim": plain[0],
+        "ll_optim": plain[1],
+        "t_sched": {"last_epoch": max(0, state["step"] - 6) // 6, "base_lrs": [1e-3]},
+        "ll_sched": {"last_epoch": 0, "base_lrs": [1e-2]},
+        "args": argparse.Namespace(**(options | arguments)),
+    }
+    torch.save(content, path)
+
+
+@pytest.fixture
+def begun(folder, monkeypatch):
+    """(options of a run, what the original would have written after 8 of its 12 steps)."""
+    config = train_config(folder, transforms="similarity,flow")
+    interrupt(monkeypatch, config, 8)
+    state = checkpoint.load(config.out / "checkpoint.pt")
+    assert state["step"] == 8
+    original_training(folder / "0000008.pt", folder, state)
+    return config
+
+
+def test_the_originals_training_goes_on_with_its_optimisers(folder, begun, monkeypatch, capsys):
+    """To the very numbers that the run would have come to that never stopped; and it is resumed like any other."""
+    run(begun)
+    config = dataclasses.replace(begun, out=folder / "goes-on", start_from=folder / "0000008.pt")
+    interrupt(monkeypatch, config, 10)
+    said = capsys.readouterr().out
+    assert "both optimisers are taken over after 8 steps; not its random numbers" in said and "notice" not in said
+    run(config)
+    assert "resuming" in capsys.readouterr().out
+    whole, resumed = (checkpoint.load(run_folder / "checkpoint.pt") for run_folder in (begun.out, config.out))
+    assert_identical(whole, resumed)
+
+
+def test_a_frozen_template_has_no_moments(folder, begun):
+    """And a single transform has no prefix in the original's files."""
+    state = checkpoint.load(begun.out / "checkpoint.pt")
+    state["target_optimizer"]["state"] = {}
+    original_training(folder / "a.pt", folder, state, freeze_ll=True)
+    run(dataclasses.replace(begun, out=folder / "out", start_from=folder / "a.pt", freeze_target=True, steps=9))
+    assert checkpoint.load(folder / "out" / "checkpoint.pt")["target_optimizer"]["state"] == {}
+    single = dataclasses.replace(begun, out=folder / "single", transforms="similarity", steps=2)
+    run(single)
+    original_training(folder / "b.pt", folder, checkpoint.load(single.out / "checkpoint.pt"))
+    run(dataclasses.replace(single, out=folder / "more", start_from=folder / "b.pt", steps=3))
+    assert checkpoint.load(folder / "more" / "checkpoint.pt")["transformer_optimizer"]["state"][0]["step"] == 3
+
+
+def test_what_the_run_does_otherwise_is_said(folder, begun, capsys):
+    state = checkpoint.load(begun.out / "checkpoint.pt")
+    original_training(folder / "a.pt", folder, state, anneal_psi=5, decay=0.5, loss_fn="vgg_ssl", flips=True)
+    write_generator(folder / "generator.safetensors")
+    content = torch.load(folder / "a.pt", weights_only=False)
+    content["g_ema"]["input.input"] += 1
+    content["t_sched"]["last_epoch"] = 3
+    torch.save(content, folder / "a.pt")
+    run(dataclasses.replace(begun, out=folder / "out", start_from=folder / "a.pt", steps=9))
+    said = capsys.readouterr().out
+    for words in (
+        "--anneal-psi 5, this run has 6",
+        "--flips True",
+        "--decay 0.5",
+        "vgg_ssl",
+        "another generator",
+        "stand at period 3",
+    ):
+        assert words in said
+
+
+@pytest.mark.parametrize(
+    ("damage", "changes", "words"),
+    [
+        (lambda content: content.pop("t_optim"), {}, "t_optim is missing"),
+        (lambda content: content["t_optim"]["state"][3].pop("exp_avg"), {}, "t_optim cannot be used .*exp_avg"),
+        (lambda content: content["t_optim"]["state"][3]["exp_avg"].fill_(float("nan")), {}, "exp_avg of stns.0.convs"),
+        (lambda content: content["t_optim"]["state"][3].update(exp_avg=torch.ones(2)), {}, "exp_avg of stns.0.convs"),
+        (lambda content: content["t_optim"]["state"][3].update(step=torch.tensor(5.0)), {}, "updated 5 to 8 times"),
+        (lambda content: content["t_optim"]["param_groups"][0]["params"].pop(), {}, "weights, the network"),
+        (lambda content: content["ll_optim"]["param_groups"][0].update(betas=(0.5, 0.9)), {}, "not Adam with betas 0.9"),
+        (lambda content: content["t"]["stns.0.convs.0.0.weight"].fill_(float("inf")), {}, "convs.0.0.weight of t holds"),
+        (lambda content: content["t"].pop("stns.0.convs.0.0.weight"), {}, "convs.0.0.weight differs"),
+        (lambda content: None, {"max_channels": 16}, "give --transforms similarity,flow --flow-size 32 .*--max-channels 8"),
+        (lambda content: None, {"directions": 1}, "give --directions 2"),
+        (lambda content: None, {"steps": 8}, "larger --steps than 8"),
+    ],
+)
+def test_what_cannot_go_on_is_one_sentence(folder, begun, monkeypatch, capsys, damage, changes, words):
+    content = torch.load(folder / "0000008.pt", weights_only=False)
+    damage(content)
+    torch.save(content, folder / "a.pt")
+    with pytest.raises(UserError, match=words):
+        run(dataclasses.replace(begun, out=folder / "out", start_from=folder / "a.pt", **changes))
+    assert not (folder / "out").exists()
+
+
+def test_only_the_originals_training_is_a_start(folder, begun):
+    with pytest.raises(UserError, match="no checkpoint of the original's training"):
+        run(dataclasses.replace(begun, out=folder / "out", start_from=begun.out / "checkpoint.pt"))
+
+
+# ---- checkpoints at a learning rate of zero
+
+
+@pytest.mark.parametrize(("anneal", "period", "kept"), [(4, 2, [3, 5, 9]), (6, 0, [5]), (0, 5, [4, 14]), (20, 5, [])])
+def test_checkpoints_at_a_learning_rate_of_zero_are_kept(folder, monkeypatch, anneal, period, kept):
+    """Whatever the snapshots are, and without changing anything else; they are aligners like any other."""
+    options = {"transforms": "similarity", "anneal_psi": anneal, "period": period, "steps": 14, "snapshot": 100}
+    config = train_config(folder, **options, zero_learning_rate=True)
+    interrupt(monkeypatch, config, 7)
+    run(config)
+    names = [f"checkpoint-{step:07d}.pt" for step in kept]
+    assert sorted(path.name for path in config.out.glob("checkpoint-*.pt")) == names
+    for step, name in zip(kept, names, strict=True):
+        assert checkpoint.load(config.out / name, kind="train")["step"] == step
+        assert read(config.out / name).transformer is not None
+    run(dataclasses.replace(config, out=folder / "plain", zero_learning_rate=False))
+    assert not list((folder / "plain").glob("checkpoint-*.pt"))
+    assert_identical(*(checkpoint.load(folder / name / "checkpoint.pt") for name in ("run", "plain")))
+
+
+def test_where_there_are_no_hard_links_a_copy_is_kept(tmp_path, monkeypatch):
+    checkpoint.save_latest(tmp_path, {"step": 1}, kind="train")
+
+    def none(*_):
+        raise OSError(1, "Operation not permitted")
+
+    monkeypatch.setattr(checkpoint.os, "link", none)
+    checkpoint.keep_newest(tmp_path, "kept.pt")
+    checkpoint.save_latest(tmp_path, {"step": 2}, kind="train")
+    assert checkpoint.load(tmp_path / "kept.pt")["step"] == 1
+
+
+# ---- truncation
+
+
+def test_truncation_of_the_generator(folder):
+    generator = load_generator(folder / "generator.safetensors")
+    z, mean = torch.randn(3, 8), generator.mean_latent()
+    assert mean.shape == (1, 8) and torch.equal(mean, generator.mean_latent())
+    w = generator.map(z)
+    assert torch.equal(generator.map(z, truncation=1.0), w)
+    assert_close(generator.map(z, truncation=0.3, truncation_latent=mean), mean + 0.3 * (w - mean), 1e-6)
+    assert_close(generator.map(z, truncation=0.0, truncation_latent=mean), mean.expand(3, 8), 1e-6)
+    half = generator(z, "fixed", truncation=0.5, truncation_latent=mean)
+    assert torch.equal(half, generator.synthesize(generator.map(z, truncation=0.5, truncation_latent=mean), "fixed"))
+    for arguments, words in (
+        ({"truncation": 0.5}, "got none"),
+        ({"truncation": 0.5, "truncation_latent": torch.zeros(1, 7)}, r"\[1, 7\]"),
+        ({"truncation": 1.5}, r"\[0, 1\]"),
+        ({"truncation": float("nan")}, r"\[0, 1\]"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            generator.map(z, **arguments)
+
+
+def test_truncated_samples_are_more_alike(folder, monkeypatch, capsys):
+    """Of training, of its clusters' candidates, of the classifier's lessons."""
+    from gangealing_fast.alignment.building import build
+    from gangealing_fast.runtime.distributed import Group
+
+    spread = []
+    for truncation in (1.0, 0.5, 0.0):
+        step = build(train_config(folder, clusters=2, truncation=truncation, transforms="similarity"), Group(torch.device("cpu")))
+        draws = step._draws(step.draw(0, range(8)))
+        w, _ = step._generated(draws)
+        expected = torch.lerp(step.target.lat_mean, step.generator.map(draws.z), truncation)
+        assert_close(w, expected, 1e-6)
+        spread.append(w.std(0).mean().item())
+    assert spread[0] > spread[1] > spread[2] == pytest.approx(0, abs=1e-6)
+    arguments = ["--generator", folder / "generator.safetensors", "--out", folder / "out", "--truncation", "1.5"]
+    assert call(monkeypatch, train, *arguments) == 2
+    assert "--truncation must be in [0, 1]" in capsys.readouterr().err

@@ -50,7 +50,13 @@ def build(config: TrainConfig, group: Group, *, flow_blocks: int = FLOW_BLOCKS) 
     if config.clusters > 1 and not config.single_steps and group.lead:
         with autocast(device, dtype):
             start_templates(
-                target, generator, perceptual, config.flow_size, candidates=config.cluster_candidates, inject=config.inject
+                target,
+                generator,
+                perceptual,
+                config.flow_size,
+                candidates=config.cluster_candidates,
+                inject=config.inject,
+                truncation=config.truncation,
             )
     average = copy.deepcopy(transformer).eval().requires_grad_(False)
     decay = ema_decay(half_life=config.average_half_life)
@@ -71,6 +77,7 @@ def build(config: TrainConfig, group: Group, *, flow_blocks: int = FLOW_BLOCKS) 
         clusters=Clusters.of(config),
         poses=PoseRange.of(config),
         sample_from_full_resolution=config.sample_from_full_resolution,
+        truncation=config.truncation,
         dtype=dtype,
         seed=config.seed,
         group=group,
@@ -140,6 +147,7 @@ def learn_perceptual(config: TrainConfig, group: Group) -> Path:
         size=max(16, config.flow_size),
         steps=config.perceptual_steps,
         mirror=not config.digit,
+        truncation=config.truncation,
         ops=config.ops,
         reuse_memory=config.reuse_memory,
         seed=config.seed,

@@ -26,6 +26,8 @@ class TrainConfig(ProcessOptions):
     """Results folder: checkpoint.pt, aligner.safetensors, pictures, log.jsonl, report.html."""
     data: Path | None = None
     """Real pictures (folder, .tar or MNIST file) to watch and to evaluate on; never trained on."""
+    start_from: Path | None = None
+    """A checkpoint of the original to go on from: its transformer, template and optimisers, at its step of --steps."""
     digit: tuple[int, ...] = ()
     """Evaluate on the package's held-out digits of these classes, whose true warps are known."""
     clusters: int = 1
@@ -98,8 +100,12 @@ class TrainConfig(ProcessOptions):
     """Warp the generator's full-size samples; otherwise those already downsampled to --flow-size."""
     average_half_life: float = 10_000.0
     """Half-life of the running average of the transformer, in samples counted as 32 a step."""
+    truncation: float = 1.0
+    """How far samples' latents keep from their mean, in [0, 1]: below 1 they are more alike and look better."""
     snapshot: int = 2000
     """Steps between checkpoints with pictures; log lines come ten times as often."""
+    zero_learning_rate: bool = False
+    """Keep a checkpoint, checkpoint-STEP.pt, whenever the learning rates have come down to zero, as the original does."""
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """auto: bfloat16 where the device computes in it natively, else float32. float16 scales the loss; for GPUs without bfloat16."""
     compile: bool = False
@@ -200,6 +206,8 @@ class ClassifyConfig(WarpingOptions, ProcessOptions):
     """Whether mirrored pictures are classes of their own; as in training."""
     inject: int = 0
     """How many of the generator's first latents the template sets; 0 takes the training run's."""
+    truncation: float | None = None
+    """How far samples' latents keep from their mean, in [0, 1]; None takes the training run's."""
     steps: int = 1500
     batch: int = 32
     learning_rate: float = 1e-3

@@ -94,6 +94,7 @@ def check(config: TrainConfig, *, processes: int, on_cuda: bool) -> None:
     """Raise UserError for options that do not fit together, as far as that shows without the generator."""
     if config.batch < 1 or config.steps < 1 or config.snapshot < 1:
         raise UserError("--batch, --steps and --snapshot must be at least 1")
+    check_truncation(config.truncation)
     if config.batch < processes:
         raise UserError(f"--batch {config.batch} is less than one sample for each of the {processes} processes; raise it")
     if ASSETS in config.generator.parents and not config.generator.exists():
@@ -108,6 +109,12 @@ def check(config: TrainConfig, *, processes: int, on_cuda: bool) -> None:
         raise UserError(f"--iters and --iters-in-use must be at least 1, got {config.iters} and {config.iters_in_use}")
     _check_clusters(config)
     _check_poses(config)
+
+
+def check_truncation(truncation: float) -> None:
+    """Raise UserError for a truncation that is none."""
+    if not 0 <= truncation <= 1:
+        raise UserError(f"--truncation must be in [0, 1], got {truncation}")
 
 
 def _check_clusters(config: TrainConfig) -> None:

@@ -15,7 +15,9 @@ from gangealing_fast.alignment import options, results
 from gangealing_fast.alignment.building import build
 from gangealing_fast.alignment.config import TrainConfig
 from gangealing_fast.alignment.evaluation import Evaluation
+from gangealing_fast.alignment.schedules import zero_learning_rate_steps
 from gangealing_fast.alignment.step import AlignmentStep, Samples
+from gangealing_fast.alignment.taking_over import taken_over
 from gangealing_fast.checkpoints.recover import complete
 from gangealing_fast.checkpoints.writing import settings_of
 from gangealing_fast.models.spatial_transformer import FLOW_BLOCKS, halving_blocks
@@ -94,6 +96,9 @@ def plan_of(config: TrainConfig) -> Plan:
         remedy="lower --learning-rate, raise --batch or use --precision float32 in a new --out",
         postfix={"loss": ".4f", "psi": ".2f"},
         tensorboard=config.tensorboard,
+        kept=frozenset(
+            zero_learning_rate_steps(config.anneal_psi, config.period, config.steps) if config.zero_learning_rate else ()
+        ),
     )
 
 
@@ -130,11 +135,16 @@ def begun_flow_blocks(config: TrainConfig) -> int:
 
 
 def _begin(work: Training, plan: Plan, group: Group) -> Progress:
-    """Claim the folder, and give all processes the weights to begin with: the first ones, or those of the checkpoint."""
+    """Claim the folder, and give all processes the weights to begin with: the first ones, those of the checkpoint, or those of the
+    original that the run starts from."""
     config, saved = work.config, None
     if group.lead:
         work.real = results.real_pictures(config, work.trainer.generator.size)
+        begun = None
+        if config.start_from is not None and not has_checkpoint(config.out):
+            begun = taken_over(config, work.trainer)
         saved = loop.saved_state(config.out, plan) if open_run(config.out, COMMAND, config) else None
+        saved = begun if saved is None else saved
     first = loop.state_of(work, Progress()) if saved is None else saved
     state = group.from_lead(first, "the first weights")
     work.load_state_dict(state)

@@ -21,6 +21,8 @@ class ContrastConfig(ProcessOptions):
     """Pictures: a folder or a .tar."""
     generator: Path | None = None
     """A generator; where --data is given too, half of each batch are samples."""
+    truncation: float = 1.0
+    """How far samples' latents keep from their mean, in [0, 1]: below 1 they are more alike and look better."""
     size: int = 64
     """Side of the pictures, 16 or more."""
     steps: int = 1500
