@@ -89,53 +89,55 @@ def original_training(path, folder, state: dict, **arguments) -> None:
     torch.save(content, path)
 
 
-@pytest.fixture
-def begun(folder, monkeypatch):
-    """(options of a run, what the original would have written after 8 of its 12 steps)."""
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory):
+    """A run that was stopped after 8 of its 12 steps, and beside it what the original would have written then."""
+    folder = tmp_path_factory.mktemp("begun")
+    write_generator(folder / "generator.safetensors")
     config = train_config(folder, transforms="similarity,flow")
-    interrupt(monkeypatch, config, 8)
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        interrupt(monkeypatch, config, 8)
     state = checkpoint.load(config.out / "checkpoint.pt")
     assert state["step"] == 8
     original_training(folder / "0000008.pt", folder, state)
     return config
 
 
-def test_the_originals_training_goes_on_with_its_optimisers(folder, begun, monkeypatch, capsys):
+def test_the_originals_training_goes_on_with_its_optimisers(tmp_path, begun, monkeypatch, capsys):
     """To the very numbers that the run would have come to that never stopped; and it is resumed like any other."""
-    run(begun)
-    config = dataclasses.replace(begun, out=folder / "goes-on", start_from=folder / "0000008.pt")
+    whole = dataclasses.replace(begun, out=tmp_path / "whole")
+    run(whole)
+    config = dataclasses.replace(begun, out=tmp_path / "goes-on", start_from=begun.out.parent / "0000008.pt")
     interrupt(monkeypatch, config, 10)
     said = capsys.readouterr().out
     assert "both optimisers are taken over after 8 steps; not its random numbers" in said and "notice" not in said
     run(config)
     assert "resuming" in capsys.readouterr().out
-    whole, resumed = (checkpoint.load(run_folder / "checkpoint.pt") for run_folder in (begun.out, config.out))
-    assert_identical(whole, resumed)
+    assert_identical(*(checkpoint.load(options.out / "checkpoint.pt") for options in (whole, config)))
 
 
-def test_a_frozen_template_has_no_moments(folder, begun):
+def test_a_frozen_template_has_no_moments(tmp_path, begun):
     """And a single transform has no prefix in the original's files."""
     state = checkpoint.load(begun.out / "checkpoint.pt")
     state["target_optimizer"]["state"] = {}
-    original_training(folder / "a.pt", folder, state, freeze_ll=True)
-    run(dataclasses.replace(begun, out=folder / "out", start_from=folder / "a.pt", freeze_target=True, steps=9))
-    assert checkpoint.load(folder / "out" / "checkpoint.pt")["target_optimizer"]["state"] == {}
-    single = dataclasses.replace(begun, out=folder / "single", transforms="similarity", steps=2)
+    original_training(tmp_path / "a.pt", begun.out.parent, state, freeze_ll=True)
+    run(dataclasses.replace(begun, out=tmp_path / "out", start_from=tmp_path / "a.pt", freeze_target=True, steps=9))
+    assert checkpoint.load(tmp_path / "out" / "checkpoint.pt")["target_optimizer"]["state"] == {}
+    single = dataclasses.replace(begun, out=tmp_path / "single", transforms="similarity", steps=2)
     run(single)
-    original_training(folder / "b.pt", folder, checkpoint.load(single.out / "checkpoint.pt"))
-    run(dataclasses.replace(single, out=folder / "more", start_from=folder / "b.pt", steps=3))
-    assert checkpoint.load(folder / "more" / "checkpoint.pt")["transformer_optimizer"]["state"][0]["step"] == 3
+    original_training(tmp_path / "b.pt", begun.out.parent, checkpoint.load(single.out / "checkpoint.pt"))
+    run(dataclasses.replace(single, out=tmp_path / "more", start_from=tmp_path / "b.pt", steps=3))
+    assert checkpoint.load(tmp_path / "more" / "checkpoint.pt")["transformer_optimizer"]["state"][0]["step"] == 3
 
 
-def test_what_the_run_does_otherwise_is_said(folder, begun, capsys):
+def test_what_the_run_does_otherwise_is_said(tmp_path, begun, capsys):
     state = checkpoint.load(begun.out / "checkpoint.pt")
-    original_training(folder / "a.pt", folder, state, anneal_psi=5, decay=0.5, loss_fn="vgg_ssl", flips=True)
-    write_generator(folder / "generator.safetensors")
-    content = torch.load(folder / "a.pt", weights_only=False)
+    original_training(tmp_path / "a.pt", begun.out.parent, state, anneal_psi=5, decay=0.5, loss_fn="vgg_ssl", flips=True)
+    content = torch.load(tmp_path / "a.pt", weights_only=False)
     content["g_ema"]["input.input"] += 1
     content["t_sched"]["last_epoch"] = 3
-    torch.save(content, folder / "a.pt")
-    run(dataclasses.replace(begun, out=folder / "out", start_from=folder / "a.pt", steps=9))
+    torch.save(content, tmp_path / "a.pt")
+    run(dataclasses.replace(begun, out=tmp_path / "out", start_from=tmp_path / "a.pt", steps=9))
     said = capsys.readouterr().out
     for words in (
         "--anneal-psi 5, this run has 6",
@@ -165,18 +167,18 @@ def test_what_the_run_does_otherwise_is_said(folder, begun, capsys):
         (lambda content: None, {"steps": 8}, "larger --steps than 8"),
     ],
 )
-def test_what_cannot_go_on_is_one_sentence(folder, begun, monkeypatch, capsys, damage, changes, words):
-    content = torch.load(folder / "0000008.pt", weights_only=False)
+def test_what_cannot_go_on_is_one_sentence(tmp_path, begun, damage, changes, words):
+    content = torch.load(begun.out.parent / "0000008.pt", weights_only=False)
     damage(content)
-    torch.save(content, folder / "a.pt")
+    torch.save(content, tmp_path / "a.pt")
     with pytest.raises(UserError, match=words):
-        run(dataclasses.replace(begun, out=folder / "out", start_from=folder / "a.pt", **changes))
-    assert not (folder / "out").exists()
+        run(dataclasses.replace(begun, out=tmp_path / "out", start_from=tmp_path / "a.pt", **changes))
+    assert not (tmp_path / "out").exists()
 
 
-def test_only_the_originals_training_is_a_start(folder, begun):
+def test_only_the_originals_training_is_a_start(tmp_path, begun):
     with pytest.raises(UserError, match="no checkpoint of the original's training"):
-        run(dataclasses.replace(begun, out=folder / "out", start_from=begun.out / "checkpoint.pt"))
+        run(dataclasses.replace(begun, out=tmp_path / "out", start_from=begun.out / "checkpoint.pt"))
 
 
 # ---- checkpoints at a learning rate of zero
