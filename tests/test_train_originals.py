@@ -184,7 +184,7 @@ def test_only_the_originals_training_is_a_start(tmp_path, begun):
 # ---- checkpoints at a learning rate of zero
 
 
-@pytest.mark.parametrize(("anneal", "period", "kept"), [(4, 2, [3, 5, 9]), (6, 0, [5]), (0, 5, [4, 14]), (20, 5, [])])
+@pytest.mark.parametrize(("anneal", "period", "kept"), [(4, 2, [3, 5, 9]), (6, 0, [5]), (0, 5, [4]), (20, 5, [])])
 def test_checkpoints_at_a_learning_rate_of_zero_are_kept(folder, monkeypatch, anneal, period, kept):
     """Whatever the snapshots are, and without changing anything else; they are aligners like any other."""
     options = {"transforms": "similarity", "anneal_psi": anneal, "period": period, "steps": 14, "snapshot": 100}
