@@ -277,6 +277,15 @@ def test_the_commands_take_a_cluster(tmp_path, monkeypatch, capsys, command):
     assert [line["cluster"] for line in lines] == [1, 1, 1]
 
 
+def test_convert_takes_a_cluster_for_programs_alone(tmp_path, monkeypatch, capsys):
+    path = saved(tmp_path / "a.safetensors", clustered())
+    for to, cluster, words in (("safetensors", 0, "belongs to --to onnx and pt2"), ("pt2", 2, "between 0 and 1")):
+        arguments = ["--source", path, "--out", tmp_path / f"out.{to}", "--to", to, "--cluster", cluster]
+        assert call(monkeypatch, convert, *arguments) == 2
+        assert words in capsys.readouterr().err
+    assert [file.name for file in tmp_path.iterdir()] == ["a.safetensors"]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("known", [True, False])
 def test_a_program_keeps_the_chosen_cluster(tmp_path, known):

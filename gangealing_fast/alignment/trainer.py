@@ -114,7 +114,8 @@ def run(config: TrainConfig) -> Evaluation | None:
 def _run(config: TrainConfig, group: Group) -> Evaluation | None:
     prepare_process(config)
     torch.manual_seed(config.seed)
-    blocks = group.from_lead({"flow_blocks": begun_flow_blocks(config)}, "the size of the flow's trunk")["flow_blocks"]
+    begun = {"flow_blocks": begun_flow_blocks(config) if group.lead else FLOW_BLOCKS}
+    blocks = group.from_lead(begun, "the size of the flow's trunk")["flow_blocks"]
     work, plan = Training(config, build(config, group, flow_blocks=blocks)), plan_of(config)
     start = _begin(work, plan, group)
     if not group.lead:

@@ -79,5 +79,7 @@ class ConvertConfig(WarpingOptions):
     """onnx, pt2 (torch.export): the aligner as a program that runs without this package, for any number of pictures."""
     half: bool = False
     """Store safetensors in half precision."""
+    cluster: int | None = None
+    """Of onnx and pt2: take all pictures for this cluster, from 0; None for what the classifier says."""
     sha256: str | None = None
     """The file's checksum; required for an address, checked for a file too."""

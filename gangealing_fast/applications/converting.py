@@ -20,8 +20,14 @@ def run(config: ConvertConfig) -> None:
     if config.to == "onnx" or config.to == "pt2":
         if config.out.suffix != f".{config.to}":
             raise UserError(f"--to {config.to} writes a file: give --out a name that ends in .{config.to}")
-        written = [Aligner.of(parts, path).export(config.out)]
+        try:
+            aligner = Aligner.of(parts, path, cluster=config.cluster)
+        except ValueError as error:
+            raise UserError(f"{path}: {error}") from None
+        written = [aligner.export(config.out)]
     else:
+        if config.cluster is not None:
+            raise UserError(f"--cluster belongs to --to onnx and pt2: a file of --to {config.to} holds all clusters")
         for sentence in refusals(parts, config.to):
             print(f"notice: {sentence}")
         written = write(parts, config.out, config.to, half=config.half)
