@@ -8,10 +8,8 @@ import dataclasses
 
 import pytest
 import torch
-from runs import assert_identical, call, train_config, write_generator
-from support import assert_close
+from runs import assert_identical, train_config, write_generator
 
-from gangealing_fast import train
 from gangealing_fast.alignment import step as step_module
 from gangealing_fast.alignment import trainer
 from gangealing_fast.alignment.trainer import run
@@ -211,45 +209,3 @@ def test_where_there_are_no_hard_links_a_copy_is_kept(tmp_path, monkeypatch):
     checkpoint.keep_newest(tmp_path, "kept.pt")
     checkpoint.save_latest(tmp_path, {"step": 2}, kind="train")
     assert checkpoint.load(tmp_path / "kept.pt")["step"] == 1
-
-
-# ---- truncation
-
-
-def test_truncation_of_the_generator(folder):
-    generator = load_generator(folder / "generator.safetensors")
-    z, mean = torch.randn(3, 8), generator.mean_latent()
-    assert mean.shape == (1, 8) and torch.equal(mean, generator.mean_latent())
-    w = generator.map(z)
-    assert torch.equal(generator.map(z, truncation=1.0), w)
-    assert_close(generator.map(z, truncation=0.3, truncation_latent=mean), mean + 0.3 * (w - mean), 1e-6)
-    assert_close(generator.map(z, truncation=0.0, truncation_latent=mean), mean.expand(3, 8), 1e-6)
-    half = generator(z, "fixed", truncation=0.5, truncation_latent=mean)
-    assert torch.equal(half, generator.synthesize(generator.map(z, truncation=0.5, truncation_latent=mean), "fixed"))
-    for arguments, words in (
-        ({"truncation": 0.5}, "got none"),
-        ({"truncation": 0.5, "truncation_latent": torch.zeros(1, 7)}, r"\[1, 7\]"),
-        ({"truncation": 1.5}, r"\[0, 1\]"),
-        ({"truncation": float("nan")}, r"\[0, 1\]"),
-    ):
-        with pytest.raises(ValueError, match=words):
-            generator.map(z, **arguments)
-
-
-def test_truncated_samples_are_more_alike(folder, monkeypatch, capsys):
-    """Of training, of its clusters' candidates, of the classifier's lessons."""
-    from gangealing_fast.alignment.building import build
-    from gangealing_fast.runtime.distributed import Group
-
-    spread = []
-    for truncation in (1.0, 0.5, 0.0):
-        step = build(train_config(folder, clusters=2, truncation=truncation, transforms="similarity"), Group(torch.device("cpu")))
-        draws = step._draws(step.draw(0, range(8)))
-        w, _ = step._generated(draws)
-        expected = torch.lerp(step.target.lat_mean, step.generator.map(draws.z), truncation)
-        assert_close(w, expected, 1e-6)
-        spread.append(w.std(0).mean().item())
-    assert spread[0] > spread[1] > spread[2] == pytest.approx(0, abs=1e-6)
-    arguments = ["--generator", folder / "generator.safetensors", "--out", folder / "out", "--truncation", "1.5"]
-    assert call(monkeypatch, train, *arguments) == 2
-    assert "--truncation must be in [0, 1]" in capsys.readouterr().err
