@@ -16,10 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gangealing_fast.ops._common import check_device, check_tensor, compute_dtype, output_format, parameter
-from gangealing_fast.ops._dispatch import run_reference
-from gangealing_fast.ops._eager import eager
+from gangealing_fast.ops._dispatch import reference_wanted, run_reference
+from gangealing_fast.ops._eager import eager, register_derivative
 from gangealing_fast.ops._triton import serve_cuda
-from gangealing_fast.runtime.implementation import reference_wanted
 
 _ops = torch.ops.gangealing_fast
 
@@ -127,8 +126,8 @@ def _double_backward(ctx: Any, grad_x: Tensor, grad_bias: Tensor, grad_plane: Te
     return _ops.bias_act_backward(total, y, ctx.slope, ctx.gain, False, -1)[0], *[None] * 5
 
 
-_bias_act.register_autograd(_backward, setup_context=_setup_context)
-_bias_act_backward.register_autograd(_double_backward, setup_context=_setup_backward_context)
+register_derivative(_bias_act, _backward, _setup_context)
+register_derivative(_bias_act_backward, _double_backward, _setup_backward_context)
 serve_cuda("bias_act", _bias_act, _bias_act_backward)
 _call = eager(_bias_act, _setup_context, _backward)
 

@@ -24,12 +24,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gangealing_fast.ops._common import check_device, check_tensor, compute_dtype, output_format, parameter
-from gangealing_fast.ops._dispatch import run_reference, without_autocast
+from gangealing_fast.ops._dispatch import reference_wanted, run_reference, without_autocast
+from gangealing_fast.ops._eager import register_derivative
 from gangealing_fast.ops._reference import reference_vjp
 from gangealing_fast.ops._triton import serve_cuda
 from gangealing_fast.ops.bias_act import bias_act, bias_act_reference
 from gangealing_fast.ops.upfirdn2d import blur_filter, upfirdn2d_reference
-from gangealing_fast.runtime.implementation import reference_wanted
 
 EPSILON = 1e-8
 Algorithm = Literal["auto", "library", "fused"]
@@ -106,6 +106,7 @@ def modulated_conv2d_reference(
     up: bool = False,
     down: bool = False,
     demodulate: bool = True,
+    energy: Tensor | None = None,
     f: Tensor | None = None,
     bias: Tensor | None = None,
     noise: Tensor | None = None,
@@ -115,7 +116,9 @@ def modulated_conv2d_reference(
 ) -> Tensor:
     """The definition in plain torch; arguments as `modulated_conv2d`."""
     modulated = weight[None] * style[:, None, :, None, None]
-    if demodulate:
+    if demodulate and energy is not None:
+        modulated = modulated * demodulation_of(weight, style, energy)[:, :, None, None, None]
+    elif demodulate:
         modulated = modulated * torch.rsqrt(modulated.square().sum((2, 3, 4), keepdim=True) + EPSILON)
     y = _per_sample(x, modulated.to(x.dtype), blur_filter(device=x.device) if f is None else f, up, down)
     if bias is None:
@@ -286,8 +289,8 @@ def _double_backward(ctx: Any, *tangents: Tensor | None) -> tuple[Tensor | None,
     return total.detach(), *rest, *[None] * 11
 
 
-_modulated_conv2d.register_autograd(_backward, setup_context=_setup_context)
-_modulated_conv2d_backward.register_autograd(_double_backward, setup_context=_setup_backward_context)
+register_derivative(_modulated_conv2d, _backward, _setup_context)
+register_derivative(_modulated_conv2d_backward, _double_backward, _setup_backward_context)
 serve_cuda(
     "modulated_conv2d",
     _modulated_conv2d,
@@ -409,7 +412,7 @@ def modulated_conv2d(
     bias, noise, noise_strength = _checked_activation(x, weight, up, down, bias, noise, noise_strength, slope, gain)
     if reference_wanted():
         return run_reference(
-            modulated_conv2d_reference, x, weight, style, up=up, down=down, demodulate=demodulate, f=f,
+            modulated_conv2d_reference, x, weight, style, up=up, down=down, demodulate=demodulate, energy=energy, f=f,
             bias=bias, noise=noise, noise_strength=noise_strength, slope=slope, gain=gain,
         )  # fmt: skip
     convolve = partial(_ops.modulated_conv2d, x, weight, style, demodulation_of(weight, style, energy) if demodulate else None, f)
