@@ -23,13 +23,12 @@ def test_operator(operator, data):
     hold(drawn, draw)
 
 
+FEWER = settings(max_examples=max(EXAMPLES // 10, 1))
 TRANSFORMED = [name for name in DRAWN if name not in ("adam_ema", "nearest_grid_point")]
 
 
 @pytest.mark.parametrize("operator", TRANSFORMED)
-@settings(
-    max_examples=max(EXAMPLES // 10, 1), deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
-)
+@settings(FEWER, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_transforms(operator, data):
     """The same calls under torch.func; the two left out have no derivative."""

@@ -182,7 +182,7 @@ def lpips_distance(draw: Draw) -> Drawn:
     def floors(inputs: list[Tensor], weights: list[Tensor]) -> list[float]:
         a, b, head = inputs
         g = weights[0].norm().item()
-        largest = head.abs().max().item()
+        largest = head.abs().max().item() if head.numel() else 0.0
         # Unit vectors have one direction less than channels: what remains in it is rounding.
         sizes = [((1 / t.norm(dim=1)).nan_to_num(posinf=0.0)).norm().item() for t in (a, b)]
         return [largest * shape[0] ** 0.5, *[g * largest * size / positions for size in sizes], g]
