@@ -18,6 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from gangealing_fast.kernels._launch import ENLARGED, INTERPRETED, cdiv, contiguous, launch
+from gangealing_fast.kernels.bias_act import activated
 
 
 @triton.jit
@@ -75,7 +76,7 @@ def _activated(
         total += added[:, None]
     if bias is not None:
         total += tl.load(bias + o, mask=valid_o, other=0.0).to(tl.float32)[None, :]
-        total = tl.where(total > 0, total, total * SLOPE) * GAIN
+        total = activated(total, SLOPE, GAIN)
     return total
 
 

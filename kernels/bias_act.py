@@ -61,6 +61,21 @@ def _added(b, noise, strength, n, c, p, channels, pixels, SHARED_NOISE: tl.const
 
 
 @triton.jit
+def activated(v, slope, gain):
+    """gain * lrelu(v), whose sign bit is clear where v is positive alone: so the backward knows it where v was rounded to 0."""
+    return tl.where(v > 0, v, tl.abs(v) * -1.0 * slope) * gain
+
+
+@triton.jit
+def was_positive(y):
+    """Whether the argument of `activated` was positive, from its result y, float32 or float64."""
+    if y.dtype == tl.float64:
+        return (y.to(tl.int64, bitcast=True) >= 0) & (y == y)
+    else:
+        return (y.to(tl.int32, bitcast=True) >= 0) & (y == y)
+
+
+@triton.jit
 def bias_act_forward_kernel(
     x,
     b,
@@ -85,7 +100,7 @@ def bias_act_forward_kernel(
     v += _added(b, noise, strength, n, c, p, channels, pixels, SHARED_NOISE, COMPUTE)
     gain = tl.full((1, 1), GAIN, COMPUTE)
     slope = tl.full((1, 1), SLOPE, COMPUTE)
-    v = tl.where(v > 0, v, v * slope) * gain
+    v = activated(v, slope, gain)
     tl.store(y + offsets, v.to(y.dtype.element_ty), mask=mask)
 
 
@@ -117,7 +132,8 @@ def bias_act_backward_kernel(
     gain = tl.full((1, 1), GAIN, COMPUTE)
     slope = tl.full((1, 1), SLOPE, COMPUTE)
     g = g * gain
-    g = tl.where(v > 0, g, g * slope)
+    positive = was_positive(v)
+    g = tl.where(positive, g, g * slope)
     result = g
     if factor is not None:  # [N, C]
         result = g * tl.load(factor + n * channels + c, mask=c < channels, other=0.0).to(COMPUTE)[:, None]
@@ -127,7 +143,7 @@ def bias_act_backward_kernel(
         tl.store(bias_sums + row * channels + c, tl.sum(g, 1), mask=c < channels)
     if products is not None:  # [N, pixel tiles, C]
         v = v / gain
-        v = tl.where(v > 0, v, v / slope)
+        v = tl.where(positive, v, v / slope)
         v -= _added(b, noise, strength, n, c, p, channels, pixels, SHARED_NOISE, COMPUTE)
         tl.store(products + row * channels + c, tl.sum(g * v, 1), mask=c < channels)
     if plane_sums is not None:  # [N, channel tiles, pixels]

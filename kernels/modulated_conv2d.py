@@ -109,6 +109,11 @@ class _Call:
         """What the choice of a route depends on beside x."""
         return (*self.weight.shape, self.up, self.down, self.demodulation is not None)
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing to convolve: the sum over no channels is 0."""
+        return self.x.numel() == 0 or self.weight.numel() == 0
+
     def scaled_input(self) -> Tensor:
         """What the convolution proper gets."""
         inner = _blur(self.x, self.f, self.shape.blur, 1.0) if self.down else self.x
@@ -150,8 +155,10 @@ def modulated_conv2d(
 ) -> Tensor:  # fmt: skip
     """The registered operator `modulated_conv2d`."""
     call = _Call(x, weight, style, demodulation, f, bias, noise, noise_strength, up, down, slope, gain)
-    if x.numel() == 0:
-        return _forward(call, None)
+    if call.is_empty:
+        size = (2 * x.shape[2], 2 * x.shape[3]) if up else call.shape.outer
+        y = x.new_zeros((x.shape[0], weight.shape[0], *size)).contiguous(memory_format=output_format(x))
+        return y if bias is None else activate(y, bias, noise, noise_strength, None, slope, gain)
     outer = call.shape.outer
     routes = _routes(algorithm, x.dtype, outer[0] * outer[1], weight.shape[0])
     settings = (*call.settings, bias is not None, noise is not None)
@@ -224,10 +231,12 @@ def _backward(call: _Call, wanted: _Request, blocks: Any) -> tuple[Tensor | None
     """The gradients asked for by the fused kernel in these blocks, or by the library if they are None."""
     g, grad_bias, plane, products = _activation_backward(call, wanted, call.demodulation if blocks is None else None)
     grad_x = grad_style = grad_weight = grad_noise = grad_strength = None
-    if wanted.x or wanted.style:
+    if call.is_empty:
+        grad_x, grad_style, grad_weight = torch.zeros_like(call.x), torch.zeros_like(call.style), torch.zeros_like(call.weight)
+    elif wanted.x or wanted.style:
         grad_x, grad_style = _input_backward(call, g, blocks)
         grad_x = grad_x.contiguous(memory_format=output_format(call.x))
-    if wanted.weight:
+    if wanted.weight and not call.is_empty:
         if blocks is not None and call.demodulation is not None:
             g = g * call.demodulation.to(g.dtype)[:, :, None, None]
         found = _convolution_backward(g, call.scaled_input(), call.kernel, call.shape, call.up, input=False)
@@ -237,7 +246,7 @@ def _backward(call: _Call, wanted: _Request, blocks: Any) -> tuple[Tensor | None
         grad_strength = (plane * call.noise).sum().reshape(call.noise_strength.shape).to(call.noise_strength.dtype)
     return (
         grad_x if wanted.x else None,
-        grad_weight,
+        grad_weight if wanted.weight else None,
         grad_style if wanted.style else None,
         products / call.demodulation if wanted.demodulation and call.demodulation is not None else None,
         grad_bias if wanted.activation else None,
@@ -257,7 +266,7 @@ def modulated_conv2d_backward(
     needs = (need_x, need_weight, need_style, need_demodulation and demodulation is not None, need_activation and bias is not None)
     wanted = _Request(grad, y, *needs)
     routes = {LIBRARY: None}
-    if x.numel() and (need_x or need_style):
+    if not call.is_empty and (need_x or need_style):
         inner = call.shape.inner
         routes = _routes(algorithm, x.dtype, inner[0] * inner[1], x.shape[1])
     settings = (*call.settings, y is not None, noise is not None, *needs)

@@ -10,6 +10,7 @@ import pytest
 import sanitizers
 import torch
 from cases import invert_grid, nearest_grid_point
+from emptied import emptied, made, run
 from problems import problems
 from support import assert_close, check_values
 
@@ -96,6 +97,27 @@ def test_invert_grid_gives_the_bits_of_the_cpu(case, dtype):
         emulated = run()
     for actual, expected in zip(emulated, run(), strict=True):
         assert torch.equal(actual.nan_to_num(-7), expected.nan_to_num(-7))
+
+
+@pytest.mark.parametrize(
+    ("operator", "axes"),
+    emptied(*OPERATORS, "nearest_grid_point", "invert_grid"),
+    ids=lambda v: v if isinstance(v, str) else "-".join(v),
+)
+def test_empty_axes(operator, axes):
+    """No points, no channels, no samples: what the kernels of the CPU give, forward and backward; or their sentence."""
+    tensors = made(operator, axes, torch.float32)
+    try:
+        expected = run(operator, tensors)
+    except (ValueError, TypeError) as error:
+        with emulation.active(), pytest.raises(type(error), match=f"^{operator}: "):
+            run(operator, tensors)
+        return
+    with emulation.active():
+        found = run(operator, tensors)
+    for a, e in zip(found, expected, strict=True):
+        assert a.shape == e.shape and a.dtype == e.dtype
+        torch.testing.assert_close(a, e, rtol=1e-4, atol=1e-5)
 
 
 def test_every_cuda_source_is_emulated():

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import pytest
-from fuzzing import EXAMPLES, Draw, grids, hold, images
+from fuzzing import EXAMPLES, Draw, grids, hold, hold_transforms, images
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
@@ -21,6 +21,21 @@ def test_operator(operator, data):
     drawn = DRAWN[operator](draw)
     assume(drawn is not None)
     hold(drawn, draw)
+
+
+FEWER = settings(max_examples=max(EXAMPLES // 10, 1))
+TRANSFORMED = [name for name in DRAWN if name not in ("adam_ema", "nearest_grid_point")]
+
+
+@pytest.mark.parametrize("operator", TRANSFORMED)
+@settings(FEWER, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+def test_transforms(operator, data):
+    """The same calls under torch.func; the two left out have no derivative."""
+    draw = Draw(data)
+    drawn = DRAWN[operator](draw)
+    assume(drawn is not None)
+    hold_transforms(drawn, draw)
 
 
 def test_every_operator_is_drawn():

@@ -56,7 +56,8 @@ TESTS = (
     LOAD
     + """
 import pytest
-chosen = ["-k", "operator or finite or options or long or registered", "tests/test_fuzz.py", "tests/test_bad_input.py"]
+names = "operator or finite or options or long or registered or empty or route"
+chosen = ["-k", names, "tests/test_fuzz.py", "tests/test_bad_input.py", "tests/test_zero_length.py"]
 raise SystemExit(pytest.main(["-q", "-x", "-p", "no:cacheprovider", *chosen]))
 """
 )

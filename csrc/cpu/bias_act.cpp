@@ -4,6 +4,7 @@
 // Both work on rows of contiguous elements: contiguous tensors have N*C rows of S positions with one bias each,
 // channels-last ones N*S rows of C channels with one noise value each. Sums are taken over fixed pieces and then in order, so
 // that the result does not depend on the number of threads.
+#include "activation.h"
 #include "levels.h"
 #include "writer.h"
 
@@ -27,11 +28,6 @@ struct Forward {
   A slope, gain;
   int64_t total;  // elements of y
 };
-
-template <typename A>
-GGF_INLINE A activate(A value, A positive, A negative) {
-  return value * (value > 0 ? positive : negative);
-}
 
 template <typename T>
 GGF_INLINE void forward_planes(const Forward<T>& p, int64_t begin, int64_t end) {
@@ -150,7 +146,7 @@ GGF_INLINE A add_lanes(const A* sums) {
   return total;
 }
 
-// result = grad * (y > 0 ? positive : negative) for `count` elements. Adds the results to `sums`, lane by lane, and to
+// result = grad * (was_positive(y) ? positive : negative) for `count` elements. Adds the results to `sums`, lane by lane, and to
 // `partial`, element by element, as wanted.
 template <bool sum, bool accumulate, typename T, typename A = Compute<T>>
 GGF_INLINE void backward_run(const T* GGF_RESTRICT grad, const T* GGF_RESTRICT y, T* GGF_RESTRICT result, int64_t count, A positive,
@@ -159,13 +155,13 @@ GGF_INLINE void backward_run(const T* GGF_RESTRICT grad, const T* GGF_RESTRICT y
   const int64_t whole = sum ? count / L * L : 0;
   for (int64_t i = 0; i < whole; i += L)
     for (int64_t lane = 0; lane < L; ++lane) {
-      const A value = load(grad[i + lane]) * (load(y[i + lane]) > 0 ? positive : negative);
+      const A value = load(grad[i + lane]) * (was_positive(load(y[i + lane])) ? positive : negative);
       result[i + lane] = store<T>(value);
       sums[lane] += value;
       if constexpr (accumulate) partial[i + lane] += value;
     }
   for (int64_t i = whole; i < count; ++i) {
-    const A value = load(grad[i]) * (load(y[i]) > 0 ? positive : negative);
+    const A value = load(grad[i]) * (was_positive(load(y[i])) ? positive : negative);
     result[i] = store<T>(value);
     if constexpr (sum) sums[i - whole] += value;
     if constexpr (accumulate) partial[i] += value;
@@ -205,7 +201,7 @@ GGF_INLINE void plane_sums(const Backward<T>& p, int64_t sample, int64_t begin, 
   for (int64_t c = 0; c < p.channels; ++c) {
     const T* GGF_RESTRICT grad = p.grad + (sample * p.channels + c) * p.positions;
     const T* GGF_RESTRICT y = p.y + (sample * p.channels + c) * p.positions;
-    for (int64_t i = begin; i < end; ++i) plane[i] += load(grad[i]) * (load(y[i]) > 0 ? positive : negative);
+    for (int64_t i = begin; i < end; ++i) plane[i] += load(grad[i]) * (was_positive(load(y[i])) ? positive : negative);
   }
 }
 

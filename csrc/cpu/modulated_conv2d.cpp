@@ -101,6 +101,13 @@ modulation::Activation<A> activation_of(const Problem& p) {
 }
 
 template <typename T>
+Tensor zeros(const std::vector<int64_t>& size) {
+  const Tensor result = empty(size, torch::headeronly::CppTypeToScalarType<T>::value, true);
+  std::fill_n(result.mutable_data_ptr<T>(), result.numel(), store<T>(0));
+  return result;
+}
+
+template <typename T>
 Tensor scaled(const Problem& p) {
   const Tensor result = empty(sizes_of(p.x), p.x.scalar_type(), true);
   modulation::scale<T>(p.shape_in(), p.x.const_data_ptr<T>(), p.style.const_data_ptr<Compute<T>>(), result.mutable_data_ptr<T>());
@@ -382,8 +389,8 @@ void backward_as(const Problem& p, const Request& wanted, Gradients& found) {
     grad = differentiate_activation<T>(p, wanted, a, grad, found);
     demodulated = true;
   }
-  if (p.batch == 0 || p.out == 0) {
-    if (wanted.x) found.x = empty(sizes_of(p.x), p.x.scalar_type(), true);
+  if (p.batch == 0 || p.out == 0 || p.in == 0) {
+    if (wanted.x) found.x = zeros<T>(sizes_of(p.x));
     if (wanted.weight) found.weight = torch::stable::new_zeros(p.weight, sizes_of(p.weight));
     if (wanted.style) found.style = torch::stable::new_zeros(p.style, sizes_of(p.style));
     return;
@@ -414,6 +421,11 @@ Tensor forward(const Tensor& x, const Tensor& weight, const Tensor& style, const
   if (p.batch == 0 || p.out == 0) return empty(size, x.scalar_type(), channels_last);
   const Tensor result = dispatch_floating(x.scalar_type(), "modulated_conv2d", [&]<typename T>() {
     const modulation::Activation<Compute<T>> a = activation_of<Compute<T>>(p);
+    if (p.in == 0) {  // the sum over no channels
+      const Tensor y = zeros<T>(size);
+      modulation::finish<T>(p.shape_out(), a, y.template mutable_data_ptr<T>());
+      return y;
+    }
     if constexpr (std::is_same_v<T, float>) {
       if (p.winograd()) {
         const Tensor y = empty(size, ScalarType::Float, true);

@@ -4,8 +4,8 @@
 // one sample and then in order, so that the result does not depend on the number of threads.
 #pragma once
 
+#include "activation.h"
 #include "levels.h"
-#include "vectors.h"
 
 #include <algorithm>
 
@@ -101,12 +101,12 @@ GGF_INLINE void finish_pixels(const Shape& s, const Activation<Compute<T>>& a, T
     if (a.demodulation) {
       for (int64_t c = 0; c < s.channels; ++c) {
         const A value = load(target[c]) * d[c] + shift + bias[c];
-        target[c] = store<T>(value * (value > 0 ? positive : negative));
+        target[c] = store<T>(activate(value, positive, negative));
       }
     } else {
       for (int64_t c = 0; c < s.channels; ++c) {
         const A value = load(target[c]) + shift + bias[c];
-        target[c] = store<T>(value * (value > 0 ? positive : negative));
+        target[c] = store<T>(activate(value, positive, negative));
       }
     }
   }
@@ -151,13 +151,13 @@ GGF_INLINE void backward_pieces(const Shape& s, const Activation<Compute<T>>& a,
       const T* GGF_RESTRICT grad = b.grad + offset;
       const T* GGF_RESTRICT y = b.y ? b.y + offset : grad;
       T* GGF_RESTRICT result = b.result + offset;
-      const auto slope = [&](int64_t c) GGF_INLINE_LAMBDA { return load(y[c]) > 0 ? positive : negative; };
+      const auto slope = [&](int64_t c) GGF_INLINE_LAMBDA { return was_positive(load(y[c])) ? positive : negative; };
       if (dots) {
         const A shift = a.noise ? a.noise[sample * a.noise_stride + position] * a.strength : A(0);
         if (bias) {
           for (int64_t c = 0; c < C; ++c) {
             const A value = load(y[c]);
-            const A argument = value * (value > 0 ? undo_positive : undo_negative) - shift - bias[c];
+            const A argument = value * (was_positive(value) ? undo_positive : undo_negative) - shift - bias[c];
             dots[c] += load(grad[c]) * slope(c) * argument;
           }
         } else {
@@ -170,7 +170,7 @@ GGF_INLINE void backward_pieces(const Shape& s, const Activation<Compute<T>>& a,
         Vector<A> total{};
         int64_t c = 0;
         for (; c + lanes<A> <= C; c += lanes<A>) {
-          const Vector<A> factor = load_vector(y + c) > 0 ? broadcast(positive) : broadcast(negative);
+          const Vector<A> factor = were_positive<A>(load_vector(y + c)) ? broadcast(positive) : broadcast(negative);
           total += load_vector(grad + c) * factor;
         }
         A rest = 0;

@@ -2,8 +2,8 @@
 // The images' side of winograd.h. Tiles of 6x6 pixels, 4 apart, are transformed with their channels as vectors; the 36 points
 // are 36 matrix products [tiles, Cin] x [Cin, Cout]; 4x4 pixels come back. A task takes some rows of tiles through all three
 // steps, so that what lies between them stays near. Every sum has one order, whatever the number of threads.
+#include "activation.h"
 #include "levels.h"
-#include "vectors.h"
 #include "winograd.h"
 
 #include <algorithm>
@@ -202,7 +202,7 @@ GGF_INLINE void transform_out_rows(const Plan& p, const float* points, int64_t b
             Vector<float> value = out[j] * scale;
             if constexpr (activate) {
               value += bias + noise[i][j];
-              value *= value > 0 ? broadcast(positive) : broadcast(negative);
+              value = activate_lanes<float>(value, positive, negative);
             }
             store_some(p.c.y + at, value, count);
           }

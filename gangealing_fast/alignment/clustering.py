@@ -6,7 +6,7 @@ Classes of a sample are numbered cluster fastest, mirror slowest: class c + K me
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -76,7 +76,6 @@ def assign_to_templates(
     return assign(torch.cat(rows), len(templates))
 
 
-@torch.no_grad()
 def align_assigned(
     transformer: SpatialTransformer,
     images: Tensor,
@@ -92,26 +91,19 @@ def align_assigned(
     """Align pictures `[N, 3, H, W]`, each by the head of its cluster `[N]`, those of `mirrored` `[N]` as their mirror images.
 
     base_warp: matrices `[N, 2, 3]` that were found before, of the pictures as given; see `SpatialTransformer`.
-    In batches of bounded memory. The grid reads the pictures as given (a mirrored warp's x is negated); residual flow and matrix
-    are those of the picture that the network saw.
+    In batches of bounded memory. Gradients reach pictures that require them, and nothing is recorded otherwise. The grid reads the
+    pictures as given (a mirrored warp's x is negated); residual flow and matrix are those of the picture that the network saw.
     """
     if mirrored is not None:
         images = mirror_pictures(images, mirrored)
         base_warp = None if base_warp is None else mirror_matrix(base_warp, mirrored)
     parts = []
-    for start in range(0, len(images), batch):
-        chunk = slice(start, start + batch)
-        head, base = (None if tensor is None else tensor[chunk] for tensor in (cluster, base_warp))
-        parts.append(
-            transformer(
-                images[chunk],
-                warping=warping,
-                alpha=alpha,
-                output_resolution=output_resolution,
-                assignment=head,
-                base_warp=base,
-            )
-        )
+    options: dict[str, Any] = {"warping": warping, "alpha": alpha, "output_resolution": output_resolution}
+    with torch.set_grad_enabled(torch.is_grad_enabled() and images.requires_grad):
+        for start in range(0, max(len(images), 1), batch):
+            chunk = slice(start, start + batch)
+            head, base = (None if tensor is None else tensor[chunk] for tensor in (cluster, base_warp))
+            parts.append(transformer(images[chunk], assignment=head, base_warp=base, **options))
     record = Alignment(
         torch.cat([part.image for part in parts]),
         torch.cat([part.grid for part in parts]),

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from gangealing_fast.alignment.clustering import align_assigned
 from gangealing_fast.applications import exporting
-from gangealing_fast.applications.squares import Square, to_square
+from gangealing_fast.applications.squares import Square, check_pictures, check_points, to_square
 from gangealing_fast.checkpoints.reading import Parts, read
 from gangealing_fast.geometry import points as points_of
 from gangealing_fast.geometry.points import PointRule
@@ -49,8 +49,10 @@ class Aligner:
 
     Pictures are `[N, 3, H, W]` in [-1, 1] of any size; those that are not square are padded to one (as `warping` says) for the
     network only: points are always `[N, P, 2]`, (x, y) in pixels of the pictures as given, 0 the centre of the first pixel.
-    Template points are pixels of the transformer's own size. Methods run without gradients to the weights, and with gradients to
-    points and to whatever is warped. An aligner can be pickled and used from several threads at once.
+    Template points are pixels of the transformer's own size. Pictures and points may be of any floating dtype, points of whole
+    numbers too: the transformer's own dtype is computed in. There may be none of them. Methods run without gradients to the
+    weights, and with gradients to points, pictures, and whatever is warped. An aligner can be pickled and used from several threads
+    at once. Raises ValueError or TypeError for pictures and points of another shape, dtype or range.
 
     flips: a picture without a classifier is aligned as its mirror image if the flow of that has the lower total variation (needs a
     flow). cluster: the one that all pictures are taken for, so that a classifier chooses only the mirror. points: "exact", the map
@@ -148,7 +150,6 @@ class Aligner:
         """Whether there is a cluster or a mirror to decide on."""
         return self.classifier is not None or self.flips or self.cluster is not None
 
-    @torch.no_grad()
     def look(
         self,
         images: Tensor,
@@ -231,7 +232,6 @@ class Aligner:
             images, output_resolution=output_resolution, alpha=alpha, assignment=assignment, base_warp=base_warp
         ).alignment
 
-    @torch.no_grad()
     def stages(self, images: Tensor, *, output_resolution: int | None = None, alpha: float = 1.0) -> list[Alignment]:
         """What `warp` returns, after every look of the similarity and then with the flow; the last is that of `warp` itself."""
         look = self.look(images)
@@ -266,13 +266,19 @@ class Aligner:
         return scores
 
     def square(self, images: Tensor) -> Square:
-        """Pictures `[N, C, H, W]` in the middle of a square, padded as `warping` says; square ones as they are."""
-        return to_square(images, self.warping.padding_mode)
+        """Pictures `[N, 3, H, W]` in the middle of a square, padded as `warping` says; square ones as they are."""
+        check_pictures(images)
+        return to_square(images.to(self._dtype), self.warping.padding_mode)
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        return next(self.transformer.parameters()).dtype
 
     # ---- points
 
     def from_template(self, images: Tensor, points: Tensor) -> Tensor:
         """Points of the template → pixels of each picture, sub-pixel; differentiable by the points."""
+        check_points(images, points)
         square, _, mirrored, record = self.look(images)
         side, size = square.images.shape[3], self.transformer.flow_size
         if self.points == "exact":
@@ -290,15 +296,17 @@ class Aligner:
         look: what `look(images)` returned, if it is at hand already. With the published rule for points and a flow they are whole
         pixels of the template without gradients, and the confidence is 1: that rule always finds one.
         """
+        check_points(images, points)
+        dtype, points = torch.promote_types(points.dtype, self._dtype), points.to(self._dtype)
         look = self.look(images) if look is None else look
         record, size = look.alignment, self.transformer.flow_size
         if record.grid.shape[1] != size:
             raise ValueError(f"a look at the transformer's own size {size} is needed, got one of {record.grid.shape[1]}.")
         if self.points == "exact" or record.residual_flow is None:
-            return self._locate(look, points)
+            return Located(*(found.to(dtype) for found in self._locate(look, points)))
         side = look.square.images.shape[3]
         seen = points_of.mirror_points(_in_square(look.square, points), look.mirrored, side)
-        found = points_of.published_to_template(record.residual_flow, record.matrix, seen, side).to(points.dtype)
+        found = points_of.published_to_template(record.residual_flow, record.matrix, seen, side).to(dtype)
         return Located(found, torch.ones_like(found[..., 0]))
 
     def _locate(self, look: Look, points: Tensor) -> Located:
@@ -311,8 +319,7 @@ class Aligner:
             found = points_of.similarity_to_template(record.matrix, seen, size, side)
             inside = ((found > -0.5 - 1e-4) & (found < size - 0.5 + 1e-4)).all(-1)
             return Located(found, inside.to(found.dtype))
-        found, confidence = invert_grid(record.grid, points_of.normalize_points(shifted.to(record.grid.dtype), side))
-        return Located(found.to(points.dtype), confidence.to(points.dtype))
+        return Located(*invert_grid(record.grid, points_of.normalize_points(shifted, side)))
 
     def to_template(self, images: Tensor, points: Tensor) -> Tensor:
         """`locate(images, points).points`."""
@@ -326,11 +333,12 @@ class Aligner:
 
     def maps_to_template(self, images: Tensor, maps: Tensor) -> Tensor:
         """What is drawn on pictures, `[N, C, H, W]` (masks, label scores, edits), as it lies on the template, `[N, C, F, F]`."""
+        check_pictures(images)
         if maps.ndim != 4 or maps.shape[0] != images.shape[0] or maps.shape[2:] != images.shape[2:]:
             raise ValueError(f"maps must be [N, C, H, W] of the pictures' size, got {list(maps.shape)} for {list(images.shape)}.")
         padding_mode = self.warping.padding_mode
         drawn = to_square(maps, padding_mode, nothing=0.0).images
-        return mipmap_warp(drawn, self.warp(images).grid.to(maps.dtype), padding_mode=padding_mode)
+        return mipmap_warp(drawn, self.warp(images).grid, padding_mode=padding_mode)
 
     def maps_from_template(self, images: Tensor, maps: Tensor, *, look: Look | None = None) -> tuple[Tensor, Tensor]:
         """What is drawn on the template, `[1 or N, C, R, R]`, as it lies on pictures: (`[N, C, H, W]`, confidence `[N, 1, H, W]`).
@@ -338,15 +346,16 @@ class Aligner:
         Every pixel of a picture is sought on the template, so nothing is left out between two pixels; where the template does
         not reach, the result is 0 and so is the confidence. look: as in `locate`.
         """
+        check_pictures(images)
         n, _, height, width = images.shape
         if maps.ndim != 4 or maps.shape[0] not in (1, n) or maps.shape[2] != maps.shape[3]:
             raise ValueError(f"maps must be [1, C, R, R] or [{n}, C, R, R], got {list(maps.shape)}.")
         rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
-        pixels = torch.stack([columns, rows], -1).reshape(1, -1, 2).to(images).expand(n, -1, -1)
+        pixels = torch.stack([columns, rows], -1).reshape(1, -1, 2).to(images.device, self._dtype).expand(n, -1, -1)
         place, confidence = self._locate(self.look(images) if look is None else look, pixels)
         grid = ((2 * place + 1) / self.transformer.flow_size - 1).reshape(n, height, width, 2)
         confidence = confidence.reshape(n, 1, height, width)
-        drawn = mipmap_warp(maps.expand(n, -1, -1, -1), grid.to(maps.dtype), padding_mode="border")
+        drawn = mipmap_warp(maps.expand(n, -1, -1, -1), grid, padding_mode="border")
         return torch.where(confidence > 0, drawn, 0.0), confidence
 
 

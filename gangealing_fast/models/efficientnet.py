@@ -18,9 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gangealing_fast.models.layers import FrozenCopies, activation_format, computed_dtype
+from gangealing_fast.ops._dispatch import reference_wanted
 from gangealing_fast.ops.lpips_distance import lpips_distance
 from gangealing_fast.runtime.errors import UserError
-from gangealing_fast.runtime.implementation import reference_wanted
 
 # (repeats, kernel, stride, expansion, channels) of the seven stages
 _STAGES = (

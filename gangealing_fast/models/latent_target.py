@@ -18,7 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from gangealing_fast.runtime.implementation import reference_wanted
+from gangealing_fast.ops._dispatch import reference_wanted
 
 
 class PrincipalComponents(NamedTuple):

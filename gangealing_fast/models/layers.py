@@ -15,11 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gangealing_fast.ops._dispatch import reference_wanted, transformed
 from gangealing_fast.ops.bias_act import bias_act
 from gangealing_fast.ops.bilinear_downsample import bilinear_downsample
 from gangealing_fast.ops.modulated_conv2d import blur_padding, energy_of, modulated_conv2d
 from gangealing_fast.ops.upfirdn2d import blur_filter, upfirdn2d
-from gangealing_fast.runtime.implementation import reference_wanted
 
 
 def activation_format() -> torch.memory_format:
@@ -44,7 +44,7 @@ class FrozenCopies:
 
     def get(self, weight: Tensor, name: str, make: Callable[[Tensor], Tensor]) -> Tensor:
         """`make(weight)`, from memory where it can be; `name` tells what is made."""
-        if torch.compiler.is_compiling() or weight.requires_grad or weight.is_inference():
+        if torch.compiler.is_compiling() or transformed() or weight.requires_grad or weight.is_inference():
             return make(weight)
         stamp = (weight.data_ptr(), weight._version)
         kept = self._kept.get(name)

@@ -3,8 +3,10 @@
 
 A `torch.library.custom_op` with a registered derivative spends 20 to 40 µs per call, forward and backward, in general
 machinery: more than many kernels take. An `autograd.Function` that calls the operator below autograd computes the same in a
-third of that. Wherever more than that is asked for (torch.compile, torch.func transforms, derivatives of the derivative)
-the registered operator itself is called.
+third of that. Wherever more than that is asked for (torch.compile, derivatives of the derivative) the registered operator
+itself is called. Under the transforms of torch.func and in forward mode no operator is called at all (`_dispatch.py`).
+
+A gradient may still carry a tangent: that of a graph that was made before the dual level began. `with_tangents` serves it.
 """
 
 from __future__ import annotations
@@ -14,12 +16,47 @@ from typing import Any
 
 import torch
 from torch._C import _are_functorch_transforms_active, _AutoDispatchBelowAutograd
+from torch.autograd import forward_ad
+
+Backward = Callable[..., Any]
+
+
+def with_tangents(backward: Backward) -> Backward:
+    """`backward(ctx, *gradients)`, a linear function of the gradients, also for gradients that have tangents in forward mode.
+
+    What `ctx` holds has none: in forward mode the operators run on their references, so nothing was saved then.
+    Raises NotImplementedError where a transform of torch.func differentiates a backward that belongs to no transform.
+    """
+
+    def call(ctx: Any, *gradients: Any) -> Any:
+        if forward_ad._current_level < 0:
+            if _are_functorch_transforms_active() and torch.is_grad_enabled():
+                raise NotImplementedError(
+                    "a transform of torch.func cannot differentiate the backward of a graph that was made outside of it; "
+                    "call the operator inside the transformed function."
+                )
+            return backward(ctx, *gradients)
+        parts = [(None, None) if g is None else forward_ad.unpack_dual(g) for g in gradients]
+        primals = backward(ctx, *(primal for primal, _ in parts))
+        if all(tangent is None for _, tangent in parts):
+            return primals
+        moved = backward(ctx, *(torch.zeros_like(p) if t is None and p is not None else t for p, t in parts))
+        if isinstance(primals, torch.Tensor):
+            return forward_ad.make_dual(primals, moved)
+        return tuple(None if p is None else forward_ad.make_dual(p, t) for p, t in zip(primals, moved, strict=True))
+
+    return call
+
+
+def register_derivative(operator: torch.library.CustomOpDef, backward: Backward, setup_context: Callable[..., None] | None) -> None:
+    """Register the derivative of `operator` for reverse mode, `backward` being linear in the gradients it is given."""
+    operator.register_autograd(with_tangents(backward), setup_context=setup_context)
 
 
 def eager(
     operator: torch.library.CustomOpDef,
     setup_context: Callable[[Any, tuple[Any, ...], Any], None],
-    backward: Callable[..., Any],
+    backward: Backward,
 ) -> Callable[..., Any]:
     """`operator`, called with positional arguments only, by the shortest way that is right.
 
@@ -29,6 +66,7 @@ def eager(
             of the gradients are wanted these are recorded by autograd.
     """
     overload = operator._opoverload
+    along = with_tangents(backward)
 
     class Call(torch.autograd.Function):
         @staticmethod
@@ -40,13 +78,13 @@ def eager(
 
         @staticmethod
         def backward(ctx: Any, *gradients: Any) -> Any:
-            if torch.is_grad_enabled():
-                return backward(ctx, *gradients)
+            if torch.is_grad_enabled() or forward_ad._current_level >= 0:
+                return along(ctx, *gradients)
             with _AutoDispatchBelowAutograd():
                 return backward(ctx, *gradients)
 
     def call(*arguments: Any) -> Any:
-        if torch.compiler.is_compiling() or _are_functorch_transforms_active():
+        if torch.compiler.is_compiling():
             return operator(*arguments)
         if torch.is_grad_enabled():
             return Call.apply(*arguments)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.library import CustomOpDef
 
-from gangealing_fast.ops._eager import eager
+from gangealing_fast.ops._eager import eager, register_derivative
 from gangealing_fast.ops._reference import reference_vjp
 
 # (x, grid, padding mode as a number, the operator's own option) -> samples
@@ -29,9 +29,9 @@ def register_sampler(name: str, option: str, reference: Sampler) -> Sampler:
     forward_op = _register_forward(name, arguments, reference)
     backward_op = _register_backward(name, arguments, reference)
     setup_context, backward = _first_derivative(backward_op)
-    forward_op.register_autograd(backward, setup_context=setup_context)
+    register_derivative(forward_op, backward, setup_context)
     setup_context_backward, double_backward = _second_derivative(reference)
-    backward_op.register_autograd(double_backward, setup_context=setup_context_backward)
+    register_derivative(backward_op, double_backward, setup_context_backward)
     return eager(forward_op, setup_context, backward)
 
 

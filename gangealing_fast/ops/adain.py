@@ -18,10 +18,9 @@ import torch
 from torch import Tensor
 
 from gangealing_fast.ops._common import check_device, check_tensor, compute_dtype, output_format, parameter
-from gangealing_fast.ops._dispatch import run_reference
-from gangealing_fast.ops._eager import eager
+from gangealing_fast.ops._dispatch import reference_wanted, run_reference
+from gangealing_fast.ops._eager import eager, register_derivative
 from gangealing_fast.ops._triton import serve_cuda
-from gangealing_fast.runtime.implementation import reference_wanted
 
 
 def _statistics(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
@@ -110,8 +109,8 @@ def _double_backward(ctx: Any, *tangents: Tensor) -> tuple[Tensor | None, ...]:
     return *gradients, None, None, None
 
 
-_adain.register_autograd(_backward, setup_context=_setup_context)
-_adain_backward.register_autograd(_double_backward, setup_context=_setup_context_backward)
+register_derivative(_adain, _backward, _setup_context)
+register_derivative(_adain_backward, _double_backward, _setup_context_backward)
 serve_cuda("adain", _adain, _adain_backward)
 _call = eager(_adain, _setup_context, _backward)
 

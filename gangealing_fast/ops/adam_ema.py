@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from gangealing_fast.ops._common import FLOATING
+from gangealing_fast.ops._dispatch import reference_wanted, transformed
 from gangealing_fast.ops._triton import serve_cuda
-from gangealing_fast.runtime.implementation import reference_wanted
 
 _MUTATED = ("parameters", "first_moments", "second_moments", "averages")
 
@@ -138,6 +138,7 @@ def adam_ema(
 
     Raises:
         ValueError, TypeError: an argument does not fit; the message says which and how. Nothing is changed then.
+        NotImplementedError: called under a transform of torch.func or in forward mode.
     """
     others = {
         "gradients": gradients, "first_moments": first_moments, "second_moments": second_moments, "averages": averages
@@ -150,6 +151,8 @@ def adam_ema(
         )
     if torch.is_grad_enabled() and any(t.requires_grad for t in (*parameters, *gradients, *averages)):
         raise ValueError("adam_ema: it updates in place and has no derivative; call it under torch.no_grad().")
+    if transformed():
+        raise NotImplementedError("adam_ema: it updates in place; call it outside of torch.func transforms and of forward mode.")
     if not parameters:
         return
     if reference_wanted():

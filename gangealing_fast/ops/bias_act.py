@@ -3,7 +3,8 @@
 
     y = gain * lrelu(x + noise * noise_strength + b),   lrelu(v) = v where v > 0, else slope * v
 
-Since slope >= 0 and gain > 0, the sign of y is the sign of its argument: the backward needs y alone, not x.
+Since slope >= 0 and gain > 0, the sign of y is the sign of its argument: the backward needs y alone, not x. It keeps to the sign
+bit, which outlives the rounding of y to 0: a zero is negative unless it is what a positive argument became.
 It is linear in the incoming gradient, so its own derivative is itself again (the second derivative in y is zero almost everywhere).
 """
 
@@ -16,10 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gangealing_fast.ops._common import check_device, check_tensor, compute_dtype, output_format, parameter
-from gangealing_fast.ops._dispatch import run_reference
-from gangealing_fast.ops._eager import eager
+from gangealing_fast.ops._dispatch import reference_wanted, run_reference
+from gangealing_fast.ops._eager import eager, register_derivative
 from gangealing_fast.ops._triton import serve_cuda
-from gangealing_fast.runtime.implementation import reference_wanted
 
 _ops = torch.ops.gangealing_fast
 
@@ -44,6 +44,16 @@ def bias_act_reference(
     return y.to(x.dtype).contiguous(memory_format=output_format(x))
 
 
+def bias_act_with_sign(
+    x: Tensor, b: Tensor | None, noise: Tensor | None, noise_strength: Tensor | None, slope: float, gain: float
+) -> Tensor:
+    """`bias_act_reference` with the sign bit that the backward goes by: clear where the activation's argument was positive."""
+    y = bias_act_reference(x, b, slope=slope, gain=gain, noise=noise, noise_strength=noise_strength)
+    wide = x.to(compute_dtype(x.dtype))
+    argument = bias_act_reference(wide, b, slope=1.0, gain=1.0, noise=noise, noise_strength=noise_strength)
+    return torch.where(argument > 0, y, y.abs().neg()).contiguous(memory_format=output_format(x))
+
+
 def bias_act_backward_reference(
     grad: Tensor, y: Tensor, slope: float, gain: float, need_bias: bool, noise_batch: int
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -56,7 +66,7 @@ def bias_act_backward_reference(
     """
     compute = compute_dtype(y.dtype)
     full = grad.to(compute) * gain
-    full = torch.where(y > 0, full, full * slope)
+    full = torch.where(torch.signbit(y) | y.isnan(), full * slope, full)
     bias = full.sum([0, *range(2, y.dim())]) if need_bias else full.new_empty(0)
     plane = full.new_empty(0)
     if noise_batch >= 0:
@@ -69,7 +79,7 @@ def bias_act_backward_reference(
 def _bias_act(
     x: Tensor, b: Tensor | None, noise: Tensor | None, noise_strength: Tensor | None, slope: float, gain: float
 ) -> Tensor:
-    return bias_act_reference(x, b, slope=slope, gain=gain, noise=noise, noise_strength=noise_strength)
+    return bias_act_with_sign(x, b, noise, noise_strength, slope, gain)
 
 
 @_bias_act.register_fake
@@ -127,8 +137,8 @@ def _double_backward(ctx: Any, grad_x: Tensor, grad_bias: Tensor, grad_plane: Te
     return _ops.bias_act_backward(total, y, ctx.slope, ctx.gain, False, -1)[0], *[None] * 5
 
 
-_bias_act.register_autograd(_backward, setup_context=_setup_context)
-_bias_act_backward.register_autograd(_double_backward, setup_context=_setup_backward_context)
+register_derivative(_bias_act, _backward, _setup_context)
+register_derivative(_bias_act_backward, _double_backward, _setup_backward_context)
 serve_cuda("bias_act", _bias_act, _bias_act_backward)
 _call = eager(_bias_act, _setup_context, _backward)
 

@@ -16,9 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gangealing_fast.ops._common import check_tensor, check_whole, compute_dtype, output_format
-from gangealing_fast.ops._dispatch import run_reference
-from gangealing_fast.ops._eager import eager
-from gangealing_fast.runtime.implementation import reference_wanted
+from gangealing_fast.ops._dispatch import reference_wanted, run_reference
+from gangealing_fast.ops._eager import eager, register_derivative
 
 _ops = torch.ops.gangealing_fast
 
@@ -93,8 +92,8 @@ def _double_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return _ops.bilinear_downsample(grad, ctx.stride), None, None, None
 
 
-_bilinear_downsample.register_autograd(_backward, setup_context=_setup_context)
-_bilinear_downsample_backward.register_autograd(_double_backward, setup_context=_setup_backward_context)
+register_derivative(_bilinear_downsample, _backward, _setup_context)
+register_derivative(_bilinear_downsample_backward, _double_backward, _setup_backward_context)
 _call = eager(_bilinear_downsample, _setup_context, _backward)
 
 

@@ -18,12 +18,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gangealing_fast.ops._common import check_device, check_tensor
-from gangealing_fast.ops._dispatch import run_reference
-from gangealing_fast.ops._eager import eager
+from gangealing_fast.ops._dispatch import reference_wanted, run_reference
+from gangealing_fast.ops._eager import eager, register_derivative
 from gangealing_fast.ops._reference import reference_vjp
 from gangealing_fast.ops._triton import serve_cuda
 from gangealing_fast.ops.grid_sample import widest_dtype
-from gangealing_fast.runtime.implementation import reference_wanted
 
 
 def convex_upsample_reference(flow: Tensor, mask: Tensor, factor: int = 8) -> Tensor:
@@ -88,8 +87,8 @@ def _double_backward(ctx: Any, grad_grad_flow: Tensor, grad_grad_mask: Tensor) -
     return *torch.func.vjp(first_order, *ctx.saved_tensors)[1]((grad_grad_flow, grad_grad_mask)), None
 
 
-_convex_upsample.register_autograd(_backward, setup_context=_setup_context)
-_convex_upsample_backward.register_autograd(_double_backward, setup_context=_setup_context)
+register_derivative(_convex_upsample, _backward, _setup_context)
+register_derivative(_convex_upsample_backward, _double_backward, _setup_context)
 serve_cuda("convex_upsample", _convex_upsample, _convex_upsample_backward)
 _call = eager(_convex_upsample, _setup_context, _backward)
 

@@ -18,11 +18,10 @@ import torch
 from torch import Tensor
 
 from gangealing_fast.ops._common import check_tensor, compute_dtype
-from gangealing_fast.ops._dispatch import run_reference
-from gangealing_fast.ops._eager import eager
+from gangealing_fast.ops._dispatch import reference_wanted, run_reference
+from gangealing_fast.ops._eager import eager, register_derivative
 from gangealing_fast.ops._reference import reference_vjp
 from gangealing_fast.ops._triton import serve_cuda
-from gangealing_fast.runtime.implementation import reference_wanted
 
 
 def _huber(difference: Tensor) -> Tensor:
@@ -77,8 +76,8 @@ def _double_backward(ctx: Any, grad_grad_flow: Tensor) -> tuple[Tensor | None, .
     return torch.func.vjp(_vjp, *ctx.saved_tensors)[1](grad_grad_flow)
 
 
-_flow_regularizer.register_autograd(_backward, setup_context=_setup_context)
-_flow_regularizer_backward.register_autograd(_double_backward, setup_context=_setup_context)
+register_derivative(_flow_regularizer, _backward, _setup_context)
+register_derivative(_flow_regularizer_backward, _double_backward, _setup_context)
 serve_cuda("flow_regularizer", _flow_regularizer, _flow_regularizer_backward)
 _call = eager(_flow_regularizer, _setup_context, _backward)
 

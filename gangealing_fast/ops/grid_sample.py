@@ -19,9 +19,8 @@ import torch
 from torch import Tensor
 
 from gangealing_fast.ops._common import check_device, check_tensor
-from gangealing_fast.ops._dispatch import run_reference
+from gangealing_fast.ops._dispatch import reference_wanted, run_reference
 from gangealing_fast.ops._sampling import register_sampler
-from gangealing_fast.runtime.implementation import reference_wanted
 
 PADDING_MODES = ("zeros", "border", "reflection")
 

@@ -26,11 +26,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gangealing_fast.ops._dispatch import run_reference
-from gangealing_fast.ops._eager import eager
+from gangealing_fast.ops._dispatch import reference_wanted, run_reference
+from gangealing_fast.ops._eager import eager, register_derivative
 from gangealing_fast.ops.grid_sample import widest_dtype
 from gangealing_fast.ops.nearest_grid_point import check_grid_and_points, nearest_grid_point_reference
-from gangealing_fast.runtime.implementation import reference_wanted
 
 MARGIN = 1e-3  # how far outside a cell, in cells, a point of the outline may lie
 LARGEST_STEP = 1e-2  # of the Newton step, in cells; where the quadratic has no solution it is larger
@@ -140,19 +139,25 @@ def _weights(offset: Tensor) -> tuple[Tensor, ...]:
 
 
 def invert_grid_reference(grid: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
-    """Plain torch version of `invert_grid`; holds every pair of a point and a cell. Differentiable once."""
+    """Plain torch version of `invert_grid`; holds every pair of a point and a cell. Differentiable seven times.
+
+    The derivatives are those of Newton steps from the solution, each of which doubles the orders that are right, plus one.
+    """
     dtype = widest_dtype(grid, points)
     grid, points = grid.to(dtype), points.to(dtype)
     cell, offset, confidence = _locate(grid.detach(), points.detach())
     held = (confidence > 0).unsqueeze(-1)
     inside = torch.where(held, offset, 0.0)
-    corners = _gather(grid, cell)
-    across, down = (torch.where(held, derivative.detach(), 0.0) for derivative in _jacobian(corners, inside))
-    rest = points - sum(weight * corner for weight, corner in zip(_weights(inside), corners, strict=True))
-    rest = torch.where(held, rest - rest.detach(), 0.0)  # 0, but with the derivative of one Newton step
-    area = torch.where(held, _cross(across, down).unsqueeze(-1), 1.0)
-    step = torch.stack([_cross(rest, down), _cross(across, rest)], -1) / area
-    return cell + offset + step, confidence
+    # Whatever no cell holds is given the unit cell, whose solution is known: a NaN must not reach the gradients of the others.
+    unit = torch.tensor(((0.0, 0.0), (1.0, 0.0), (0.0, 1.0), (1.0, 1.0)), dtype=dtype, device=grid.device)
+    corners = tuple(torch.where(held, corner, place) for corner, place in zip(_gather(grid, cell), unit, strict=True))
+    wanted = torch.where(held, points, 0.0)
+    for _ in range(3):
+        across, down = _jacobian(corners, inside)
+        rest = wanted - sum(weight * corner for weight, corner in zip(_weights(inside), corners, strict=True))
+        step = torch.stack([_cross(rest, down), _cross(across, rest)], -1) / _cross(across, down).unsqueeze(-1)
+        inside = inside + (step - step.detach())
+    return cell + torch.where(held, inside, offset), confidence
 
 
 def invert_grid_backward_reference(
@@ -211,8 +216,8 @@ def _double_backward(ctx: Any, *tangents: Tensor) -> tuple[Tensor | None, ...]:
     raise NotImplementedError("invert_grid has first derivatives only; its second derivative was asked for.")
 
 
-_invert_grid.register_autograd(_backward, setup_context=_setup_context)
-_invert_grid_backward.register_autograd(_double_backward)
+register_derivative(_invert_grid, _backward, _setup_context)
+register_derivative(_invert_grid_backward, _double_backward, None)
 _call = eager(_invert_grid, _setup_context, _backward)
 
 

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from gangealing_fast.ops._common import check_device, check_tensor, compute_dtype, output_format
-from gangealing_fast.ops._dispatch import run_reference
+from gangealing_fast.ops._dispatch import reference_wanted, run_reference
+from gangealing_fast.ops._eager import register_derivative
 from gangealing_fast.ops._triton import serve_cuda
-from gangealing_fast.runtime.implementation import reference_wanted
 
 _EPS = 1e-10
 
@@ -120,8 +120,8 @@ def _backward_autograd(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, 
     return *(next(found, None) if x.requires_grad else None for x in inputs), *[None] * 3
 
 
-_lpips_distance.register_autograd(_forward_autograd, setup_context=_setup_forward)
-_lpips_distance_backward.register_autograd(_backward_autograd, setup_context=_setup_backward)
+register_derivative(_lpips_distance, _forward_autograd, _setup_forward)
+register_derivative(_lpips_distance_backward, _backward_autograd, _setup_backward)
 serve_cuda("lpips_distance", _lpips_distance, _lpips_distance_backward)
 
 

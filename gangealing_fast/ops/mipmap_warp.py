@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gangealing_fast.ops._dispatch import run_reference
+from gangealing_fast.ops._dispatch import reference_wanted, run_reference
 from gangealing_fast.ops._sampling import register_sampler
 from gangealing_fast.ops.grid_sample import (
     PADDING_MODES,
@@ -34,7 +34,6 @@ from gangealing_fast.ops.grid_sample import (
     pixel_coordinates,
     widest_dtype,
 )
-from gangealing_fast.runtime.implementation import reference_wanted
 
 
 def mipmap_levels(grid: Tensor, size: tuple[int, int], max_levels: float) -> Tensor:

@@ -9,7 +9,8 @@
 Scaling the activations instead of the weight, `y = d * (weight * (style * x))`, is the same number with one shared convolution
 instead of N grouped ones. The references follow the definition, sample by sample; the kernels share the convolution, and fuse
 style, d and the activation into it where they can. The registered operator takes d as an input, so that its gradient leaves by
-plain autograd, and keeps x and y alone for its backward: the activation and d are undone from y, as slope > 0.
+plain autograd, and keeps x and y alone for its backward: the activation goes by the sign of y, and the convolution, for the
+gradient of d, is undone from y. In half precision, whose y may have lost it beside a large bias, the activation then stays outside.
 """
 
 from __future__ import annotations
@@ -24,12 +25,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gangealing_fast.ops._common import check_device, check_tensor, compute_dtype, output_format, parameter
-from gangealing_fast.ops._dispatch import run_reference, without_autocast
+from gangealing_fast.ops._dispatch import reference_wanted, run_reference, without_autocast
+from gangealing_fast.ops._eager import register_derivative
 from gangealing_fast.ops._reference import reference_vjp
 from gangealing_fast.ops._triton import serve_cuda
-from gangealing_fast.ops.bias_act import bias_act, bias_act_reference
+from gangealing_fast.ops.bias_act import bias_act, bias_act_reference, bias_act_with_sign
 from gangealing_fast.ops.upfirdn2d import blur_filter, upfirdn2d_reference
-from gangealing_fast.runtime.implementation import reference_wanted
 
 EPSILON = 1e-8
 Algorithm = Literal["auto", "library", "fused"]
@@ -81,9 +82,9 @@ def _per_sample(x: Tensor, modulated: Tensor, f: Tensor, up: bool, down: bool) -
     """One grouped convolution with a weight per sample, `modulated` `[N, Cout, Cin, k, k]`."""
     n, cin, h, w = x.shape
     cout, k = modulated.shape[1], modulated.shape[3]
-    if n == 0:  # there is no convolution of no groups
-        one = F.pad(x, (0, 0) * 3 + (0, 1)), F.pad(modulated, (0, 0) * 4 + (0, 1))
-        return _per_sample(*one, f, up, down)[:0]
+    if 0 in (n, cin, cout):  # there is no convolution of no groups or channels; one of zeros has the same result
+        one = F.pad(x, (0, 0) * 2 + (0, cin == 0, 0, n == 0)), F.pad(modulated, (0, 0) * 2 + (0, cin == 0, 0, cout == 0, 0, n == 0))
+        return _per_sample(*one, f, up, down)[:n, :cout]
     if up:
         grouped = modulated.transpose(1, 2).reshape(n * cin, cout, k, k)
         y = F.conv_transpose2d(x.reshape(1, n * cin, h, w), grouped, stride=2, groups=n)
@@ -106,6 +107,7 @@ def modulated_conv2d_reference(
     up: bool = False,
     down: bool = False,
     demodulate: bool = True,
+    energy: Tensor | None = None,
     f: Tensor | None = None,
     bias: Tensor | None = None,
     noise: Tensor | None = None,
@@ -115,7 +117,9 @@ def modulated_conv2d_reference(
 ) -> Tensor:
     """The definition in plain torch; arguments as `modulated_conv2d`."""
     modulated = weight[None] * style[:, None, :, None, None]
-    if demodulate:
+    if demodulate and energy is not None:
+        modulated = modulated * demodulation_of(weight, style, energy)[:, :, None, None, None]
+    elif demodulate:
         modulated = modulated * torch.rsqrt(modulated.square().sum((2, 3, 4), keepdim=True) + EPSILON)
     y = _per_sample(x, modulated.to(x.dtype), blur_filter(device=x.device) if f is None else f, up, down)
     if bias is None:
@@ -144,7 +148,8 @@ def _modulated_conv2d(
     bias: Tensor | None, noise: Tensor | None, noise_strength: Tensor | None,
     up: bool, down: bool, slope: float, gain: float, algorithm: str,
 ) -> Tensor:  # fmt: skip
-    return operator_reference(x, weight, style, demodulation, f, bias, noise, noise_strength, up, down, slope, gain)
+    y = operator_reference(x, weight, style, demodulation, f, None, None, None, up, down, 1.0, 1.0)
+    return y if bias is None else bias_act_with_sign(y, bias, noise, noise_strength, slope, gain)
 
 
 @_modulated_conv2d.register_fake
@@ -286,8 +291,8 @@ def _double_backward(ctx: Any, *tangents: Tensor | None) -> tuple[Tensor | None,
     return total.detach(), *rest, *[None] * 11
 
 
-_modulated_conv2d.register_autograd(_backward, setup_context=_setup_context)
-_modulated_conv2d_backward.register_autograd(_double_backward, setup_context=_setup_backward_context)
+register_derivative(_modulated_conv2d, _backward, _setup_context)
+register_derivative(_modulated_conv2d_backward, _double_backward, _setup_backward_context)
 serve_cuda(
     "modulated_conv2d",
     _modulated_conv2d,
@@ -360,6 +365,16 @@ def _under_autocast(x: Tensor) -> Tensor:
     return x
 
 
+def _can_be_undone(x: Tensor, demodulation: Tensor | None, slope: float, gain: float) -> bool:
+    """Whether the gradient of d may be found from the operator's output, which holds bias and noise as well.
+
+    A narrow output has lost the convolution's digits where a bias is large beside it, and a tiny slope or gain lets them underflow.
+    """
+    if demodulation is None or not demodulation.requires_grad:
+        return True
+    return x.dtype in (torch.float64, torch.float32) and slope * gain >= 1e-12 and 1e-12 <= gain <= 1e12
+
+
 def modulated_conv2d(
     x: Tensor,
     weight: Tensor,
@@ -409,11 +424,12 @@ def modulated_conv2d(
     bias, noise, noise_strength = _checked_activation(x, weight, up, down, bias, noise, noise_strength, slope, gain)
     if reference_wanted():
         return run_reference(
-            modulated_conv2d_reference, x, weight, style, up=up, down=down, demodulate=demodulate, f=f,
+            modulated_conv2d_reference, x, weight, style, up=up, down=down, demodulate=demodulate, energy=energy, f=f,
             bias=bias, noise=noise, noise_strength=noise_strength, slope=slope, gain=gain,
         )  # fmt: skip
-    convolve = partial(_ops.modulated_conv2d, x, weight, style, demodulation_of(weight, style, energy) if demodulate else None, f)
-    if bias is None or slope == 0:  # which the backward could not undo
+    demodulation = demodulation_of(weight, style, energy) if demodulate else None
+    convolve = partial(_ops.modulated_conv2d, x, weight, style, demodulation, f)
+    if bias is None or not _can_be_undone(x, demodulation, slope, gain):
         y = convolve(None, None, None, up, down, 1.0, 1.0, _algorithm)
         return y if bias is None else bias_act(y, bias, slope=slope, gain=gain, noise=noise, noise_strength=noise_strength)
     return convolve(bias, noise, noise_strength, up, down, float(slope), float(gain), _algorithm)

@@ -14,9 +14,8 @@ import torch
 from torch import Tensor
 
 from gangealing_fast.ops._common import check_tensor
-from gangealing_fast.ops._dispatch import run_reference
+from gangealing_fast.ops._dispatch import reference_wanted, run_reference
 from gangealing_fast.ops.grid_sample import widest_dtype
-from gangealing_fast.runtime.implementation import reference_wanted
 
 
 def nearest_grid_point_reference(grid: Tensor, points: Tensor) -> Tensor:

@@ -23,14 +23,25 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C._functorch import get_unwrapped, is_functorch_wrapped_tensor
+from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 from gangealing_fast.ops._common import check_tensor, compute_dtype, output_format, parameter
-from gangealing_fast.ops._dispatch import run_reference
-from gangealing_fast.ops._eager import eager
+from gangealing_fast.ops._dispatch import reference_wanted, run_reference, transformed
+from gangealing_fast.ops._eager import eager, register_derivative
 from gangealing_fast.ops._reference import reference_vjp
-from gangealing_fast.runtime.implementation import reference_wanted
 
 _EPSILON = 1e-8
+
+
+def _largest(lengths: Tensor, bound: int) -> int:
+    """The largest of all `lengths`, those of the other samples of a `torch.func.vmap` included; `bound` where a tracer hides it."""
+    compiling = torch.compiler.is_compiling()
+    if transformed() if compiling else get_proxy_mode() is not None:
+        return bound
+    while not compiling and is_functorch_wrapped_tensor(lengths):
+        lengths = get_unwrapped(lengths)
+    return int(lengths.max())
 
 
 def _sums(background: Tensor, xy: Tensor, values: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
@@ -41,7 +52,7 @@ def _sums(background: Tensor, xy: Tensor, values: Tensor, sigma: Tensor) -> tupl
     xy, sigma = torch.where(inside.unsqueeze(-1), xy, 0.0).unsqueeze(-1), torch.where(inside, sigma, 1.0)[..., None, None]
     first = (xy - 2 * sigma).floor().clamp(min=0).detach()  # [N, P, 2, 1]
     last = torch.minimum((xy + 2 * sigma).ceil(), size.unsqueeze(-1) - 1).detach()
-    window = int((last - first).max()) + 1 if first.numel() else 0
+    window = _largest(last - first, max(height, width) - 1) + 1 if first.numel() else 0
     pixel = first + torch.arange(window, dtype=xy.dtype, device=xy.device)  # [N, P, 2, K]
     reached = (pixel <= last) & inside[..., None, None]
     reached = reached[:, :, 1, :, None] & reached[:, :, 0, None, :]  # [N, P, K, K], rows first
@@ -120,8 +131,8 @@ def _double_backward(ctx: Any, *tangents: Tensor) -> tuple[Tensor | None, ...]:
     raise NotImplementedError("splat2d has first derivatives only; its second derivative was asked for.")
 
 
-_splat2d.register_autograd(_backward, setup_context=_setup_context)
-_splat2d_backward.register_autograd(_double_backward)
+register_derivative(_splat2d, _backward, _setup_context)
+register_derivative(_splat2d_backward, _double_backward, None)
 _call = eager(_splat2d, _setup_context, _backward)
 
 

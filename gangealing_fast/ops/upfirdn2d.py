@@ -21,9 +21,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gangealing_fast.ops._common import check_device, check_tensor, check_whole, compute_dtype, output_format
-from gangealing_fast.ops._dispatch import run_reference
-from gangealing_fast.ops._eager import eager
-from gangealing_fast.runtime.implementation import reference_wanted
+from gangealing_fast.ops._dispatch import reference_wanted, run_reference
+from gangealing_fast.ops._eager import eager, register_derivative
 
 Padding = tuple[int, int] | tuple[int, int, int, int]
 
@@ -100,7 +99,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return grad_x, *[None] * 9
 
 
-_upfirdn2d.register_autograd(_backward, setup_context=_setup_context)
+register_derivative(_upfirdn2d, _backward, _setup_context)
 _call = eager(_upfirdn2d, _setup_context, _backward)
 
 

@@ -33,11 +33,6 @@ def used() -> Kind:
     return getattr(_thread, "kind", None) or _process
 
 
-def reference_wanted() -> bool:
-    """Whether a public operator called now is to run its reference."""
-    return used() == "reference"
-
-
 @contextmanager
 def _within(kind: Kind) -> Iterator[None]:
     before = getattr(_thread, "kind", None)

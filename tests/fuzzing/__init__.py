@@ -165,6 +165,36 @@ def hold(drawn: Drawn, draw: Draw) -> None:
         assert _norm(a - e) <= allowed, f"{what}: error {_norm(a - e):.3g} of {_norm(e):.3g}, allowed {allowed:.3g}"
 
 
+def hold_transforms(drawn: Drawn, draw: Draw) -> None:
+    """`torch.func` and dual numbers on `drawn`, in float64: the derivatives of plain reverse mode on the kernels.
+
+    Beside kinks too, as both differentiate the same function at the same point: kernels and references agree on which side it is.
+    """
+    tensors = [t.double() for t in drawn.tensors]
+    moved = [i for i in drawn.differentiable if tensors[i].numel()]
+    directions = {i: draw.normal(*tensors[i].shape) for i in moved}
+
+    def along(far: Tensor) -> Tensor:
+        results = drawn.function(*[t + far * directions[i] if i in directions else t for i, t in enumerate(tensors)])
+        parts = [y.double().flatten() for y in _outputs(results) if y.is_floating_point()]
+        return torch.cat(parts).nan_to_num(0.0, 0.0, 0.0)
+
+    here = torch.zeros((), dtype=torch.float64)
+    leaf = here.clone().requires_grad_()
+    y = along(leaf)
+    weight = draw.normal(len(y))
+    masks = drawn.kinks(tensors, _outputs(drawn.reference(*tensors))) if drawn.kinks else []
+    flat = [torch.ones(out.numel(), dtype=torch.bool) if m is None else ~m.flatten() for m, out in zip(
+        masks, _outputs(drawn.reference(*tensors)), strict=False)]  # fmt: skip
+    weight = weight * torch.cat(flat) if flat else weight
+    (gradient,) = torch.autograd.grad(weight @ y, leaf, allow_unused=True, materialize_grads=True) if y.requires_grad else (here,)
+    value, tangent = torch.func.jvp(along, (here,), (torch.ones_like(here),))
+    batched = torch.func.vmap(torch.func.grad(lambda far: weight @ along(far)))(torch.zeros(2, dtype=torch.float64))
+    size = (weight.abs() @ tangent.abs()).item() + (weight.abs() @ y.detach().abs()).item() + 1e-300
+    for found, expected in ((weight @ value, weight @ y.detach()), (weight @ tangent, gradient), *((b, gradient) for b in batched)):
+        assert abs((found - expected).item()) <= 1e-7 * size, (found, expected)
+
+
 def _compute(dtypes: Sequence[torch.dtype]) -> torch.dtype:
     return torch.float64 if torch.float64 in dtypes else torch.float32
 

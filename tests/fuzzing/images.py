@@ -12,7 +12,7 @@ from gangealing_fast import ops
 
 def upfirdn2d(draw: Draw) -> Drawn | None:
     taps, up, down = (draw.integer(1, 6), draw.integer(1, 6)), draw.integer(1, 3), draw.integer(1, 3)
-    shape = draw.batch(), draw.choice(1, 2, 3, 5, 16, 33), draw.integer(1, 12), draw.integer(1, 24)
+    shape = draw.batch(), draw.choice(1, 2, 3, 5, 16, 33, 0), draw.integer(1, 12), draw.integer(1, 24)
     padding = tuple(draw.integer(-3, 6) for _ in range(4))
     if shape[2] * up + padding[2] + padding[3] < taps[0] or shape[3] * up + padding[0] + padding[1] < taps[1]:
         return None
@@ -32,7 +32,7 @@ def upfirdn2d(draw: Draw) -> Drawn | None:
 
 def bilinear_downsample(draw: Draw) -> Drawn:
     stride = 2 * draw.integer(1, 4)
-    shape = draw.batch(), draw.choice(1, 2, 3, 5, 16, 33), stride + draw.integer(0, 14), stride + draw.integer(0, 30)
+    shape = draw.batch(), draw.choice(1, 2, 3, 5, 16, 33, 0), stride + draw.integer(0, 14), stride + draw.integer(0, 30)
     return Drawn(
         lambda x: ops.bilinear_downsample(x, stride),
         lambda x: ops.bilinear_downsample_reference(x, stride),
@@ -111,12 +111,12 @@ def adain(draw: Draw) -> Drawn:
 def modulated_conv2d(draw: Draw) -> Drawn:
     up = draw.choice(None, None, "up", "down")
     k = draw.choice(3, 3, 3, 1, 5)
-    n, channels, out = draw.batch(), draw.choice(1, 2, 3, 5, 16, 33), draw.choice(1, 2, 3, 7, 16, 35)
+    n, channels, out = draw.batch(), draw.choice(1, 2, 3, 5, 16, 33, 0), draw.choice(1, 2, 3, 7, 16, 35, 0)
     size = draw.integer(2 if up == "down" else 1, 9), draw.integer(2 if up == "down" else 1, 13)
     dtype = draw.choice(*DTYPES)
     tensors = {
         "x": draw.normal(n, channels, *size),
-        "weight": draw.normal(out, channels, k, k) / (channels * k * k) ** 0.5,
+        "weight": draw.normal(out, channels, k, k) / max(channels * k * k, 1) ** 0.5,
         "style": 1 + 0.5 * draw.normal(n, channels),
     }
     keywords: dict = {} if up is None else {up: True}
@@ -171,7 +171,7 @@ def modulated_conv2d(draw: Draw) -> Drawn:
 
 
 def lpips_distance(draw: Draw) -> Drawn:
-    shape = draw.batch(), draw.choice(3, 1, 2, 16, 37), draw.integer(1, 7), draw.integer(1, 12)
+    shape = draw.batch(), draw.choice(3, 1, 2, 16, 37, 0), draw.integer(1, 7), draw.integer(1, 12)
     a, b = draw.normal(*shape), draw.normal(*shape)
     if draw.boolean():
         a, b = a.relu(), b.relu()
@@ -182,7 +182,7 @@ def lpips_distance(draw: Draw) -> Drawn:
     def floors(inputs: list[Tensor], weights: list[Tensor]) -> list[float]:
         a, b, head = inputs
         g = weights[0].norm().item()
-        largest = head.abs().max().item()
+        largest = head.abs().max().item() if head.numel() else 0.0
         # Unit vectors have one direction less than channels: what remains in it is rounding.
         sizes = [((1 / t.norm(dim=1)).nan_to_num(posinf=0.0)).norm().item() for t in (a, b)]
         return [largest * shape[0] ** 0.5, *[g * largest * size / positions for size in sizes], g]
