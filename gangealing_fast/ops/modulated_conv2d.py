@@ -25,6 +25,7 @@ from torch import Tensor
 
 from gangealing_fast.ops._common import check_device, check_tensor, compute_dtype, output_format, parameter
 from gangealing_fast.ops._dispatch import run_reference, without_autocast
+from gangealing_fast.ops._eager import eager
 from gangealing_fast.ops._reference import reference_vjp
 from gangealing_fast.ops._triton import serve_cuda
 from gangealing_fast.ops.bias_act import bias_act, bias_act_reference
@@ -288,6 +289,7 @@ def _double_backward(ctx: Any, *tangents: Tensor | None) -> tuple[Tensor | None,
 
 _modulated_conv2d.register_autograd(_backward, setup_context=_setup_context)
 _modulated_conv2d_backward.register_autograd(_double_backward, setup_context=_setup_backward_context)
+_call = eager(_modulated_conv2d, _setup_context, _backward)
 serve_cuda(
     "modulated_conv2d",
     _modulated_conv2d,
@@ -412,7 +414,7 @@ def modulated_conv2d(
             modulated_conv2d_reference, x, weight, style, up=up, down=down, demodulate=demodulate, f=f,
             bias=bias, noise=noise, noise_strength=noise_strength, slope=slope, gain=gain,
         )  # fmt: skip
-    convolve = partial(_ops.modulated_conv2d, x, weight, style, demodulation_of(weight, style, energy) if demodulate else None, f)
+    convolve = partial(_call, x, weight, style, demodulation_of(weight, style, energy) if demodulate else None, f)
     if bias is None or slope == 0:  # which the backward could not undo
         y = convolve(None, None, None, up, down, 1.0, 1.0, _algorithm)
         return y if bias is None else bias_act(y, bias, slope=slope, gain=gain, noise=noise, noise_strength=noise_strength)
