@@ -50,6 +50,14 @@ def _native_bfloat16() -> bool:
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
+def tf32_convolutions() -> bool:
+    """Whether cuDNN's convolutions may round float32 to TF32, by whichever of torch's two switches that was said.
+
+    `torch.backends.cudnn.allow_tf32`, the older switch, must not be read: it raises once the newer one was used.
+    """
+    return bool(torch.backends.cudnn.conv.fp32_precision == "tf32")
+
+
 def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[None]:
     """Autocast to `dtype` on `device`; does nothing for float32."""
     return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
