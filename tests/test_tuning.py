@@ -215,11 +215,9 @@ class Driver:
 
 
 @pytest.fixture
-def driver():
+def driver(monkeypatch):
     """Triton with a driver that can compile and nothing else."""
-    triton.runtime.driver.set_active(Driver())
-    yield
-    triton.runtime.driver.reset_active()
+    monkeypatch.setattr(triton.runtime.driver, "_active", Driver())
 
 
 def test_candidates_are_compiled_in_threads_before_they_are_timed(card, driver, monkeypatch):
