@@ -161,8 +161,8 @@ def modulated_convolution_kernel(
 class Blocks:
     """Pixels, output and input channels of a tile, and how a program is run.
 
-    scaled: the weight is scaled for each sample before the launch, instead of each tile of the input within it. The tensor cores of a
-    Hopper then read the input from shared memory, where it was copied to, instead of from registers.
+    scaled: the weight is scaled for each sample before the launch, instead of each tile of the input within it. The tensor cores
+    of a Hopper then read the input from shared memory, where it was copied to, instead of from registers.
     """
 
     m: int

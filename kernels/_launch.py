@@ -61,7 +61,7 @@ def recorded() -> Iterator[list[Launch]]:
 
 
 def compile_ahead(launches: Iterable[Launch]) -> None:
-    """Compile what `launches` need on the current CUDA device, several at a time. What does not compile fails when it is launched."""
+    """Compile what `launches` need on the current CUDA device, several at once. What does not compile fails when it is launched."""
     workers = min(8, os.cpu_count() or 1)
     with ThreadPoolExecutor(workers) as pool, triton.AsyncCompileMode(pool, ignore_errors=True):
         for one in launches:

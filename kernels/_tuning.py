@@ -145,14 +145,12 @@ def _compile(candidates: Sequence[str], run: Callable[[str], Any]) -> None:
         compile_ahead(launches)
 
 
-def _times(
-    candidates: Sequence[str], run: Callable[[str], Any], timer: Callable[[Callable[[], None]], float]
-) -> dict[str, float]:
+def _times(candidates: Sequence[str], run: Callable[[str], Any], timer: Callable[[Callable[[], None]], float]) -> dict[str, float]:
     """What each candidate takes; those that fail are named and left out.
 
-    Compilers fail in many ways: with errors of Triton's own, with errors of the runtime (MLIR, LLVM), with a program that ends (ptxas).
-    None of them may end a training that another candidate can serve. An error of the device itself spoils whatever follows: it is
-    raised.
+    Compilers fail in many ways: with errors of Triton's own, with errors of the runtime (MLIR, LLVM), with a program that ends
+    (ptxas). None of them may end a training that another candidate can serve. An error of the device itself spoils whatever
+    follows: it is raised.
     """
     times: dict[str, float] = {}
     for candidate in candidates:
@@ -176,7 +174,7 @@ def fastest(
     run: Callable[[str], Any],
     timer: Callable[[Callable[[], None]], float] = device_time,
 ) -> str:
-    """The candidate whose `run(candidate)` takes least time for `settings` on `device`; the first if nothing is known or measured."""
+    """The candidate whose `run(candidate)` takes least time for `settings` on `device`; the first if nothing is measured."""
     if len(candidates) == 1 or not may_choose(device):
         return candidates[0]
     _remembered()

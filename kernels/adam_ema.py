@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Adam and the running average of all parameters in one launch, driven by a table of addresses.
 
-A row of the table `[T, 12]` holds the five addresses of a run of elements, their number, and six numbers as the bits of float64, so
-that the step's schedule compiles nothing anew. A second table says which piece of which row a program updates. Both are copied from
-pinned memory without waiting for the device; a CUDA graph would replay the numbers of the step it was captured in.
+A row of the table `[T, 12]` holds the five addresses of a run of elements, their number, and six numbers as the bits of float64,
+so that the step's schedule compiles nothing anew. A second table says which piece of which row a program updates. Both are copied
+from pinned memory without waiting for the device; a CUDA graph would replay the numbers of the step it was captured in.
 
-The compiler knows nothing of an address that it reads from a table, so it would load one element at a time. Rows whose addresses and
-number allow it therefore go to a launch that promises as much (`TOGETHER`); what is left of their tensors goes to another.
+The compiler knows nothing of an address that it reads from a table, so it would load one element at a time. Rows whose addresses
+and number allow it therefore go to a launch that promises as much (`TOGETHER`); what is left of their tensors goes to another.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def adam_ema_kernel(
     table, pieces,
     AVERAGES: tl.constexpr, GRADIENT: tl.constexpr, COMPUTE: tl.constexpr, TOGETHER: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Update piece after piece. TOGETHER: elements that every row has a multiple of, at addresses that let 16 bytes be read at once."""
+    """Update a piece. TOGETHER: a divisor of every row's number of elements; above 1 all addresses are multiples of 16 bytes."""
     ALIGNMENT: tl.constexpr = 16 if TOGETHER > 1 else 1
     piece = pieces + 2 * tl.program_id(0)
     row = table + tl.load(piece) * 12

@@ -243,7 +243,9 @@ def test_candidates_are_compiled_in_threads_before_they_are_timed(card, driver, 
 
     assert _tuning.fastest("op", (), CARD, list(ways), run, time) == "16"
     assert all(thread is not threading.main_thread() for thread, _ in compiled)
-    cached = [kernel for kernels, *_ in _convolution.modulated_convolution_kernel.device_caches.values() for kernel in kernels.values()]
+    cached = [
+        kernel for kernels, *_ in _convolution.modulated_convolution_kernel.device_caches.values() for kernel in kernels.values()
+    ]
     assert len(cached) == 2 and all("ptx" in kernel.asm for kernel in cached)
 
 

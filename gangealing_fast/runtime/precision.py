@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -55,7 +55,8 @@ def tf32_convolutions() -> bool:
 
     `torch.backends.cudnn.allow_tf32`, the older switch, must not be read: it raises once the newer one was used.
     """
-    return bool(torch.backends.cudnn.conv.fp32_precision == "tf32")
+    convolutions: Any = getattr(torch.backends.cudnn, "conv")  # noqa: B009 (torch's type stubs do not know it)
+    return bool(convolutions.fp32_precision == "tf32")
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[None]:

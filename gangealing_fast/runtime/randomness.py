@@ -32,7 +32,7 @@ def normal_rows(names: Sequence[int | str], rows: Sequence[int], width: int, dev
 
 
 def generator_states() -> dict[str, Any]:
-    """The states of torch's default generators, for a checkpoint: that of the CPU, and those of all CUDA devices if any is in use."""
+    """The states of torch's default generators, for a checkpoint: the CPU's, and those of all CUDA devices if any is in use."""
     on_cards = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
     return {"random_state": torch.get_rng_state(), "cuda_random_states": on_cards}
 

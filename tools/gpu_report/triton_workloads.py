@@ -174,9 +174,10 @@ def training() -> list[TritonWorkload]:
     workloads += lpips_distance(_empty(BATCH, 512, 16, 16, channels_last=True))
     for x in (_empty(BATCH, 256, 64, 64), _empty(BATCH, 256, 64, 64, dtype=half, channels_last=True)):
         workloads += adain(x)
-    workloads += adam_ema(40_000_000) + adam_ema(40_000_000, half)
+    workloads += adam_ema(40_000_000) + adam_ema(40_000_000, half) + adam_ema(513)
     for dtype in (torch.float32, half):
         workloads += convolution(_empty(BATCH, 512, 32, 32, dtype=dtype, channels_last=True), 512)
+    workloads += convolution(_empty(BATCH, 128, 128, 128, dtype=half, channels_last=True), 128, choice=-1)
     for mode, size in (("up", 64), ("down", 67)):
         workloads += convolution(_empty(BATCH, 256, size, size, dtype=half, channels_last=True), 256, mode=mode)
     return workloads
