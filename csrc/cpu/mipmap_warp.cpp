@@ -189,7 +189,7 @@ std::tuple<Tensor, Tensor> forward(const Tensor& x, const Tensor& grid, int64_t 
   check(x, grid, padding, max_levels);
   const Tensor output = widest(x, grid) == ScalarType::Double ? forward_as<double>(x, grid, padding, max_levels)
                                                               : forward_as<float>(x, grid, padding, max_levels);
-  return {in_type(output, x.scalar_type()), empty({0}, output.scalar_type())};
+  return {in_type(output, x.scalar_type()), empty({0}, x.scalar_type())};
 }
 
 template <typename A>

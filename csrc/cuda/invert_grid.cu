@@ -33,7 +33,7 @@ GGF_INLINE bool holds(const Cell<A>& cell, Point<A> point) {
 
 // One warp per point: 32 of per_sample threads. points: [N, P, 2]; cell, offset: [N, P, 2]; confidence: [N, P]
 template <typename A>
-__global__ void __launch_bounds__(block_threads)
+__global__ void __launch_bounds__(block_threads, 2)  // without the 2 the compiler spills a few registers
     locate_points(TiledGrid<A> tiled, const A* points, int64_t* cell, A* offset, A* confidence, uint32_t per_sample,
                   int64_t first_sample, uint32_t threads) {
   const uint32_t thread = blockIdx.x * block_threads + threadIdx.x;
