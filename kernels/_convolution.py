@@ -10,7 +10,8 @@ A program makes BLOCK_M pixels of one sample and parity times BLOCK_N channels; 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import functools
+from dataclasses import dataclass, replace
 
 import torch
 import triton
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from gangealing_fast.kernels._launch import ENLARGED, INTERPRETED, cdiv, contiguous, launch
 from gangealing_fast.kernels.bias_act import activated
+from gangealing_fast.runtime.precision import tf32_convolutions
 
 
 @triton.jit
@@ -84,7 +86,7 @@ def _activated(
 def modulated_convolution_kernel(
     x, weight, in_scale, out_scale, bias, noise, strength, y, original, products,
     in_channels, out_channels, height, width, out_height, out_width,
-    weight_in, weight_out, weight_tap,
+    weight_sample, weight_in, weight_out, weight_tap,
     PADDING: tl.constexpr, KERNEL: tl.constexpr, STRIDE: tl.constexpr, TRANSPOSED: tl.constexpr,
     SHARED_NOISE: tl.constexpr, SLOPE: tl.constexpr, GAIN: tl.constexpr,
     PRECISION: tl.constexpr, WIDEN: tl.constexpr,
@@ -94,8 +96,9 @@ def modulated_convolution_kernel(
 
     x `[N, height, width, in_channels]`, y and original `[N, out_height, out_width, out_channels]`; in_scale and out_scale
     `[N, channels]`, bias `[out_channels]`, noise `[N, out_height, out_width]` or, if SHARED_NOISE, `[1, ...]`, strength `[1]`: each
-    may be None. weight_in, weight_out and weight_tap are the strides of weight. products `[N, parities * tiles, out_channels]`, or
-    None: sums over the tile's pixels of original times the convolution before out_scale. WIDEN: multiply in float32.
+    may be None. weight_sample (0: all samples share the weight), weight_in, weight_out and weight_tap are the strides of weight.
+    products `[N, parities * tiles, out_channels]`, or None: sums over the tile's pixels of original times the convolution before
+    out_scale. WIDEN: multiply in float32.
     """
     PARITIES: tl.constexpr = STRIDE if TRANSPOSED else 1
     tiles_n = tl.cdiv(out_channels, BLOCK_N)
@@ -116,6 +119,7 @@ def modulated_convolution_kernel(
     first_x, taps_x, base_x = _taps(column, parity_x, PADDING, KERNEL, STRIDE, TRANSPOSED)
     steps = tl.cdiv(in_channels, BLOCK_K)
     sample = x + n * height * width * in_channels
+    weight += n * weight_sample
     total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     for step in range(taps_y * taps_x * steps):
         tap = step // steps
@@ -156,47 +160,90 @@ def modulated_convolution_kernel(
 
 @dataclass(frozen=True)
 class Blocks:
-    """Pixels, output and input channels of a tile, and how a program is run."""
+    """Pixels, output and input channels of a tile, and how a program is run.
+
+    scaled: the weight is scaled for each sample before the launch, instead of each tile of the input within it. The tensor cores
+    of a Hopper then read the input from shared memory, where it was copied to, instead of from registers.
+    """
 
     m: int
     n: int
     k: int
     warps: int
     stages: int
+    scaled: bool = False
 
     def __str__(self) -> str:
-        return f"{self.m}x{self.n}x{self.k} warps {self.warps} stages {self.stages}"
+        how = f"{self.m}x{self.n}x{self.k} warps {self.warps} stages {self.stages}"
+        return f"{how}, weight scaled before" if self.scaled else how
 
 
-def block_choices(pixels: int, channels: int, dtype: torch.dtype) -> list[Blocks]:
-    """Tiles worth trying, the one that should do best anywhere first."""
-    # A tile of BLOCK_K float32 takes twice the shared memory of one of half the width: 99 KiB is all that some cards have.
-    k = 32
-    choices = [
-        Blocks(128, 128, k, 8, 3),
-        Blocks(128, 64, k, 8, 3),
-        Blocks(64, 128, k, 8, 3),
-        Blocks(64, 64, k, 4, 4),
-        Blocks(32, 64, k, 4, 4),
-        Blocks(64, 32, k, 4, 4),
-        Blocks(16, 64, k, 4, 4),
-        Blocks(128, 16, k, 4, 3),
-        Blocks(16, 16, k, 2, 3),
-    ]
-    if dtype != torch.float32:
-        choices += [Blocks(128, 128, 64, 8, 3), Blocks(64, 64, 64, 4, 3)]
+@dataclass(frozen=True)
+class Card:
+    """What the choice of tiles depends on: multiprocessors, bytes of shared memory that a block may have, compute capability."""
+
+    multiprocessors: int
+    shared: int
+    major: int
+
+
+# What every card since Ampere has, for tensors that are on none.
+ANY_CARD = Card(multiprocessors=100, shared=99 * 1024, major=8)
+INTERPRETER = Card(multiprocessors=1, shared=99 * 1024, major=8)
+
+
+@functools.cache
+def card_of(device: torch.device) -> Card:
+    """The card behind `device`."""
+    if device.type != "cuda":
+        return INTERPRETER if INTERPRETED else ANY_CARD
+    found = torch.cuda.get_device_properties(device)
+    return Card(found.multi_processor_count, found.shared_memory_per_block_optin, found.major)
+
+
+def _every_tile(dtype: torch.dtype, card: Card) -> list[Blocks]:
+    """All tiles that the card has room for."""
     if dtype == torch.float32:
-        choices = [Blocks(c.m, c.n, c.k, c.warps, min(c.stages, 2 if c.m * c.n > 8192 else 3)) for c in choices]
-    fitting = [c for c in choices if c.m < 2 * max(pixels, 16) and c.n < 2 * max(channels, 16)]
-    # Many small tiles fill the device where few large ones would leave most of it idle.
-    enough = max(64 // ENLARGED, 1)
-    best = next((c for c in fitting if cdiv(pixels, c.m) * cdiv(channels, c.n) >= enough), fitting[-1])
-    return [best, *[c for c in fitting if c != best]]
+        # A tile of float32 takes twice the shared memory of one of half the width.
+        tiles = [Blocks(128, 128, 32, 8, 2), Blocks(128, 64, 32, 8, 3), Blocks(64, 128, 32, 8, 3)]
+    else:
+        tiles = [Blocks(128, 128, 32, 8, 3), Blocks(128, 64, 32, 8, 3), Blocks(64, 128, 32, 8, 3)]
+        tiles += [Blocks(128, 128, 64, 8, 3), Blocks(64, 64, 64, 4, 3)]
+        if card.major >= 9:
+            # Two groups of four warps multiply 64 x 256 each: the largest product of a Hopper's tensor cores.
+            tiles += [Blocks(128, 256, 64, 8, 3), Blocks(256, 128, 64, 8, 3), Blocks(128, 128, 64, 8, 4)]
+    few = 3 if dtype == torch.float32 else 4
+    tiles += [Blocks(m, n, 32, 4, few) for m, n in ((64, 64), (32, 64), (64, 32), (16, 64))]
+    tiles += [Blocks(128, 16, 32, 4, 3), Blocks(16, 16, 32, 2, 3)]
+    return [t for t in tiles if t.stages * t.k * (t.m + t.n) * dtype.itemsize <= card.shared]
+
+
+def _estimate(tile: Blocks, samples: int, pixels: int, channels: int, card: Card) -> float:
+    """A number that grows with the time a tile should take; it only decides which tiles are tried.
+
+    The multiprocessors make tiles in rounds. A round is as long as multiplying, and as reading the tile's two sides, take.
+    """
+    rounds = cdiv(samples * cdiv(pixels, tile.m) * cdiv(channels, tile.n), card.multiprocessors)
+    return rounds * (tile.m * tile.n + 32 * (tile.m + tile.n)) * (1.0 if tile.k == 64 else 1.05)
+
+
+def block_choices(
+    samples: int, pixels: int, channels: int, dtype: torch.dtype, card: Card, *, scaled: bool = False, products: bool = False
+) -> list[Blocks]:
+    """The few tiles worth trying, of different sizes, the one that should do best first.
+
+    pixels, channels: of the result, of one sample. scaled: whether the input is scaled, so that the weight may be instead.
+    products: whether sums of products are wanted; they need registers that the largest tiles have not left.
+    """
+    tiles = [tile for tile in _every_tile(dtype, card) if not products or tile.m * tile.n <= 128 * 128]
+    ranked = sorted(tiles, key=lambda tile: _estimate(tile, samples, pixels, channels, card))
+    sizes = list({(tile.m, tile.n): tile for tile in reversed(ranked)}.values())[::-1]
+    return [*sizes[:2], replace(sizes[0], scaled=True)] if scaled else sizes[:3]
 
 
 def _precision(dtype: torch.dtype) -> str:
     """What torch's convolutions do with float32: TF32 where allowed; else three products of TF32, which keep float32's digits."""
-    return "tf32" if dtype == torch.float32 and torch.backends.cudnn.allow_tf32 else "tf32x3"
+    return "tf32" if dtype == torch.float32 and tf32_convolutions() else "tf32x3"
 
 
 def _channels_last(x: Tensor | None) -> Tensor | None:
@@ -218,6 +265,14 @@ def _registers(dtype: torch.dtype, blocks: Blocks) -> int | None:
     return None if dtype == torch.float32 else 128 if blocks.m * blocks.n <= 8192 else 255
 
 
+def _scaled_weight(weight: Tensor, in_scale: Tensor, adjoint: bool) -> Tensor:
+    """The weight `[Cout, Cin, k, k]` for each sample, `[N, Cout, k, k, Cin]`, multiplied in float32 and rounded once."""
+    out_channels, in_channels, k = weight.shape[:3]
+    scaled = weight.new_empty((in_scale.shape[0], out_channels, k, k, in_channels))
+    scale = in_scale[:, :, None, None, None] if adjoint else in_scale[:, None, None, None, :]
+    return torch.mul(weight.permute(0, 2, 3, 1)[None], scale, out=scaled)
+
+
 def convolve(
     x: Tensor, weight: Tensor, in_scale: Tensor | None, out_scale: Tensor | None, *,
     output_size: tuple[int, int], blocks: Blocks,
@@ -237,16 +292,21 @@ def convolve(
     out_channels, kernel = weight.shape[1 if adjoint else 0], weight.shape[2]
     # One stride for both axes of the taps.
     weight = weight.contiguous(memory_format=torch.channels_last if weight.shape[1] > 1 else torch.contiguous_format)
+    by_sample, tap = 0, weight.stride(3)
     by_out, by_in = weight.stride()[:2][:: -1 if adjoint else 1]
+    if blocks.scaled and in_scale is not None:
+        weight = _scaled_weight(weight, in_scale, adjoint)
+        in_scale, by_sample, tap = None, weight.stride(0), weight.stride(3)
+        by_out, by_in = (weight.stride(1), weight.stride(4))[:: -1 if adjoint else 1]
     y = torch.empty((samples, out_channels, *output_size), dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
-    _check_offsets(x=x[:1], weight=weight, the_result=y[:1])
+    _check_offsets(x=x[:1], weight=weight[:1] if by_sample else weight, the_result=y[:1])
     parities = stride if transposed else 1
     tiles = parities**2 * cdiv(cdiv(output_size[0], parities) * cdiv(output_size[1], parities), blocks.m)
     products = None if original is None else x.new_empty((samples, tiles, out_channels), dtype=torch.float32)
     launch(
         modulated_convolution_kernel, samples * tiles * cdiv(out_channels, blocks.n),
         x, weight, *map(contiguous, (in_scale, out_scale, bias, noise)), noise_strength, y, _channels_last(original), products,
-        in_channels, out_channels, height, width, *output_size, by_in, by_out, weight.stride(3),
+        in_channels, out_channels, height, width, *output_size, by_sample, by_in, by_out, tap,
         PADDING=padding, KERNEL=kernel, STRIDE=stride, TRANSPOSED=transposed,
         SHARED_NOISE=noise is not None and noise.shape[0] == 1, SLOPE=slope, GAIN=gain,
         PRECISION=_precision(x.dtype), WIDEN=INTERPRETED,

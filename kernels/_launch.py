@@ -4,7 +4,10 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,19 +40,33 @@ class Launch:
         return {"num_warps": self.warps, "num_stages": self.stages, **limit}
 
 
-_recorder: Callable[[Launch], None] | None = None
+class _Recording(threading.local):
+    """Where this thread's launches go instead of to the device; None if they are executed."""
+
+    to: Callable[[Launch], None] | None = None
+
+
+_recording = _Recording()
 
 
 @contextlib.contextmanager
 def recorded() -> Iterator[list[Launch]]:
     """Collect launches instead of executing them; with tensors on the meta device nothing is allocated either."""
-    global _recorder
     launches: list[Launch] = []
-    previous, _recorder = _recorder, launches.append
+    previous, _recording.to = _recording.to, launches.append
     try:
         yield launches
     finally:
-        _recorder = previous
+        _recording.to = previous
+
+
+def compile_ahead(launches: Iterable[Launch]) -> None:
+    """Compile what `launches` need on the current CUDA device, several at once. What does not compile fails when it is launched."""
+    workers = min(8, os.cpu_count() or 1)
+    with ThreadPoolExecutor(workers) as pool, triton.AsyncCompileMode(pool, ignore_errors=True):
+        for one in launches:
+            with contextlib.suppress(Exception):
+                one.kernel.warmup(*one.arguments.values(), grid=(one.blocks,), **one.options)
 
 
 def launch(
@@ -71,8 +88,8 @@ def launch(
         raise ValueError(f"{kernel.fn.__name__}: {blocks} blocks are more than one launch can have; split the batch.")
     named = dict(zip(kernel.arg_names, arguments, strict=False)) | constants
     asked = Launch(kernel, blocks, {name: named[name] for name in kernel.arg_names}, warps, stages, registers)
-    if _recorder is not None:
-        _recorder(asked)
+    if _recording.to is not None:
+        _recording.to(asked)
         return
     device = arguments[0].device
     with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():

@@ -19,11 +19,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gangealing_fast.kernels._convolution import block_choices, convolve
+from gangealing_fast.kernels._convolution import block_choices, card_of, convolve
 from gangealing_fast.kernels._tuning import fastest
 from gangealing_fast.kernels.bias_act import activate, activate_backward
 from gangealing_fast.ops._common import output_format
 from gangealing_fast.ops.modulated_conv2d import blur_padding
+from gangealing_fast.runtime.precision import tf32_convolutions
 
 LIBRARY = "library"
 _ops = torch.ops.gangealing_fast
@@ -64,17 +65,25 @@ def _blur_adjoint(grad: Tensor, f: Tensor, padding: tuple[int, int], size: tuple
     return _ops.upfirdn2d(grad, f, 1, 1, taps - before - 1, after[1], taps - before - 1, after[0], gain, True)
 
 
-def _routes(algorithm: str, dtype: torch.dtype, pixels: int, channels: int) -> dict[str, Any]:
-    """Name -> blocks of the routes to choose from, the one to take unmeasured first."""
-    if algorithm == LIBRARY or dtype == torch.float64:
+def _routes(
+    algorithm: str, x: Tensor, weight: Tensor, pixels: int, channels: int, *, scaled: bool, products: bool = False
+) -> dict[str, Any]:
+    """Name -> blocks of the routes to choose from, the one to take unmeasured first.
+
+    pixels, channels: of the convolution's result. scaled, products: as `block_choices`.
+    """
+    if algorithm == LIBRARY or x.dtype == torch.float64:
         return {LIBRARY: None}
-    fused = {str(blocks): blocks for blocks in block_choices(pixels, channels, dtype)}
+    # A weight for each sample is worth a thought if it is not much larger than what is convolved.
+    scaled = scaled and weight.numel() * x.shape[0] <= 2 * x.shape[0] * pixels * sum(weight.shape[:2])
+    choices = block_choices(x.shape[0], pixels, channels, x.dtype, card_of(x.device), scaled=scaled, products=products)
+    fused = {str(blocks): blocks for blocks in choices}
     return fused if algorithm == "fused" else {LIBRARY: None} | fused
 
 
 def _choose(what: str, routes: dict[str, Any], x: Tensor, settings: tuple[Any, ...], run: Callable[[Any], Any]) -> Any:
     """The blocks of the fastest of `routes`, None for the library."""
-    settings = (*x.shape, *settings, str(x.dtype), str(output_format(x)), torch.backends.cudnn.allow_tf32)
+    settings = (*x.shape, *settings, str(x.dtype), str(output_format(x)), tf32_convolutions())
     return routes[fastest(what, settings, x.device, list(routes), lambda name: run(routes[name]))]
 
 
@@ -160,7 +169,7 @@ def modulated_conv2d(
         y = x.new_zeros((x.shape[0], weight.shape[0], *size)).contiguous(memory_format=output_format(x))
         return y if bias is None else activate(y, bias, noise, noise_strength, None, slope, gain)
     outer = call.shape.outer
-    routes = _routes(algorithm, x.dtype, outer[0] * outer[1], weight.shape[0])
+    routes = _routes(algorithm, x, weight, outer[0] * outer[1], weight.shape[0], scaled=True)
     settings = (*call.settings, bias is not None, noise is not None)
     return _forward(call, _choose("modulated_conv2d", routes, x, settings, partial(_forward, call)))
 
@@ -268,7 +277,8 @@ def modulated_conv2d_backward(
     routes = {LIBRARY: None}
     if not call.is_empty and (need_x or need_style):
         inner = call.shape.inner
-        routes = _routes(algorithm, x.dtype, inner[0] * inner[1], x.shape[1])
+        scaled = demodulation is not None
+        routes = _routes(algorithm, x, weight, inner[0] * inner[1], x.shape[1], scaled=scaled, products=True)
     settings = (*call.settings, y is not None, noise is not None, *needs)
     run = partial(_backward, call, wanted)
     found = run(_choose("modulated_conv2d_backward", routes, x, settings, run))

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 
 import emulation
@@ -180,6 +181,27 @@ def test_points_that_are_not_finite_or_far_away(operator):
         assert torch.equal(y.isnan(), expected.isnan())
         assert_close(y[near].nan_to_num(), expected[near].nan_to_num(), 1e-5)
         assert all(gradient.isfinite().all() for gradient in (*gradients, *reference))
+
+
+@pytest.mark.parametrize("size", [(12, 12), (16, 32), (9, 1)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16], ids=str)
+def test_the_backward_of_mipmap_warp_reads_the_pyramid_that_the_forward_made(dtype, size):
+    """Of the size that is promised to torch.compile; without it the backward makes it anew."""
+    sizes = importlib.import_module("gangealing_fast.ops.mipmap_warp")._pyramid_size
+    emulation.load()
+    operators = getattr(torch.ops, emulation.NAMESPACE)
+    x = torch.randn(2, 3, *size).to(dtype)
+    grid = (torch.rand(2, 6, 7, 2) * 2 - 1).to(torch.promote_types(dtype, torch.float32))
+    y, pyramid = operators.mipmap_warp(x, grid, 1, 3.5)
+    assert tuple(pyramid.shape) == sizes(x, 3.5) and pyramid.dtype == grid.dtype
+    grad = torch.randn_like(y)
+    by_x, by_grid = operators.mipmap_warp_backward(grad, x, grid, 1, 3.5, pyramid, True, True)
+    nothing = operators.mipmap_warp_backward(grad, x, grid, 1, 3.5, x.new_empty(0), True, True)
+    assert torch.equal(by_x, nothing[0]) and torch.equal(by_grid, nothing[1])
+    spoilt = operators.mipmap_warp_backward(grad, x, grid, 1, 3.5, torch.full_like(pyramid, torch.nan), True, True)
+    assert torch.equal(by_x, spoilt[0]) and spoilt[1].isnan().any()
+    with pytest.raises(RuntimeError, match="the pyramid does not fit x"):
+        operators.mipmap_warp_backward(grad, x, grid, 1, 3.5, pyramid[:1].contiguous(), True, True)
 
 
 EVERY_CASE = """

@@ -60,8 +60,8 @@ class _Calls(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def _run(name: str) -> tuple[list[Tensor], list[str]]:
-    """Outputs and gradients of an operator's example, and the registered operators it called on the way."""
+def _called(name: str) -> tuple[list[Tensor], list[Tensor]]:
+    """Outputs of an operator's example, and the leaves that they may be derived by."""
     torch.manual_seed(1)
     arguments, keywords = EXAMPLES[name]()
     leaves: list[Tensor] = []
@@ -75,10 +75,15 @@ def _run(name: str) -> tuple[list[Tensor], list[str]]:
 
     arguments = tuple(track(value, position) for position, value in enumerate(arguments))
     keywords = {key: track(value) for key, value in keywords.items()}
+    outputs = getattr(ops, name)(*arguments, **keywords)
+    outputs = leaves if name in IN_PLACE else outputs
+    return [outputs] if isinstance(outputs, Tensor) else list(outputs), leaves
+
+
+def _run(name: str) -> tuple[list[Tensor], list[str]]:
+    """Outputs and gradients of an operator's example, and the registered operators it called on the way."""
     with _Calls() as calls:
-        outputs = getattr(ops, name)(*arguments, **keywords)
-        outputs = leaves if name in IN_PLACE else outputs
-        outputs = [outputs] if isinstance(outputs, Tensor) else list(outputs)
+        outputs, leaves = _called(name)
         found = list(outputs)
         if any(output.requires_grad for output in outputs):
             found += torch.autograd.grad(sum((output * output).sum() for output in outputs), leaves)
@@ -95,6 +100,26 @@ def test_no_kernel_is_called_in_reference_mode_and_the_numbers_agree(name):
     assert called == [], f"in reference mode {name} called {called}: end it as gangealing_fast/ops/_dispatch.py says"
     for a, b in zip(fused, plain, strict=True):
         assert_close(a, b, 1e-10, name)
+
+
+def _steps_back(outputs: list[Tensor]) -> set[str]:
+    """Names of all nodes of the outputs' autograd graph."""
+    waiting = [output.grad_fn for output in outputs if output.grad_fn is not None]
+    nodes = set(waiting)
+    while waiting:
+        following = {node for node, _ in waiting.pop().next_functions if node is not None} - nodes
+        nodes |= following
+        waiting += following
+    return {node.name() for node in nodes}
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_every_operator_takes_the_short_way(name):
+    """No node of torch.library's general machinery, which costs more than many kernels take (gangealing_fast/ops/_eager.py)."""
+    outputs, _ = _called(name)
+    steps = _steps_back(outputs)
+    assert ("CallBackward" in steps) is any(output.requires_grad for output in outputs if output.grad_fn is not None)
+    assert not {step for step in steps if "gangealing_fast" in step}
 
 
 def test_blocks_nest_and_end_with_their_exceptions():

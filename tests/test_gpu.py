@@ -3,14 +3,18 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
+from calls import CALLS, results_of
 from cases import invert_grid, nearest_grid_point
 from problems import problems
-from support import assert_close, check_values
+from support import assert_close, check_values, within_twice
 
 from gangealing_fast import ops
 from gangealing_fast.ops import environment
+from gangealing_fast.ops.modulated_conv2d import convolution_algorithm
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")]
 
@@ -32,6 +36,28 @@ def on_gpu(function):
         return result.cpu() if isinstance(result, torch.Tensor) else tuple(part.cpu() for part in result)
 
     return call
+
+
+def on_one_device(call, device):
+    """Outputs and gradients of an operator's good call, computed on `device`, as tensors of the CPU."""
+
+    def function(**tensors):
+        moved = {name: t.to(device) for name, t in tensors.items()}
+        return [y.cpu() for y in call(**moved)]
+
+    names = tuple(call.tensors) if call.differentiable else ()
+    names = tuple(name for name in names if name not in ("f", "energy"))
+    return results_of(_Moved(function, call.differentiable), call.make(), names)
+
+
+class _Moved:
+    """What `results_of` asks of a call."""
+
+    def __init__(self, function, differentiable):
+        self.function, self.differentiable = function, differentiable
+
+    def __call__(self, **tensors):
+        return self.function(**tensors)
 
 
 @pytest.mark.parametrize("problem", problems(), ids=str)
@@ -67,6 +93,111 @@ def test_invert_grid(case):
             results.append((position.nan_to_num(-7), confidence, *gradients))
         for i, (actual, expected) in enumerate(zip(*results, strict=True)):
             assert_close(actual, expected, invert_grid.TOLERANCE[dtype][i > 1])
+
+
+@pytest.mark.parametrize("problem", problems("modulated_conv2d"), ids=str)
+def test_values_of_the_fused_convolution(problem):
+    """Tests are deterministic, so that "auto" takes cuDNN."""
+    with convolution_algorithm("fused"):
+        test_values(problem)
+
+
+FIRST_ONLY = {"invert_grid", "splat2d"}  # operators without a second derivative
+
+
+def small_problems():
+    """Of every operator and set of tensors the case with the fewest numbers."""
+    ordered = sorted(
+        (p for p in problems() if _numbers(p, 0)), key=lambda p: (p.operator, len(p.tensors(torch.float64)), _numbers(p))
+    )
+    groups = itertools.groupby(ordered, key=lambda p: (p.operator, len(p.tensors(torch.float64))))
+    return [next(group) for _, group in groups]
+
+
+def _numbers(problem, which=None):
+    tensors = problem.tensors(torch.float64)
+    return sum(t.numel() for t in tensors) if which is None else tensors[which].numel()
+
+
+@pytest.mark.parametrize("problem", small_problems(), ids=str)
+def test_derivatives_of_both_orders(problem):
+    """gradcheck and gradgradcheck in float64."""
+    inputs = [t.cuda().requires_grad_(i in problem.differentiable) for i, t in enumerate(problem.tensors(torch.float64))]
+    assert torch.autograd.gradcheck(problem.function, inputs, fast_mode=True)
+    if problem.operator not in FIRST_ONLY:
+        assert torch.autograd.gradgradcheck(problem.function, inputs, fast_mode=True)
+
+
+@pytest.mark.parametrize("operator", ["lpips_distance", "invert_grid"])
+def test_derivatives_of_operators_that_take_lists_or_invert(operator):
+    generator = torch.Generator().manual_seed(0)
+    if operator == "lpips_distance":
+        inputs = [torch.rand(1, 3, 2, 3, generator=generator) + 0.1, torch.rand(1, 3, 2, 3, generator=generator) + 0.1]
+        function = lambda a, b: ops.lpips_distance([a], [b])  # noqa: E731
+    else:
+        axis = torch.linspace(-1, 1, 4)
+        vertices = torch.stack(torch.meshgrid(axis, axis, indexing="xy"), -1)[None]
+        inputs = [
+            vertices + 0.05 * torch.randn(vertices.shape, generator=generator),
+            torch.rand(1, 3, 2, generator=generator) - 0.5,
+        ]
+        function = lambda grid, points: ops.invert_grid(grid, points)[0]  # noqa: E731
+    inputs = [t.double().cuda().requires_grad_() for t in inputs]
+    assert torch.autograd.gradcheck(function, inputs, fast_mode=True)
+    if operator not in FIRST_ONLY:
+        assert torch.autograd.gradgradcheck(function, inputs, fast_mode=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_gradients_of_mipmap_warp_in_half_precision(dtype):
+    """The image is narrow; a grid of half precision would be full of ties."""
+    x, grid = (t.detach().cpu() for t in warp_inputs())
+    check_values(
+        on_gpu(lambda x: ops.mipmap_warp(x, grid.to(x.device))),
+        lambda x: ops.mipmap_warp_reference(x, grid),
+        [x],
+        {},
+        dtypes=(dtype,),
+    )
+    weight = torch.randn(3, 3, 40, 40)
+    found = []
+    for function, image in (
+        (on_gpu(ops.mipmap_warp), x.to(dtype)),
+        (ops.mipmap_warp_reference, x.to(dtype)),
+        (ops.mipmap_warp_reference, x.to(dtype).float()),
+    ):
+        leaf = grid.clone().requires_grad_()
+        found.append(torch.autograd.grad(function(image, leaf), leaf, weight.to(image.dtype))[0])
+    assert_close(found[0], found[2], max(2e-5, 2 * ((found[1] - found[2]).norm() / found[2].norm()).item()))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("problem", problems("splat2d"), ids=str)
+def test_gradients_of_splat2d_in_half_precision(problem, dtype):
+    narrow = [t.to(dtype) for t in problem.tensors(torch.float64)]
+    found = []
+    for function, tensors in (
+        (on_gpu(problem.function), narrow),
+        (problem.reference, narrow),
+        (problem.reference, [t.float() for t in narrow]),
+    ):
+        leaves = [t.detach().requires_grad_(i in problem.differentiable) for i, t in enumerate(tensors)]
+        y = function(*leaves)
+        weight = torch.linspace(0.5, 1.5, y.numel()).view(y.shape).to(y.dtype)
+        wanted = [leaves[i] for i in problem.differentiable]
+        found.append([y.detach(), *torch.autograd.grad(y, wanted, weight, allow_unused=True, materialize_grads=True)])
+    for actual, own, wide in zip(*found, strict=True):
+        within_twice(actual, own, wide)
+
+
+@pytest.mark.parametrize("operator", CALLS)
+def test_another_device_than_the_current_one(operator):
+    """Kernels, streams and scratch memory are those of the tensors' device, and the current device stays."""
+    if torch.cuda.device_count() < 2:
+        pytest.skip("there is one CUDA device")
+    here, there = (on_one_device(CALLS[operator], f"cuda:{index}") for index in (0, 1))
+    assert torch.cuda.current_device() == 0
+    assert all(torch.equal(a.nan_to_num(-7), b.nan_to_num(-7)) for a, b in zip(here, there, strict=True))
 
 
 def test_every_operator_has_a_kernel():

@@ -3,16 +3,18 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 
 import pytest
+import torch
 
 pytest.importorskip("triton")
 
 from tools.gpu_report import cuda_kernels, triton_kernels, triton_workloads
 from tools.gpu_report.__main__ import REPORT
 from tools.gpu_report.architectures import ARCHITECTURES, occupancy
-from tools.gpu_report.binary import Resources, parse
+from tools.gpu_report.binary import Accesses, Resources, parse
 from tools.gpu_report.cuda_workloads import CUDA_KERNELS
 
 LOG = """\
@@ -85,6 +87,74 @@ def test_occupancy(architecture, threads, registers, shared, blocks, limiter):
     found = occupancy(ARCHITECTURES[architecture], threads, registers, shared)
     assert (found.blocks, found.limiter) == (blocks, limiter)
     assert found.share == pytest.approx(blocks * threads / 32 / ARCHITECTURES[architecture].warps)
+
+
+PTX = """
+ld.global.b64 %rd1, [ %rd2 + 0 ];
+@%p1 ld.global.v4.b32 { %r1, %r2, %r3, %r4 }, [ %rd3 + 0 ];
+@%p1 ld.global.L1::evict_last.v2.b32 { %r1, %r2 }, [ %rd3 + 0 ];
+st.global.b16 [ %rd4 + 0 ], { %rs1 };
+ld.shared.v4.b32 {%r1, %r2, %r3, %r4}, [%r5];
+cp.async.cg.shared.global [ %r7 + 0 ], [ %rd8 + 0 ], 0x10, %r9;
+cp.async.ca.shared.global [ %r7 + 0 ], [ %rd8 + 0 ], 0x4, %r9;
+cp.async.commit_group;
+"""
+
+
+def test_widths_of_reads_and_writes():
+    assert triton_kernels.accesses(PTX) == Accesses(wide=2, middle=2, narrow=2)
+
+
+@pytest.mark.parametrize("gradient", [torch.float32, torch.bfloat16], ids=str)
+def test_adam_reads_and_writes_16_bytes_at_once(gradient):
+    """All five arrays, of what lies in whole pieces: what is left of 8 bytes is the table's row. The rest goes one by one."""
+    (whole,) = triton_kernels.record(triton_workloads.adam_ema(40_000_000, gradient))
+    needs = triton_kernels.compiled(whole.launches[0], 90).accesses
+    # 2048 elements of 256 threads: two reads of four float32 from each of four arrays (and of the gradients), two writes to four.
+    assert needs == Accesses(wide=8 + (2 if gradient == torch.float32 else 1) + 8, middle=14, narrow=0)
+    (odd,) = triton_kernels.record(triton_workloads.adam_ema(40_000_001, gradient))
+    assert [launch.arguments["TOGETHER"] for launch in odd.launches] == [8, 1]
+    assert [launch.blocks for launch in odd.launches] == [40_000_001 // 2048, 1]
+
+
+# Kernels that move many elements in whole channels-last or contiguous rows; what they read once for a block may be narrow.
+WIDE = ("bias_act", "bias_act_backward", "adain", "adain_backward", "lpips_distance", "lpips_distance_backward")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("operator", WIDE)
+def test_kernels_bound_by_memory_read_16_bytes_at_once(operator):
+    workloads = [w for w in triton_workloads.training() if w.operator == operator]
+    for one in triton_kernels.record(workloads):
+        needs = [triton_kernels.compiled(launch, 90).accesses for launch in one.launches]
+        assert all(n.wide for n in needs), f"{one.workload.shape}: {needs}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("choice", [0, -1], ids=["input scaled", "weight scaled before"])
+def test_a_hopper_multiplies_its_largest_tiles(choice):
+    """Whole tiles in the largest product of its tensor cores, and nothing spilled; sums of products take smaller tiles."""
+    hopper = importlib.import_module("gangealing_fast.kernels._convolution").Card(132, 227 * 1024, 9)
+    x = torch.empty(5, 256, 128, 128, dtype=torch.bfloat16, device="meta").contiguous(memory_format=torch.channels_last)
+    recorded = triton_kernels.record(triton_workloads.convolution(x, 256, card=hopper, choice=choice))
+    tiles = [(one.launches[0].arguments["BLOCK_M"], one.launches[0].arguments["BLOCK_N"]) for one in recorded]
+    assert tiles == [(128, 256), (128, 128)]
+    for one in recorded:
+        needs = triton_kernels.compiled(one.launches[0], 90)
+        assert needs.spilled == 0 and needs.shared <= hopper.shared and needs.accesses.wide
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("source", cuda_kernels.sources(), ids=lambda source: source.name)
+def test_no_cuda_kernel_divides_in_64_bits(source):
+    """A GPU takes a hundred instructions for it: `launch_items` and `launch_planes` keep indices in 32."""
+    try:
+        found = cuda_kernels.wide_divisions(source)
+    except RuntimeError as error:
+        if re.match("No nvcc", str(error)):
+            pytest.skip(str(error))
+        raise
+    assert found and not any(found.values()), found
 
 
 def compile_all(recorded, architecture: int) -> None:

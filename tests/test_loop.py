@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
 
 import pytest
+import torch
 
 from gangealing_fast.runtime.errors import UserError
 from gangealing_fast.storage import checkpoint
@@ -150,3 +152,69 @@ def test_a_finished_run_does_nothing_more(tmp_path):
     work = Counting(stop_at=3)
     loop.run(work, plan, tmp_path, loop.resume(work, plan, tmp_path))
     assert json.dumps(without_time(tmp_path)) == before and work.shown == []
+
+
+class Cards:
+    """Two CUDA devices, each with a default generator that a test can draw from, in the place of torch's own."""
+
+    def __init__(self, monkeypatch) -> None:
+        self.generators = (torch.Generator(), torch.Generator())
+        monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+        monkeypatch.setattr(torch.cuda, "default_generators", self.generators)
+        monkeypatch.setattr(torch.cuda, "get_rng_state_all", lambda: [g.get_state() for g in self.generators])
+        monkeypatch.setattr(torch.cuda, "set_rng_state", lambda state, index: self.generators[index].set_state(state))
+
+    def seed(self) -> None:
+        """As a run that begins."""
+        for generator in self.generators:
+            generator.manual_seed(0)
+        torch.manual_seed(0)
+
+
+class Drawing(Counting):
+    """Work whose loss is drawn on the CPU and on both cards."""
+
+    def __init__(self, cards: Cards, stop_at: int | None = None) -> None:
+        super().__init__(stop_at=stop_at)
+        self.cards = cards
+        cards.seed()
+
+    def step(self, at, means):
+        drawn = [torch.rand(()).item(), *(torch.rand((), generator=g).item() for g in self.cards.generators)]
+        means.add({f"draw {place}": value for place, value in enumerate(drawn)})
+        return super().step(at, means)
+
+
+def test_the_generators_of_every_device_go_on_where_they_were(tmp_path, monkeypatch):
+    cards, plan = Cards(monkeypatch), Plan("count", 6, tick=1, snapshot=2, draws=True)
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    for folder in (whole, cut):
+        folder.mkdir()
+    loop.run(Drawing(cards), plan, whole, Progress())
+    with pytest.raises(KeyboardInterrupt):
+        loop.run(Drawing(cards, stop_at=3), plan, cut, Progress())
+    work = Drawing(cards)
+    loop.run(work, plan, cut, loop.resume(work, plan, cut))
+    assert without_time(whole) == without_time(cut)
+
+
+def test_a_card_without_a_state_does_not_begin_anew(tmp_path, monkeypatch):
+    """The checkpoint of a machine without it, or of an earlier version."""
+    cards, plan = Cards(monkeypatch), Plan("count", 6, tick=1, snapshot=2, draws=True)
+    work = Drawing(cards)
+    first = [torch.rand((), generator=g).item() for g in cards.generators]
+    checkpoint.save_latest(tmp_path, {"step": 2, "total": 1.0, "random_state": torch.get_rng_state()}, kind="count")
+    drawn = []
+    for _ in range(2):
+        cards.seed()
+        loop.resume(work, plan, tmp_path)
+        drawn.append([torch.rand((), generator=g).item() for g in cards.generators])
+    assert drawn[0] == drawn[1] and drawn[0][0] != drawn[0][1] and not set(first) & set(drawn[0])
+
+
+def test_no_command_keeps_generators_by_itself():
+    """One place knows all of them: a state kept elsewhere would lack the cards'."""
+    package = Path(loop.__file__).parents[1]
+    keepers = {path.name for path in package.rglob("*.py") if "rng_state(" in path.read_text()}
+    assert keepers == {"randomness.py"}

@@ -184,11 +184,12 @@ Tensor forward_as(const Tensor& x, const Tensor& grid, int64_t padding, double m
   return output;
 }
 
-Tensor forward(const Tensor& x, const Tensor& grid, int64_t padding, double max_levels) {
+// The samples; and nothing, as a CPU makes the small levels of one sample at a time, where they stay in its cache.
+std::tuple<Tensor, Tensor> forward(const Tensor& x, const Tensor& grid, int64_t padding, double max_levels) {
   check(x, grid, padding, max_levels);
   const Tensor output = widest(x, grid) == ScalarType::Double ? forward_as<double>(x, grid, padding, max_levels)
                                                               : forward_as<float>(x, grid, padding, max_levels);
-  return in_type(output, x.scalar_type());
+  return {in_type(output, x.scalar_type()), empty({0}, x.scalar_type())};
 }
 
 template <typename A>
@@ -242,7 +243,7 @@ std::tuple<Tensor, Tensor> backward_as(const Tensor& grad_, const Tensor& x, con
 }
 
 std::tuple<Tensor, Tensor> backward(const Tensor& grad, const Tensor& x, const Tensor& grid, int64_t padding, double max_levels,
-                                    bool need_x, bool need_grid) {
+                                    const Tensor&, bool need_x, bool need_grid) {
   check(x, grid, padding, max_levels);
   STD_TORCH_CHECK(grad.dim() == 4 && grad.size(0) == x.size(0) && grad.size(1) == x.size(1) && grad.size(2) == grid.size(1) &&
                       grad.size(3) == grid.size(2),

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What kernels that work block by block share: reductions whose result has one order only.
+// What kernels that work warp by warp share: reductions whose result has one order only.
 #pragma once
 
 #include "launch.cuh"
@@ -30,32 +30,15 @@ struct Vertex {
   }
 };
 
-// The nearest vertex that any thread of the block knows, in thread 0.
+// The nearest vertex that any lane of the warp knows, in every lane.
 template <typename A>
-__device__ __forceinline__ Vertex<A> nearest_of_block(Vertex<A> vertex) {
-  constexpr int warps = block_threads / 32;
-  GGF_SHARED(A, distances, [warps]);
-  GGF_SHARED(int32_t, indices, [warps]);
+__device__ __forceinline__ Vertex<A> nearest_of_warp(Vertex<A> vertex) {
   for (int step = 16; step > 0; step >>= 1) {
-    const A squared = __shfl_down_sync(0xffffffffu, vertex.squared, step);
-    const int32_t index = __shfl_down_sync(0xffffffffu, vertex.index, step);
+    const A squared = __shfl_xor_sync(0xffffffffu, vertex.squared, step);
+    const int32_t index = __shfl_xor_sync(0xffffffffu, vertex.index, step);
     vertex.meet(squared, index);
   }
-  __syncthreads();  // the arrays may still be read for the point before
-  if (threadIdx.x % 32 == 0) {
-    distances[threadIdx.x / 32] = vertex.squared;
-    indices[threadIdx.x / 32] = vertex.index;
-  }
-  __syncthreads();
-  if (threadIdx.x == 0)
-    for (int warp = 1; warp < warps; ++warp) vertex.meet(distances[warp], indices[warp]);
   return vertex;
-}
-
-// The smallest grid of blocks for `items`, one each.
-inline dim3 blocks_for(const char* operation, int64_t items) {
-  STD_TORCH_CHECK(items <= INT32_MAX, operation, ": too many points: ", items);
-  return dim3(static_cast<unsigned>(items));
 }
 
 inline void check_grid_and_points(const char* operation, const Tensor& grid, const Tensor& points) {

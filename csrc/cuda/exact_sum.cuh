@@ -75,15 +75,19 @@ struct Sums {
 // The largest absolute value of each of `rows` rows of x, as bits; beyond the bits of infinity where there is a NaN. largest
 // holds zeros before.
 template <typename T>
-__global__ void __launch_bounds__(block_threads) largest_of_rows(const T* x, Bits<Compute<T>>* largest, int64_t per_row,
-                                                                 uint32_t per_item, int64_t first_row, uint32_t threads) {
+__global__ void __launch_bounds__(block_threads)
+    largest_of_rows(const T* x, Bits<Compute<T>>* largest, int64_t per_row, uint32_t per_item, uint32_t per_thread,
+                    int64_t first_row, uint32_t threads) {
   using A = Compute<T>;
   const uint32_t thread = blockIdx.x * block_threads + threadIdx.x;
   const int64_t row = first_row + (thread < threads ? thread : threads - 1) / per_item;
   Bits<A> most = 0;
+  const T* mine = x + row * per_row;
   if (thread < threads)
-    for (int64_t i = thread % per_item; i < per_row; i += per_item) {
-      const Bits<A> bits = std::bit_cast<Bits<A>>(static_cast<A>(load(x[row * per_row + i]))) & (~Bits<A>(0) >> 1);
+    for (uint32_t step = 0; step < per_thread; ++step) {
+      const int64_t i = static_cast<int64_t>(step) * per_item + thread % per_item;
+      if (i >= per_row) break;
+      const Bits<A> bits = std::bit_cast<Bits<A>>(static_cast<A>(load(mine[i]))) & (~Bits<A>(0) >> 1);
       most = most > bits ? most : bits;
     }
   // Rows have a multiple of 32 threads: a warp sees one row.
@@ -98,18 +102,20 @@ template <typename T>
 void find_largest(const char* operation, const T* x, Bits<Compute<T>>* largest, int64_t rows, int64_t per_row,
                   cudaStream_t stream) {
   const int64_t per_item = std::min<int64_t>(ceil_divide(ceil_divide(per_row, 4), 32), 1 << 11) * 32;
-  launch_items(operation, &largest_of_rows<T>, rows, per_item, stream, x, largest, per_row, per_item);
+  launch_items(operation, &largest_of_rows<T>, rows, per_item, stream, x, largest, per_row, per_item,
+               ceil_divide(per_row, per_item));
 }
 
 // The first per_plane sums of every plane as numbers. result: [planes, per_plane]
 template <typename T>
-__global__ void __launch_bounds__(block_threads) round_sums(Sums<Compute<T>> sums, int64_t plane_stride, int32_t channels,
-                                                            T* result, uint32_t per_plane, int64_t first_plane, uint32_t threads) {
+__global__ void __launch_bounds__(block_threads)
+    round_sums(Sums<Compute<T>> sums, int64_t plane_stride, int32_t channels, T* result, uint32_t per_plane, int64_t first_sample,
+               uint32_t first_channel, uint32_t threads) {
   const uint32_t thread = blockIdx.x * block_threads + threadIdx.x;
   if (thread >= threads) return;
-  const int64_t plane = first_plane + thread / per_plane;
-  const uint32_t in_plane = thread % per_plane;
-  result[plane * per_plane + in_plane] = store<T>(sums.total(plane * plane_stride + in_plane, sums.scale(plane / channels)));
+  const auto [sample, channel, index] = in_plane(thread, per_plane, channels, first_sample, first_channel);
+  const int64_t plane = sample * channels + channel;
+  result[plane * per_plane + index] = store<T>(sums.total(plane * plane_stride + index, sums.scale(sample)));
 }
 
 // How many sums there are: `planes` for each of `samples`, in each of these `results` to be rounded, and behind them `more` that
@@ -136,8 +142,8 @@ void sum_exactly(const char* operation, const T* contributions, int64_t per_samp
   find_largest<T>(operation, contributions, largest, shape.samples, per_sample, stream);
   const Sums<A> sums{static_cast<Word*>(words_.mutable_data_ptr()), count, largest, count_bits};
   scatter(sums);
-  launch_items(operation, &round_sums<T>, planes, shape.results, stream, sums, shape.plane_stride(), shape.planes,
-               result.mutable_data_ptr<T>(), shape.results);
+  launch_planes(operation, &round_sums<T>, shape.samples, shape.planes, shape.results, stream, sums, shape.plane_stride(),
+                shape.planes, result.mutable_data_ptr<T>(), shape.results);
 }
 
 }  // namespace ggf

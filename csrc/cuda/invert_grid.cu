@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 // The inverse of a grid between its vertices. Maths: gangealing_fast/ops/invert_grid.py.
 //
-// A block handles one point: all threads look for its nearest vertex and the cells that hold it, one solves. The gradient by
-// the grid is added in integers (exact_sum.cuh) and so bit-identical between runs.
+// A warp handles one point: its lanes look for the nearest vertex and for the cells that hold it (grid_tiles.cuh), one solves.
+// The gradient by the grid is added in integers (exact_sum.cuh) and so bit-identical between runs.
 #include "../invert_grid.h"
 #include "../sampling.h"
-#include "block.cuh"
 #include "exact_sum.cuh"
+#include "grid_tiles.cuh"
 
 #include <tuple>
 
@@ -31,43 +31,34 @@ GGF_INLINE bool holds(const Cell<A>& cell, Point<A> point) {
   return odd && is_finite(cell);
 }
 
-// grid: [N, H, W, 2]; points: [N, P, 2]; cell, offset: [N, P, 2]; confidence: [N, P]
+// One warp per point: 32 of per_sample threads. points: [N, P, 2]; cell, offset: [N, P, 2]; confidence: [N, P]
 template <typename A>
-__global__ void __launch_bounds__(block_threads) locate_points(const A* grids, const A* points, int64_t* cell, A* offset,
-                                                               A* confidence, int32_t height, int32_t width, uint32_t count) {
-  const int64_t i = blockIdx.x;
-  const A* grid = grids + i / count * height * width * 2;
+__global__ void __launch_bounds__(block_threads, 2)  // without the 2 the compiler spills a few registers
+    locate_points(TiledGrid<A> tiled, const A* points, int64_t* cell, A* offset, A* confidence, uint32_t per_sample,
+                  int64_t first_sample, uint32_t threads) {
+  const uint32_t thread = blockIdx.x * block_threads + threadIdx.x;
+  if (thread >= threads) return;  // whole warps
+  const int64_t sample = first_sample + thread / per_sample;
+  const int64_t i = sample * (per_sample / 32) + thread % per_sample / 32;
+  const int32_t lane = threadIdx.x % 32, height = tiled.height, width = tiled.width;
+  const A* grid = tiled.grid + sample * height * width * 2;
   const Point<A> point{points[2 * i], points[2 * i + 1]};
-  Vertex<A> nearest;
   int32_t cells = 0, first = INT32_MAX;
-  for (int32_t vertex = threadIdx.x; vertex < height * width; vertex += block_threads) {
-    const int32_t x = vertex % width, y = vertex / width;
-    const Cell<A> corners = cell_at(grid, height, width, x, y);
-    nearest.meet(squared_distance(corners.first.x, corners.first.y, point.x, point.y), vertex);
-    if (x + 1 == width || y + 1 == height || !holds(corners, point)) continue;
-    ++cells;
-    first = vertex < first ? vertex : first;
-  }
-  nearest = nearest_of_block(nearest);
-  constexpr int warps = block_threads / 32;
-  GGF_SHARED(int32_t, counts, [warps]);
-  GGF_SHARED(int32_t, firsts, [warps]);
+  const Vertex<A> nearest = find_nearest(tiled, sample, point.x, point.y, [&](int32_t tile) {
+    const int32_t top = tile / tiled.columns * tile_height, left = tile % tiled.columns * tile_width;
+    for (int32_t k = lane; k < tile_width * tile_height; k += 32) {
+      const int32_t y = top + k / tile_width, x = left + k % tile_width;
+      if (x + 1 >= width || y + 1 >= height || !holds(cell_at(grid, height, width, x, y), point)) continue;
+      ++cells;
+      first = y * width + x < first ? y * width + x : first;
+    }
+  });
   for (int step = 16; step > 0; step >>= 1) {
     cells += __shfl_down_sync(0xffffffffu, cells, step);
     const int32_t other = __shfl_down_sync(0xffffffffu, first, step);
     first = other < first ? other : first;
   }
-  if (threadIdx.x % 32 == 0) {
-    counts[threadIdx.x / 32] = cells;
-    firsts[threadIdx.x / 32] = first;
-  }
-  __syncthreads();
-  if (threadIdx.x != 0) return;
-  for (int warp = 1; warp < warps; ++warp) {
-    cells += counts[warp];
-    first = firsts[warp] < first ? firsts[warp] : first;
-  }
-
+  if (lane != 0) return;
   const auto found = invert(grid, height, width, point, nearest.index, cells, first);
   cell[2 * i] = found.x;
   cell[2 * i + 1] = found.y;
@@ -83,11 +74,11 @@ __global__ void __launch_bounds__(block_threads)
                    int32_t height, int32_t width, uint32_t count, int64_t first_sample, uint32_t threads) {
   const uint32_t thread = blockIdx.x * block_threads + threadIdx.x;
   if (thread >= threads) return;
-  const int64_t i = first_sample * count + thread;
+  const int64_t sample = first_sample + thread / count, i = first_sample * count + thread;
   const int64_t x = cell[2 * i], y = cell[2 * i + 1];
   Point<A> result{0, 0};
   if (has_gradient(confidence[i], x, y, height, width)) {
-    const A* grid = grids + i / count * height * width * 2;
+    const A* grid = grids + sample * height * width * 2;
     const Cell<A> corners = cell_at(grid, height, width, static_cast<int32_t>(x), static_cast<int32_t>(y));
     result = ggf::invert_grid::point_gradient(corners, offset[2 * i], offset[2 * i + 1], grad[2 * i], grad[2 * i + 1]);
   }
@@ -102,7 +93,8 @@ __global__ void __launch_bounds__(block_threads)
             int32_t width, uint32_t count, int64_t first_sample, uint32_t threads) {
   const uint32_t thread = blockIdx.x * block_threads + threadIdx.x;
   if (thread >= threads) return;
-  const int64_t i = first_sample * count + thread, sample = i / count, x = cell[2 * i], y = cell[2 * i + 1];
+  const int64_t sample = first_sample + thread / count, i = first_sample * count + thread;
+  const int64_t x = cell[2 * i], y = cell[2 * i + 1];
   const SumScale<A> scale = sums.scale(sample);
   if (!has_gradient(confidence[i], x, y, height, width) || !scale.finite) return;
   for (int k = 0; k < 4; ++k) {
@@ -120,11 +112,12 @@ std::tuple<Tensor, Tensor, Tensor> forward_as(const Tensor& grid_, const Tensor&
   const Tensor cell = empty_on(points, sizes_of(points), ScalarType::Long);
   const Tensor offset = empty_on(points, sizes_of(points), compute_scalar_type<A>);
   const Tensor confidence = empty_on(points, {points.size(0), points.size(1)}, compute_scalar_type<A>);
-  if (points.numel() > 0)
-    launch(&locate_points<A>, blocks_for("invert_grid", points.size(0) * points.size(1)), dim3(block_threads), device.stream(),
-           grid.template const_data_ptr<A>(), points.template const_data_ptr<A>(), cell.mutable_data_ptr<int64_t>(),
-           offset.template mutable_data_ptr<A>(), confidence.template mutable_data_ptr<A>(), grid.size(1), grid.size(2),
-           points.size(1));
+  if (points.numel() > 0) {
+    const Tiling<A> tiling("invert_grid", grid, 1, device.stream());
+    launch_items("invert_grid", &locate_points<A>, points.size(0), 32 * points.size(1), device.stream(), tiling.tiled,
+                 points.template const_data_ptr<A>(), cell.mutable_data_ptr<int64_t>(), offset.template mutable_data_ptr<A>(),
+                 confidence.template mutable_data_ptr<A>(), 32 * points.size(1));
+  }
   return {cell, offset, confidence};
 }
 

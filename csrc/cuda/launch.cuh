@@ -103,4 +103,34 @@ void launch_items(const char* operation, void (*kernel)(Parameters...), int64_t 
   }
 }
 
+// One element of one plane of a tensor [samples, channels, per_plane].
+struct InPlane {
+  int64_t sample;
+  uint32_t channel, index;
+};
+
+// The element of `thread` in a launch by `launch_planes`. All divisions are of 32 bits: those of 64 take a GPU a hundred
+// instructions.
+GGF_INLINE InPlane in_plane(uint32_t thread, uint32_t per_plane, uint32_t channels, int64_t first_sample, uint32_t first_channel) {
+  const uint32_t plane = first_channel + thread / per_plane;
+  return {first_sample + plane / channels, plane % channels, thread % per_plane};
+}
+
+// As `launch_items`, a thread for each element of all planes. The kernel is called with (arguments..., first sample, first
+// channel, threads).
+template <typename... Parameters, typename... Arguments>
+void launch_planes(const char* operation, void (*kernel)(Parameters...), int64_t samples, int64_t channels, int64_t per_plane,
+                   cudaStream_t stream, const Arguments&... arguments) {
+  const int64_t planes = samples * channels;
+  if (planes <= 0 || per_plane <= 0) return;
+  STD_TORCH_CHECK(per_plane < (int64_t(1) << 31) && channels < (int64_t(1) << 31), operation,
+                  ": one plane must take fewer than 2^31 threads, not ", per_plane);
+  const int64_t most = std::max<int64_t>(1, GGF_MOST_THREADS / per_plane);
+  for (int64_t first = 0; first < planes; first += most) {
+    const uint32_t threads = static_cast<uint32_t>(std::min(most, planes - first) * per_plane);
+    launch(kernel, dim3((threads - 1) / block_threads + 1), dim3(block_threads), stream, arguments..., first / channels,
+           first % channels, threads);
+  }
+}
+
 }  // namespace ggf

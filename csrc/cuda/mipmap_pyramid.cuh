@@ -46,14 +46,13 @@ GGF_INLINE A tent(int k) {
 template <typename T>
 __global__ void __launch_bounds__(block_threads)
     halve(Image<T> finer, Level<Compute<T>> from, Level<Compute<T>> to, int32_t channels, Compute<T>* target, int64_t target_stride,
-          uint32_t per_plane, int64_t first_plane, uint32_t threads) {
+          uint32_t per_plane, int64_t first_sample, uint32_t first_channel, uint32_t threads) {
   using A = Compute<T>;
   const uint32_t thread = blockIdx.x * block_threads + threadIdx.x;
   if (thread >= threads) return;
-  const int64_t plane = first_plane + thread / per_plane;
-  const uint32_t in_plane = thread % per_plane;
-  const int32_t row = in_plane / to.width, column = in_plane % to.width;
-  const T* source = finer.data + plane / channels * finer.sample_stride + plane % channels * finer.channel_stride;
+  const auto [sample, channel, index] = in_plane(thread, per_plane, channels, first_sample, first_channel);
+  const int32_t row = index / to.width, column = index % to.width;
+  const T* source = finer.data + sample * finer.sample_stride + channel * finer.channel_stride;
   int64_t columns[4];
   for (int k = 0; k < 4; ++k)
     columns[k] = reflect(reflect(2 * column - 1 + k, from.full_width) - from.left, from.width) * finer.column_stride;
@@ -64,23 +63,24 @@ __global__ void __launch_bounds__(block_threads)
                      tent<A>(1) * (load(source[y + columns[1]]) + load(source[y + columns[2]]));
     sum += tent<A>(k) * across;
   }
-  target[plane * target_stride + in_plane] = sum;
+  target[(sample * channels + channel) * target_stride + index] = sum;
 }
 
 // The adjoint of `halve`: hands the sums of a level down to the next finer one.
 template <typename T>
 __global__ void __launch_bounds__(block_threads)
     spread(Sums<Compute<T>> sums, int64_t plane_stride, int64_t from_offset, int64_t to_offset, int32_t channels,
-           Level<Compute<T>> finer, Level<Compute<T>> level, uint32_t per_plane, int64_t first_plane, uint32_t threads) {
+           Level<Compute<T>> finer, Level<Compute<T>> level, uint32_t per_plane, int64_t first_sample, uint32_t first_channel,
+           uint32_t threads) {
   using A = Compute<T>;
   const uint32_t thread = blockIdx.x * block_threads + threadIdx.x;
   if (thread >= threads) return;
-  const int64_t plane = first_plane + thread / per_plane;
-  const uint32_t in_plane = thread % per_plane;
-  const SumScale<A> scale = sums.scale(plane / channels);
-  const A total = sums.total(plane * plane_stride + from_offset + in_plane, scale);
+  const auto [sample, channel, index] = in_plane(thread, per_plane, channels, first_sample, first_channel);
+  const int64_t plane = sample * channels + channel;
+  const SumScale<A> scale = sums.scale(sample);
+  const A total = sums.total(plane * plane_stride + from_offset + index, scale);
   if (total == 0 || !scale.finite) return;
-  const int32_t row = in_plane / level.width, column = in_plane % level.width;
+  const int32_t row = index / level.width, column = index % level.width;
   const int64_t first = plane * plane_stride + to_offset;
   for (int k = 0; k < 4; ++k) {
     const int32_t y = reflect(reflect(2 * row - 1 + k, finer.full_height) - finer.top, finer.height);

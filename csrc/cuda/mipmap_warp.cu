@@ -4,7 +4,7 @@
 // Level 0 is the image where it lies, in any layout; the small levels, a third of it, are made first, one launch each. A level
 // is never brought to full size: along one axis a sample reads two neighbouring full-size texels, each a blend of two
 // neighbouring small ones, so three small ones in all. How many levels there are follows from max_levels alone, so nothing
-// waits for the device and CUDA graphs can record it all. The image's gradient is scattered into integers (exact_sum.cuh), that
+// waits for the device and CUDA graphs can record it all. The forward hands them to the backward. The image's gradient is scattered into integers (exact_sum.cuh), that
 // of the grid is gathered: results are bit-identical between runs.
 #include "mipmap_places.cuh"
 
@@ -170,12 +170,14 @@ struct Plan {
   using A = Compute<T>;
   Pyramid<A> pyramid;
   Problem<T> problem;
-  int64_t planes, per_sample;
-  Tensor small;  // keeps the memory of the small levels
+  int64_t samples, per_sample;
+  Tensor small;  // the small levels, [N, C, texels]
 
-  Plan(const Tensor& x, const Tensor& grid, int64_t padding, double max_levels, bool levels, cudaStream_t stream)
-      : pyramid(plan_pyramid<A>(x.size(2), x.size(3), max_levels)), planes(x.size(0) * x.size(1)),
-        small(empty_on(x, {levels ? planes * pyramid.texels : 0}, compute_scalar_type<T>)) {
+  // levels: whether the small levels are needed. kept: they, if they were made before.
+  Plan(const Tensor& x, const Tensor& grid, int64_t padding, double max_levels, bool levels, const Tensor* kept = nullptr)
+      : pyramid(plan_pyramid<A>(x.size(2), x.size(3), max_levels)), samples(x.size(0)),
+        small(kept ? *kept : empty_on(x, {levels ? samples : 0, x.size(1), pyramid.texels}, compute_scalar_type<T>)) {
+    STD_TORCH_CHECK(!levels || small.numel() == samples * x.size(1) * pyramid.texels, "mipmap_warp: the pyramid does not fit x");
     const int32_t channels = static_cast<int32_t>(x.size(1)), chunk = channels <= 4 ? std::max(channels, 1) : 4;
     problem = {{x.const_data_ptr<T>(), x.stride(0), x.stride(1), x.stride(2), x.stride(3)},
                grid.const_data_ptr<A>(),
@@ -192,7 +194,6 @@ struct Plan {
                axis_of<A>(x.size(3), false),
                axis_of<A>(x.size(2), false)};
     per_sample = grid.size(1) * grid.size(2) * problem.chunks;
-    if (levels) build(stream);
   }
 
   int64_t texels(int level) const { return int64_t(pyramid.levels[level].height) * pyramid.levels[level].width; }
@@ -202,32 +203,36 @@ struct Plan {
     for (int l = 1; l < pyramid.count; ++l) {
       const Level<A>&from = pyramid.levels[l - 1], &to = pyramid.levels[l];
       if (l == 1) {
-        launch_items("mipmap_warp", &halve<T>, planes, texels(l), stream, problem.x, from, to, problem.channels, data + to.offset,
-                     pyramid.texels, texels(l));
+        launch_planes("mipmap_warp", &halve<T>, samples, problem.channels, texels(l), stream, problem.x, from, to, problem.channels,
+                      data + to.offset, pyramid.texels, texels(l));
       } else {
         const int64_t stride = pyramid.texels;
         const Image<A> finer{data + from.offset, stride * problem.channels, stride, from.width, 1};
-        launch_items("mipmap_warp", &halve<A>, planes, texels(l), stream, finer, from, to, problem.channels, data + to.offset,
-                     stride, texels(l));
+        launch_planes("mipmap_warp", &halve<A>, samples, problem.channels, texels(l), stream, finer, from, to, problem.channels,
+                      data + to.offset, stride, texels(l));
       }
     }
   }
 };
 
-Tensor forward(const Tensor& x_, const Tensor& grid_, int64_t padding, double max_levels) {
+// The samples, and the small levels, which the backward needs again.
+std::tuple<Tensor, Tensor> forward(const Tensor& x_, const Tensor& grid_, int64_t padding, double max_levels) {
   check(x_, grid_, padding, max_levels);
   check_devices("mipmap_warp", {x_, grid_});
   const OnDevice device(x_);
   const ScalarType wide = widest(x_, grid_);
   const Tensor x = wide == ScalarType::Double ? torch::stable::to(x_, wide) : x_, grid = converted(grid_, wide);
   const Tensor output = empty_on(x, {x.size(0), x.size(1), grid.size(1), grid.size(2)}, x.scalar_type());
-  if (output.numel() > 0)
-    dispatch_floating(x.scalar_type(), "mipmap_warp", [&]<typename T>() {
-      const Plan<T> plan(x, grid, padding, max_levels, true, device.stream());
-      launch_items("mipmap_warp", &warp<T>, x.size(0), plan.per_sample, device.stream(), plan.problem, plan.pyramid,
-                   output.mutable_data_ptr<T>(), plan.per_sample);
-    });
-  return torch::stable::to(output, x_.scalar_type());
+  Tensor small;
+  dispatch_floating(x.scalar_type(), "mipmap_warp", [&]<typename T>() {
+    const Plan<T> plan(x, grid, padding, max_levels, true);
+    small = plan.small;
+    if (output.numel() == 0) return;
+    plan.build(device.stream());
+    launch_items("mipmap_warp", &warp<T>, x.size(0), plan.per_sample, device.stream(), plan.problem, plan.pyramid,
+                 output.mutable_data_ptr<T>(), plan.per_sample);
+  });
+  return {torch::stable::to(output, x_.scalar_type()), small};
 }
 
 template <typename T>
@@ -241,18 +246,19 @@ void image_gradient(const Plan<T>& plan, const Tensor& grad, const Tensor& grad_
   sum_exactly<T>(name, g, p.channels * points, bits_of_count(points), shape, grad_x, stream, [&](const Sums<Compute<T>>& sums) {
     launch_items(name, &scatter<T>, batch, plan.per_sample, stream, p, plan.pyramid, g, sums, plan.per_sample);
     for (int l = plan.pyramid.count - 1; l > 0; --l)
-      launch_items(name, &spread<T>, plan.planes, plan.texels(l), stream, sums, shape.plane_stride(), offset(l), offset(l - 1),
-                   p.channels, plan.pyramid.levels[l - 1], plan.pyramid.levels[l], plan.texels(l));
+      launch_planes(name, &spread<T>, batch, p.channels, plan.texels(l), stream, sums, shape.plane_stride(), offset(l),
+                    offset(l - 1), p.channels, plan.pyramid.levels[l - 1], plan.pyramid.levels[l], plan.texels(l));
   });
 }
 
+// pyramid: the small levels as `forward` gave them; made anew if it is empty.
 std::tuple<Tensor, Tensor> backward(const Tensor& grad_, const Tensor& x_, const Tensor& grid_, int64_t padding, double max_levels,
-                                    bool need_x, bool need_grid) {
+                                    const Tensor& pyramid, bool need_x, bool need_grid) {
   check(x_, grid_, padding, max_levels);
   STD_TORCH_CHECK(grad_.dim() == 4 && grad_.size(0) == x_.size(0) && grad_.size(1) == x_.size(1) &&
                       grad_.size(2) == grid_.size(1) && grad_.size(3) == grid_.size(2),
                   "mipmap_warp_backward: grad does not fit x and grid");
-  check_devices("mipmap_warp_backward", {grad_, x_, grid_});
+  check_devices("mipmap_warp_backward", {grad_, x_, grid_, pyramid});
   const OnDevice device(x_);
   const ScalarType wide = widest(x_, grid_);
   const Tensor x = wide == ScalarType::Double ? torch::stable::to(x_, wide) : x_, grid = converted(grid_, wide);
@@ -265,7 +271,11 @@ std::tuple<Tensor, Tensor> backward(const Tensor& grad_, const Tensor& x_, const
   } else {
     dispatch_floating(x.scalar_type(), "mipmap_warp_backward", [&]<typename T>() {
       using A = Compute<T>;
-      const Plan<T> plan(x, grid, padding, max_levels, need_grid, device.stream());
+      const bool kept = need_grid && pyramid.numel() > 0;
+      STD_TORCH_CHECK(!kept || (pyramid.scalar_type() == compute_scalar_type<T> && pyramid.is_contiguous()),
+                      "mipmap_warp_backward: the pyramid does not fit x");
+      const Plan<T> plan(x, grid, padding, max_levels, need_grid, kept ? &pyramid : nullptr);
+      if (need_grid && !kept) plan.build(device.stream());
       if (need_x) image_gradient<T>(plan, grad, grad_x, device.stream());
       if (!need_grid) return;
       const int64_t points = grid.size(1) * grid.size(2);

@@ -146,9 +146,10 @@ __global__ void __launch_bounds__(block_threads)
   const int64_t n = first_sample + thread / per_sample, point = n * p.points + thread % per_sample / 32;
   const int32_t lane = threadIdx.x % 32;
   const Reach<A> reach = reach_of(p, point);
-  const int32_t across = reach.columns.end - reach.columns.begin;
   const int64_t pixels = static_cast<int64_t>(p.height) * p.width;
-  const int64_t reached = static_cast<int64_t>(across) * (reach.rows.end - reach.rows.begin);
+  // 32 pixels on in the window are so many rows down and columns to the right: one division, before the loops.
+  const int32_t across = reach.columns.end - reach.columns.begin, wide = across > 0 ? across : 1;
+  const int32_t rows_on = 32 / wide, columns_on = 32 % wide;
   A by_x = 0, by_y = 0, by_sigma = 0;
   for (int32_t first = 0; first < p.channels || first == 0; first += chunk) {
     const int32_t channels = p.channels - first < chunk ? p.channels - first : chunk;
@@ -156,9 +157,8 @@ __global__ void __launch_bounds__(block_threads)
 #pragma unroll
     for (int c = 0; c < chunk; ++c)
       if (c < channels) value[c] = p.values[point * p.channels + first + c];
-    for (int64_t i = lane; i < reached; i += 32) {
-      const int32_t x = reach.columns.begin + static_cast<int32_t>(i % across);
-      const int32_t y = reach.rows.begin + static_cast<int32_t>(i / across);
+    int32_t x = reach.columns.begin + lane % wide, y = reach.rows.begin + lane / wide;
+    while (y < reach.rows.end) {
       const int64_t pixel = static_cast<int64_t>(y) * p.width + x;
       const A dx = x - reach.x, dy = y - reach.y, weight = weight_at(dx, dy, reach.sigma);
       A by_weight = first == 0 ? by_total[n * pixels + pixel] : A(0);
@@ -172,6 +172,12 @@ __global__ void __launch_bounds__(block_threads)
       by_x += weight * by_weight * dx;
       by_y += weight * by_weight * dy;
       by_sigma += weight * by_weight * (dx * dx + dy * dy);
+      x += columns_on;
+      y += rows_on;
+      if (x >= reach.columns.end) {
+        x -= across;
+        ++y;
+      }
     }
 #pragma unroll
     for (int c = 0; c < chunk; ++c) {

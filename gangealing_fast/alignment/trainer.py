@@ -146,7 +146,7 @@ def _begin(work: Training, plan: Plan, group: Group) -> Progress:
             begun = taken_over(config, work.trainer)
         saved = loop.saved_state(config.out, plan) if open_run(config.out, COMMAND, config) else None
         saved = begun if saved is None else saved
-    first = loop.state_of(work, Progress()) if saved is None else saved
+    first = loop.state_of(work, Progress(), plan) if saved is None else saved
     state = group.from_lead(first, "the first weights")
     work.load_state_dict(state)
     return loop.progress_of(state, plan)

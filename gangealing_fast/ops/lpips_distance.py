@@ -19,7 +19,7 @@ from torch import Tensor
 
 from gangealing_fast.ops._common import check_device, check_tensor, compute_dtype, output_format
 from gangealing_fast.ops._dispatch import reference_wanted, run_reference
-from gangealing_fast.ops._eager import register_derivative
+from gangealing_fast.ops._eager import eager, register_derivative
 from gangealing_fast.ops._triton import serve_cuda
 
 _EPS = 1e-10
@@ -122,6 +122,7 @@ def _backward_autograd(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, 
 
 register_derivative(_lpips_distance, _forward_autograd, _setup_forward)
 register_derivative(_lpips_distance_backward, _backward_autograd, _setup_backward)
+_call = eager(_lpips_distance, _setup_forward, _forward_autograd)
 serve_cuda("lpips_distance", _lpips_distance, _lpips_distance_backward)
 
 
@@ -167,7 +168,7 @@ def lpips_distance(features_a: Sequence[Tensor], features_b: Sequence[Tensor], h
         if reference_wanted():
             distance = run_reference(lpips_distance_reference, a, b, head)
         else:
-            distance = _lpips_distance(a, b, head)
+            distance = _call(a, b, head)
         total = distance if total is None else total + distance
     assert total is not None  # as there is a feature map or more
     return total

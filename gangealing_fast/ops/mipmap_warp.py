@@ -108,7 +108,20 @@ def _by_number(x: Tensor, grid: Tensor, padding_mode: int, max_levels: float) ->
     return mipmap_warp_reference(x, grid, padding_mode=PADDING_MODES[padding_mode], max_levels=max_levels)
 
 
-_mipmap_warp = register_sampler("mipmap_warp", "float max_levels", _by_number)
+def _pyramid_size(x: Tensor, max_levels: float) -> tuple[int, int, int]:
+    """Size of the small levels of `x`, `[N, C, texels]`, level after level."""
+    height, width = x.shape[2:]
+    if width & (width - 1):
+        width = 1 << int(width).bit_length()
+        height = max(height, width)
+    texels = 0
+    for _ in range(math.ceil(max_levels - 1)):
+        height, width = max(1, height // 2), max(1, width // 2)
+        texels += height * width
+    return x.shape[0], x.shape[1], texels
+
+
+_mipmap_warp = register_sampler("mipmap_warp", "float max_levels", _by_number, _pyramid_size)
 
 
 def mipmap_warp(x: Tensor, grid: Tensor, *, padding_mode: str = "border", max_levels: float = 3.5) -> Tensor:

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from gangealing_fast.ops._common import check_device, check_tensor, compute_dtype, output_format, parameter
 from gangealing_fast.ops._dispatch import reference_wanted, run_reference, without_autocast
-from gangealing_fast.ops._eager import register_derivative
+from gangealing_fast.ops._eager import eager, register_derivative
 from gangealing_fast.ops._reference import reference_vjp
 from gangealing_fast.ops._triton import serve_cuda
 from gangealing_fast.ops.bias_act import bias_act, bias_act_reference, bias_act_with_sign
@@ -293,6 +293,7 @@ def _double_backward(ctx: Any, *tangents: Tensor | None) -> tuple[Tensor | None,
 
 register_derivative(_modulated_conv2d, _backward, _setup_context)
 register_derivative(_modulated_conv2d_backward, _double_backward, _setup_backward_context)
+_call = eager(_modulated_conv2d, _setup_context, _backward)
 serve_cuda(
     "modulated_conv2d",
     _modulated_conv2d,
@@ -428,7 +429,7 @@ def modulated_conv2d(
             bias=bias, noise=noise, noise_strength=noise_strength, slope=slope, gain=gain,
         )  # fmt: skip
     demodulation = demodulation_of(weight, style, energy) if demodulate else None
-    convolve = partial(_ops.modulated_conv2d, x, weight, style, demodulation, f)
+    convolve = partial(_call, x, weight, style, demodulation, f)
     if bias is None or not _can_be_undone(x, demodulation, slope, gain):
         y = convolve(None, None, None, up, down, 1.0, 1.0, _algorithm)
         return y if bias is None else bias_act(y, bias, slope=slope, gain=gain, noise=noise, noise_strength=noise_strength)

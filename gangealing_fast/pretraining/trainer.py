@@ -104,7 +104,6 @@ class Pretraining:
             "objective": self.trainer.state_dict(),
             "augment_p": self.augmentation.p,
             "source": self.source.state_dict(),
-            "random_state": torch.get_rng_state(),
         }
 
     def load_state_dict(self, state: dict[str, Any], /) -> None:
@@ -114,7 +113,6 @@ class Pretraining:
         self.trainer.load_state_dict(state.get("objective", {"critic_count": state["step"], "generator_count": state["step"]}))
         self.augmentation.p = state["augment_p"]
         self.source.load_state_dict(state["source"])
-        torch.set_rng_state(state["random_state"])
 
     def report(self) -> None:
         """report.html: samples, curves, options."""
@@ -170,6 +168,7 @@ def plan_of(config: PretrainConfig) -> Plan:
         units_per_step=config.batch,
         remedy="lower the learning rates or use --precision float32, and resume",
         postfix={"score": ".3f", "augment_p": ".2f"},
+        draws=True,
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -48,6 +48,15 @@ def _convolves_in_float16(device: torch.device) -> bool:
 def _native_bfloat16() -> bool:
     capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+
+
+def tf32_convolutions() -> bool:
+    """Whether cuDNN's convolutions may round float32 to TF32, by whichever of torch's two switches that was said.
+
+    `torch.backends.cudnn.allow_tf32`, the older switch, must not be read: it raises once the newer one was used.
+    """
+    convolutions: Any = getattr(torch.backends.cudnn, "conv")  # noqa: B009 (torch's type stubs do not know it)
+    return bool(convolutions.fp32_precision == "tf32")
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[None]:

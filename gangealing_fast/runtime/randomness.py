@@ -4,8 +4,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,6 +29,28 @@ def normal_rows(names: Sequence[int | str], rows: Sequence[int], width: int, dev
     for position, row in enumerate(rows):
         numbers[position].normal_(generator=source.manual_seed(derived_seed(*names, row)))
     return numbers
+
+
+def generator_states() -> dict[str, Any]:
+    """The states of torch's default generators, for a checkpoint: the CPU's, and those of all CUDA devices if any is in use."""
+    on_cards = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    return {"random_state": torch.get_rng_state(), "cuda_random_states": on_cards}
+
+
+def restore_generators(state: Mapping[str, Any]) -> None:
+    """Set torch's default generators to what `generator_states` gave; what else is in `state` is left alone.
+
+    A device whose state is not there (a checkpoint from another machine, or from before these states were kept) draws numbers
+    that follow from the CPU's state, not those that the run began with.
+    """
+    torch.set_rng_state(state["random_state"])
+    known = state.get("cuda_random_states", [])
+    for index in range(torch.cuda.device_count()):
+        if index < len(known):
+            torch.cuda.set_rng_state(known[index], index)
+        else:
+            digest = hashlib.sha256(state["random_state"].numpy().tobytes()).hexdigest()
+            torch.cuda.default_generators[index].manual_seed(derived_seed(digest, index))
 
 
 @contextmanager

@@ -61,12 +61,11 @@ class Fitting:
             self.exported(line)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"random_state": torch.get_rng_state(), **{name: part.state_dict() for name, part in self.parts.items()}}
+        return {name: part.state_dict() for name, part in self.parts.items()}
 
     def load_state_dict(self, state: dict[str, Any], /) -> None:
         for name, part in self.parts.items():
             part.load_state_dict(state[name])
-        torch.set_rng_state(state["random_state"])
 
 
 def fit(
@@ -88,5 +87,5 @@ def fit(
     """
     everything = {**parts, "optimizer": optimizer}
     work = Fitting(config, optimizer, everything, lesson, figure, exported)
-    plan = Plan(command, config.steps, config.snapshot, config.snapshot, postfix={"loss": ".3f", figure: ".2f"})
+    plan = Plan(command, config.steps, config.snapshot, config.snapshot, postfix={"loss": ".3f", figure: ".2f"}, draws=True)
     loop.run(work, plan, config.out, loop.resume(work, plan, config.out) if resuming else Progress())

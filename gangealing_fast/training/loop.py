@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, Protocol
 
 from tqdm import tqdm
 
-from gangealing_fast.runtime import memory
+from gangealing_fast.runtime import memory, randomness
 from gangealing_fast.runtime.errors import UserError
 from gangealing_fast.storage import checkpoint
 from gangealing_fast.storage.files import JsonLines
@@ -102,6 +102,8 @@ class Plan:
     tensorboard: bool = False
     kept: frozenset[int] = frozenset()
     """After these steps there is a checkpoint too, which stays under a name of its own."""
+    draws: bool = False
+    """Whether steps draw from torch's default generators: a checkpoint then holds their states, of every device."""
 
 
 def saved_state(folder: Path, plan: Plan) -> dict[str, Any] | None:
@@ -126,6 +128,8 @@ def resume(work: Work, plan: Plan, folder: Path) -> Progress:
     if state is None:
         return Progress()
     work.load_state_dict(state)
+    if plan.draws:
+        randomness.restore_generators(state)
     return progress_of(state, plan)
 
 
@@ -157,7 +161,7 @@ def run(work: Work, plan: Plan, folder: Path, start: Progress) -> None:
             bar.set_postfix({name: format(line[name], form) for name, form in plan.postfix.items() if name in line})
             if saving:
                 work.show(at, line)
-                checkpoint.save_latest(folder, state_of(work, at), kind=plan.command)
+                checkpoint.save_latest(folder, state_of(work, at, plan), kind=plan.command)
                 if at.step in plan.kept:
                     checkpoint.keep_newest(folder, f"checkpoint-{at.step:07d}.pt")
 
@@ -175,9 +179,9 @@ def advance(work: Work, plan: Plan, folder: Path, at: Progress, means: Means) ->
         memory.trim()
 
 
-def state_of(work: Work, at: Progress) -> dict[str, Any]:
+def state_of(work: Work, at: Progress, plan: Plan) -> dict[str, Any]:
     """What a checkpoint holds."""
-    return {"step": at.step, "shown": at.done, **work.state_dict()}
+    return {"step": at.step, "shown": at.done, **work.state_dict(), **(randomness.generator_states() if plan.draws else {})}
 
 
 def _passed(before: Progress, at: Progress, interval: int) -> bool:

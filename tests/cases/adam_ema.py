@@ -16,7 +16,8 @@ class Case:
 
     steps: the number of the step, for all parameters or one for each. averages: whether there are any.
     gradient_dtype: None for the parameters' own. layout: "contiguous", "channels_last", "strided" (parameters and state),
-    or "gradient" (the gradients alone are in another layout than the parameters).
+    "offset" (none at an address that is a multiple of 16 bytes), or "gradient" (the gradients alone are in another layout than the
+    parameters).
     """
 
     shapes: tuple[tuple[int, ...], ...]
@@ -57,6 +58,10 @@ class Case:
             wide = torch.zeros(*value.shape[:-1], 2 * value.shape[-1], dtype=value.dtype, device=value.device)
             wide[..., ::2] = value
             return wide[..., ::2]
+        if layout == "offset":
+            longer = torch.zeros(value.numel() + 1, dtype=value.dtype, device=value.device)
+            longer[1:] = value.flatten()
+            return longer[1:].view(value.shape)
         return value
 
 
@@ -72,6 +77,7 @@ CASES = {
     "average that stays": Case(_NETWORK, decay=1.0),
     "channels-last": Case(((4, 3, 3, 3), (9, 5, 1, 1), (6,)), steps=(4,), layout="channels_last"),
     "strided": Case(((4, 3, 3, 3), (7, 5), (6,)), steps=(4,), layout="strided"),
+    "at odd addresses": Case(((8, 3, 3, 3), (64,), (4100,)), steps=(4,), layout="offset"),
     "strided gradients": Case(((4, 3, 3, 3), (7, 5), (6,)), steps=(4,), layout="gradient"),
     "scalars and empty tensors": Case(((), (0,), (3, 0), (1,))),
     "more than one block": Case(((100_003,), (33, 1021), (17,)), steps=(7,)),

@@ -105,6 +105,28 @@ def test_tiles_of_any_size(blocks):
     close(y, torch.nn.functional.conv_transpose2d(x, weight.transpose(0, 1), stride=2), torch.float32, "transposed")
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize("scaled", [False, True], ids=["input scaled", "weight scaled before"])
+def test_the_input_or_the_weight_is_scaled(scaled, dtype):
+    """Forwards, and as the adjoint, whose scale is that of the output channels."""
+    from gangealing_fast.kernels._convolution import Blocks, convolve
+
+    x, weight = torch.randn(2, 20, 6, 9).to(DEVICE, dtype), torch.randn(18, 20, 3, 3).to(DEVICE, dtype)
+    scale, other = torch.rand(2, 20).to(DEVICE) + 0.5, torch.rand(2, 18).to(DEVICE) + 0.5
+    blocks = Blocks(64, 32, 32, 4, 2, scaled)
+    y, _ = convolve(x, weight, scale, other, output_size=(6, 9), blocks=blocks, padding=1)
+    expected = torch.nn.functional.conv2d(x.float() * scale[:, :, None, None], weight.float(), padding=1)
+    close(y, (expected * other[:, :, None, None]).to(dtype), dtype, "forwards")
+    grad = torch.randn(2, 18, 6, 9).to(DEVICE, dtype)
+    original = torch.randn(2, 20, 6, 9).to(DEVICE, dtype)
+    y, products = convolve(
+        grad, weight, other, scale, output_size=(6, 9), blocks=blocks, padding=1, transposed=True, adjoint=True, original=original
+    )
+    inner = torch.nn.functional.conv_transpose2d(grad.float() * other[:, :, None, None], weight.float(), padding=1)
+    close(y, (inner * scale[:, :, None, None]).to(dtype), dtype, "adjoint")
+    assert relative_error(products, (inner * original.float()).sum((2, 3))) <= TOLERANCE[dtype]
+
+
 def test_no_samples():
     modulated_conv2d, modulated_conv2d_backward = kernels("modulated_conv2d", "modulated_conv2d", "modulated_conv2d_backward")
     tensors, options = arguments(CASES["activation and noise"], torch.float32, False)

@@ -12,12 +12,25 @@ from pathlib import Path
 
 
 @dataclass(frozen=True)
+class Accesses:
+    """Instructions of one kernel that read or write device memory, by the bytes that a thread moves in one: 16, 8, fewer."""
+
+    wide: int
+    middle: int
+    narrow: int
+
+
+@dataclass(frozen=True)
 class Resources:
-    """Of one kernel: registers per thread, bytes spilled by a thread (stores and loads), static shared bytes per block."""
+    """Of one kernel: registers per thread, bytes spilled by a thread (stores and loads), static shared bytes per block.
+
+    accesses: of a Triton kernel.
+    """
 
     registers: int
     spilled: int
     shared: int
+    accesses: Accesses | None = None
 
 
 def parse(log: str) -> dict[str, Resources]:

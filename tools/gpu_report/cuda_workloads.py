@@ -17,6 +17,8 @@ WARPED = COLOURS * POINTS
 SMALL_LEVELS = (128, 64, 32)
 SMALL = BATCH * COLOURS * sum(size * size for size in SMALL_LEVELS)
 KEYPOINTS = 30  # of a picture, in evaluation
+TILES = FLOW * FLOW // 128  # of a grid, 16 x 8 vertices each
+LOOKED_INTO = 2  # tiles of a grid that a point is looked for in
 SPLATTED, SPREAD = 1000, 9  # points of a picture, and the width of one in pixels
 
 
@@ -53,6 +55,20 @@ def _sums(source: str, planes: int, texels: int, channels_points: int) -> tuple[
         _row(source, "largest_of_rows", "<float>", shape, BATCH * 49152 // 4, 4 * channels_points),
         _row(source, "round_sums", "<float>", shape, planes * texels, planes * texels * (8 + 4), planes * texels * 4),
     )
+
+
+def _search(per_point: int) -> tuple[int, int]:
+    """Bytes that looking for points in tiles moves and must move: boxes twice, then vertices, and what a point takes itself."""
+    vertices = LOOKED_INTO * 128 * 8 + per_point
+    return BATCH * KEYPOINTS * (2 * 16 * TILES + vertices), BATCH * (16 * TILES + KEYPOINTS * vertices)
+
+
+def _boxes(source: str, halo: int) -> CudaKernel:
+    """The bounding boxes of all tiles; with a halo they overlap."""
+    read = TILES * (16 + halo) * (8 + halo) * 8
+    shape = f"tiles of 128², float{', with the cells between them' if halo else ''}"
+    moved = BATCH * (read + 16 * TILES)
+    return _row(source, "build_boxes", "<float>", shape, 32 * BATCH * TILES, moved, BATCH * (8 * FLOW * FLOW + 16 * TILES))
 
 
 CUDA_KERNELS: tuple[CudaKernel, ...] = (
@@ -118,13 +134,13 @@ CUDA_KERNELS: tuple[CudaKernel, ...] = (
     ),
     _row(
         "nearest_grid_point.cu", "search", "<float>", f"{KEYPOINTS} points in 128², float",
-        THREADS * BATCH * -(-KEYPOINTS // 4), BATCH * (-(-KEYPOINTS // 4) * 8 * FLOW * FLOW + 24 * KEYPOINTS),
-        BATCH * (8 * FLOW * FLOW + 24 * KEYPOINTS),
+        32 * BATCH * KEYPOINTS, *_search(24),
     ),
+    _boxes("nearest_grid_point.cu", 0),
     _row(
-        "invert_grid.cu", "locate_points", "<float>", f"{KEYPOINTS} points in 128², float", THREADS * BATCH * KEYPOINTS,
-        BATCH * KEYPOINTS * (8 * FLOW * FLOW + 36), BATCH * (8 * FLOW * FLOW + 36 * KEYPOINTS),
+        "invert_grid.cu", "locate_points", "<float>", f"{KEYPOINTS} points in 128², float", 32 * BATCH * KEYPOINTS, *_search(36),
     ),
+    _boxes("invert_grid.cu", 1),
     _row(
         "invert_grid.cu", "point_gradient", "<float>", f"{KEYPOINTS} points, float", BATCH * KEYPOINTS,
         BATCH * KEYPOINTS * 76,

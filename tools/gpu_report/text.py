@@ -21,6 +21,10 @@ Made by `make gpu-report`. **Nothing here was measured on a GPU**: it is what th
   *minimum* is what any kernel must move: each input once, each output once.
 - *ESTIMATE* is moved divided by the bandwidth on the card's data sheet, in microseconds: a lower bound that no kernel
   reaches, not a measurement. It leaves launches and arithmetic out; where FLOP/byte is given, arithmetic may set the pace.
+- *16 bytes / 8 / fewer* are the reads and writes of device memory in a Triton kernel's program (PTX), by what a thread moves in
+  one. Addresses, counts and numbers that all threads of a block share are reads of 8 bytes or fewer too. `adam_ema` takes two
+  launches: one for what lies in whole pieces, one for the rest.
+- No CUDA C++ kernel divides in 64 bits (`pytest tests/test_gpu_report.py -k divide`).
 """
 
 
@@ -75,6 +79,18 @@ def resources(rows: Sequence[Row], architectures: Sequence[int]) -> str:
     return _table(header, cells)
 
 
+def _width(row: Row, number: int) -> str:
+    accesses = row.needs[number].accesses
+    assert accesses is not None
+    return f"{accesses.wide} / {accesses.middle} / {accesses.narrow}"
+
+
+def widths(rows: Sequence[Row], architectures: Sequence[int]) -> str:
+    """The table of how wide reads and writes are."""
+    header = ["kernel", "at", *(f"sm_{a}" for a in architectures)]
+    return _table(header, [[f"`{row.kernel}`", row.shape, *(_width(row, a) for a in architectures)] for row in rows])
+
+
 def traffic(rows: Sequence[Traffic], architectures: Sequence[int]) -> str:
     """The table of bytes and estimated times."""
     header = ["call", "at", "moved MB", "minimum MB", "ratio", "FLOP/byte"]
@@ -99,5 +115,6 @@ def report(triton: Sequence[Row], cuda: Sequence[Row], moved: Sequence[Traffic],
     parts = [INTRODUCTION, "## Triton: registers / shared KiB / occupancy\n", resources(triton, architectures)]
     if cuda:
         parts += ["## CUDA C++: registers / shared KiB / occupancy\n", resources(cuda, architectures)]
+    parts += ["## Triton: reads and writes of 16 bytes / 8 / fewer\n", widths(triton, architectures)]
     parts += ["## Bytes, and the time they take at a card's bandwidth\n", traffic(moved, architectures)]
     return "\n".join(parts)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from tools.checkout import ROOT
-from tools.gpu_report.binary import Resources, parse
+from tools.gpu_report.binary import Accesses, Resources, parse
 from tools.gpu_report.workloads import TritonWorkload
 
 TYPES = {torch.float64: "*fp64", torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.int64: "*i64"}
@@ -83,6 +83,15 @@ def identity(launch: Any) -> str:
     return f"{launch.kernel.__name__} {types} {constants} {sorted(attributes)} {launch.options}"
 
 
+ACCESS = re.compile(r"\b(?:ld|st)\.global(?:\.[\w:]+?)*?(?:\.v(\d))?\.[bfsu](\d+)\b|\bcp\.async\.c[ag]\S*\s[^;]*?, 0x([0-9a-f]+)")
+
+
+def accesses(ptx: str) -> Accesses:
+    """How wide the reads from and writes to device memory are that a program consists of, by their bytes."""
+    sizes = [int(m[3], 16) if m[3] else int(m[1] or 1) * int(m[2]) // 8 for m in ACCESS.finditer(ptx)]
+    return Accesses(sum(s >= 16 for s in sizes), sum(s == 8 for s in sizes), sum(s < 8 for s in sizes))
+
+
 def compiled(launch: Any, architecture: int) -> Resources:
     """What the launch needs on that architecture; shared memory is what Triton asks for at the launch."""
     import triton
@@ -97,4 +106,4 @@ def compiled(launch: Any, architecture: int) -> Resources:
         triton.knobs.nvidia.dump_ptxas_log = True
         kernel = triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=launch.options)
     (found,) = parse(log.getvalue()).values()
-    return Resources(found.registers, found.spilled, kernel.metadata.shared)
+    return Resources(found.registers, found.spilled, kernel.metadata.shared, accesses(kernel.asm["ptx"]))

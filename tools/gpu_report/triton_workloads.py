@@ -110,9 +110,20 @@ def adam_ema(parameters: int, gradient: torch.dtype = torch.float32) -> list[Tri
     return [TritonWorkload("adam_ema", words, call, moved=parameters * (8 * 4 + gradient.itemsize))]
 
 
-def convolution(x: Tensor, out_channels: int, kernel: int = 3, mode: str = "plain") -> list[TritonWorkload]:
-    """The fused convolution and its gradient to x and style. mode: "plain" | "up" | "down" (both without their blurs)."""
-    blocks_of, convolve = _module("_convolution").block_choices, _module("_convolution").convolve
+def convolution(
+    x: Tensor, out_channels: int, kernel: int = 3, mode: str = "plain", *, card: Any = None, choice: int = 0
+) -> list[TritonWorkload]:
+    """The fused convolution and its gradient to x and style.
+
+    mode: "plain" | "up" | "down" (both without their blurs). card: that tiles are chosen for, by default any. choice: which of its
+    tiles, the last of which scales the weight before.
+    """
+    module = _module("_convolution")
+    convolve, card = module.convolve, card or module.ANY_CARD
+
+    def blocks_of(pixels: int, channels: int, **others: bool) -> Any:
+        return module.block_choices(x.shape[0], pixels, channels, x.dtype, card, scaled=True, **others)[choice]
+
     n, channels, h, w = x.shape
     weight = _empty(out_channels, channels, kernel, kernel, dtype=x.dtype, channels_last=kernel > 1)
     style, d, bias = _empty(n, channels), _empty(n, out_channels), _empty(out_channels)
@@ -125,21 +136,21 @@ def convolution(x: Tensor, out_channels: int, kernel: int = 3, mode: str = "plai
     def forward() -> tuple[list[Any], list[Any]]:
         activation = {} if mode == "up" else {"bias": bias, "noise": noise, "noise_strength": strength, "slope": 0.2, "gain": 1.4}
         y, _ = convolve(
-            x, weight, style, d, output_size=outer, blocks=blocks_of(outer[0] * outer[1], out_channels, x.dtype)[0],
+            x, weight, style, d, output_size=outer, blocks=blocks_of(outer[0] * outer[1], out_channels),
             stride=stride, padding=padding, transposed=mode == "up", **activation,
         )  # fmt: skip
         return [x, weight, style, d, *([] if mode == "up" else [bias, noise])], [y]
 
     def backward() -> tuple[list[Any], list[Any]]:
         grad_x, products = convolve(
-            grad, weight, d, style, output_size=(h, w), blocks=blocks_of(h * w, channels, x.dtype)[0], stride=stride,
+            grad, weight, d, style, output_size=(h, w), blocks=blocks_of(h * w, channels, products=True), stride=stride,
             padding=padding, transposed=mode != "up", adjoint=True, original=x,
         )  # fmt: skip
         return [grad, weight, d, style, x], [grad_x, products]
 
     size = h * w if mode == "up" else outer[0] * outer[1]
     flops = 2 * n * size * channels * out_channels * kernel**2
-    words = f"{_words(x)} to {out_channels}, {kernel}x{kernel}, {mode}"
+    words = f"{_words(x)} to {out_channels}, {kernel}x{kernel}, {mode}" + (", weight scaled before" if choice else "")
     return [
         TritonWorkload("modulated_conv2d", words, forward, flops=flops),
         TritonWorkload("modulated_conv2d_backward", words, backward, flops=flops),
@@ -163,9 +174,10 @@ def training() -> list[TritonWorkload]:
     workloads += lpips_distance(_empty(BATCH, 512, 16, 16, channels_last=True))
     for x in (_empty(BATCH, 256, 64, 64), _empty(BATCH, 256, 64, 64, dtype=half, channels_last=True)):
         workloads += adain(x)
-    workloads += adam_ema(40_000_000) + adam_ema(40_000_000, half)
+    workloads += adam_ema(40_000_000) + adam_ema(40_000_000, half) + adam_ema(513)
     for dtype in (torch.float32, half):
         workloads += convolution(_empty(BATCH, 512, 32, 32, dtype=dtype, channels_last=True), 512)
+    workloads += convolution(_empty(BATCH, 128, 128, 128, dtype=half, channels_last=True), 128, choice=-1)
     for mode, size in (("up", 64), ("down", 67)):
         workloads += convolution(_empty(BATCH, 256, size, size, dtype=half, channels_last=True), 256, mode=mode)
     return workloads
