@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from gangealing_fast.runtime.ranges import Count, Share, SideOrDefault, Threads
+
 
 @dataclass(frozen=True)
 class AlignConfig:
@@ -18,14 +20,14 @@ class AlignConfig:
     """The pictures; non-square ones are cropped to their centre."""
     out: Path
     """Folder for the aligned pictures, their average before and after, and warps.jsonl."""
-    size: int = 0
+    size: SideOrDefault = 0
     """Side of the pictures as read; 0 takes the size the aligner was trained for."""
-    resolution: int = 0
+    resolution: SideOrDefault = 0
     """Side of the aligned pictures; 0 takes the transformer's own."""
-    limit: int | None = None
+    limit: Count | None = None
     """Only the first so many pictures."""
-    batch: int = 64
-    threads: int = 0
+    batch: Count = 64
+    threads: Threads = 0
 
 
 @dataclass(frozen=True)
@@ -41,13 +43,13 @@ class PropagateConfig:
     one for each in order; "none" leaves a cluster's pictures as they are."""
     out: Path
     """Folder for the edited pictures and edits.jsonl."""
-    opacity: float = 1.0
+    opacity: Share = 1.0
     """How strongly the edit covers the picture, in [0, 1], on top of its own transparency."""
     flips: bool = False
     """Without a classifier: align a picture's mirror image where that fits better (needs a flow)."""
-    limit: int | None = None
+    limit: Count | None = None
     """Only the first so many pictures."""
-    threads: int = 0
+    threads: Threads = 0
 
 
 @dataclass(frozen=True)
@@ -64,3 +66,5 @@ class ConvertConfig:
     """Store safetensors in half precision."""
     sha256: str | None = None
     """The file's checksum; required for an address, checked for a file too."""
+    overwrite: bool = False
+    """Replace an output file that exists."""
