@@ -103,9 +103,16 @@ def run(config: TrainConfig) -> Evaluation | None:
 
 def _run(config: TrainConfig, group: Group) -> Evaluation | None:
     prepare_process(config)
+    if not group.lead:
+        return _train(config, group, resuming=False)
+    with open_run(config.out, COMMAND, config, pictures={"--data": config.data}) as resuming:
+        return _train(config, group, resuming=resuming)
+
+
+def _train(config: TrainConfig, group: Group, *, resuming: bool) -> Evaluation | None:
     torch.manual_seed(config.seed)
     work, plan = Training(config, build(config, group)), plan_of(config)
-    start = _begin(work, plan, group)
+    start = _begin(work, plan, group, resuming=resuming)
     if not group.lead:
         while start.step < config.steps:
             start = loop.advance(work, plan, config.out, start, Means())
@@ -114,12 +121,12 @@ def _run(config: TrainConfig, group: Group) -> Evaluation | None:
     return results.finish(config, work.trainer, work.watch(config.steps), work.real, list(work.warnings))
 
 
-def _begin(work: Training, plan: Plan, group: Group) -> Progress:
-    """Claim the folder, and give all processes the weights to begin with: the first ones, or those of the checkpoint."""
+def _begin(work: Training, plan: Plan, group: Group, *, resuming: bool) -> Progress:
+    """Give all processes the weights to begin with: the first ones, or those of the checkpoint."""
     config, saved = work.config, None
     if group.lead:
         work.real = results.real_pictures(config, work.trainer.generator.size)
-        saved = loop.saved_state(config.out, plan) if open_run(config.out, COMMAND, config) else None
+        saved = loop.saved_state(config.out, plan) if resuming else None
     first = loop.state_of(work, Progress()) if saved is None else saved
     state = group.from_lead(first, "the first weights")
     work.load_state_dict(state)
