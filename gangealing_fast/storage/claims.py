@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gangealing_fast.runtime.errors import UserError
 from gangealing_fast.runtime.ranges import check_ranges
+from gangealing_fast.runtime.text import printable
 from gangealing_fast.storage.files import make_folder, read_json, write_error, write_text
 from gangealing_fast.storage.locks import locked
 
@@ -151,9 +152,8 @@ def _keep_inputs(folder: Path, inputs: Sequence[tuple[str, Path | None]]) -> Non
 def _remove(folder: Path, command: str, writes: str) -> None:
     old = [entry for entry in folder.iterdir() if re.fullmatch(writes, entry.name, re.DOTALL) and not entry.is_dir()]
     if old:
-        print(
-            f"{folder}: {len(old)} file{'s' * (len(old) != 1)} of an earlier {command} {'are' if len(old) > 1 else 'is'} replaced"
-        )
+        what = f"{len(old)} files of an earlier {command} are" if len(old) > 1 else f"a file of an earlier {command} is"
+        print(f"{printable(folder)}: {what} replaced")
     for entry in old:
         try:
             entry.unlink()
@@ -179,7 +179,7 @@ def results_file(
     with locked(path, command):
         _check_replaceable(path, overwrite)
         if path.exists():
-            print(f"{path} is replaced")
+            print(f"{printable(path)} is replaced")
         yield path
 
 

@@ -118,8 +118,8 @@ def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
 
 
 def write_text(path: str | os.PathLike[str], content: str) -> None:
-    """Write `content` atomically as UTF-8 with the line ends it has."""
-    write_bytes(path, content.encode("utf-8"))
+    """Write `content` atomically as UTF-8 with the line ends it has; what is no character (a name's byte) is written out."""
+    write_bytes(path, content.encode("utf-8", "backslashreplace"))
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
