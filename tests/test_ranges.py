@@ -93,7 +93,9 @@ def test_presets_lie_within(config):
 
 def test_a_range_says_what_it_is():
     assert str(Range(0, 0.5, above=True)) == "above 0 and at most 0.5"
-    assert Range(0, 1).holds(0) and Range(0, 1).holds(1) and not Range(0, 1, above=True).holds(0) and not Range(0, 1).holds(math.nan)
+    assert (
+        Range(0, 1).holds(0) and Range(0, 1).holds(1) and not Range(0, 1, above=True).holds(0) and not Range(0, 1).holds(math.nan)
+    )
 
 
 def test_constants_of_objectives_are_finite():
