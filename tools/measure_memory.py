@@ -3,7 +3,7 @@
 
 python tools/measure_memory.py
 
-Makes the two pictures and an untrained aligner in a temporary folder, and runs each command on each picture in a process of its own.
+Makes the two pictures and an untrained aligner in a temporary folder. Each command runs on each picture in a process of its own.
 Prints the largest resident memory of that process (VmHWM, Linux), and that of a process which only loads what commands need.
 """
 

@@ -14,7 +14,7 @@ ODD = [b"\x1b", b"\n", b"\r", b"\xff", b"\xc3", b"\xc3\xa4", b"\xe2\x80\xae", b"
 
 
 def draw_name(draw: Draw) -> bytes:
-    """A file name of up to 255 bytes, none of them 0 or "/", mostly of what terminals, shells and encodings treat in their own way."""
+    """A file name of up to 255 bytes, none of them 0 or "/", mostly of what terminals and shells treat in their own way."""
     parts = [bytes([draw.integer(1, 255)]) if draw.boolean() else draw.choice(*ODD) for _ in range(draw.integer(1, 40))]
     stem = b"".join(parts).replace(b"/", b"_")[: draw.choice(3, 30, 251)]
     return b"x" + stem + draw.choice(b".png", b".jfif", b"")
