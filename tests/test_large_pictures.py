@@ -62,3 +62,10 @@ def test_edits_in_bands_are_edits_of_the_whole(monkeypatch, make, rows):
     monkeypatch.setattr(propagating, "BAND", rows * 70)
     parts, share = edit_picture(model, batch, edit, look.without_pictures())
     assert torch.equal(whole, parts) and share == pytest.approx(covered, abs=1e-6) and not torch.equal(whole, batch[0])
+
+
+@pytest.mark.parametrize("side", [32, 33, 64, 96, 128, 160])
+def test_pictures_of_any_multiple_of_the_flows_size(side):
+    """The tent filter has even strides alone."""
+    images = torch.rand(1, 3, side, side) * 2 - 1
+    assert aligner().align(images).isfinite().all()

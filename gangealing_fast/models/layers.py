@@ -259,10 +259,10 @@ class ModulatedConv2d(nn.Module):
 
 
 def resize_to(images: Tensor, side: int) -> Tensor:
-    """Pictures `[N, C, H, W]` at `side` x `side`: by the tent filter of `bilinear_downsample` where square and a multiple of it."""
+    """Pictures `[N, C, H, W]` at `side` x `side`: by the tent filter of `bilinear_downsample` if square and an even multiple of it."""
     height, width = images.shape[2:]
     if height == width == side:
         return images
-    if height == width and height % side == 0:
+    if height == width and height % (2 * side) == 0:
         return bilinear_downsample(images, height // side)
     return F.interpolate(images, size=(side, side), mode="bilinear", align_corners=False, antialias=True)
