@@ -10,7 +10,7 @@ import torch
 from aligners import aligner, bend, composed
 
 from gangealing_fast.applications import propagating, squares
-from gangealing_fast.applications.propagating import edit_picture
+from gangealing_fast.applications.propagating import edit_picture, look_at
 from gangealing_fast.applications.squares import to_square
 from gangealing_fast.data.pictures import to_float
 
@@ -69,3 +69,17 @@ def test_pictures_of_any_multiple_of_the_flows_size(side):
     """The tent filter has even strides alone."""
     images = torch.rand(1, 3, side, side) * 2 - 1
     assert aligner().align(images).isfinite().all()
+
+
+@pytest.mark.parametrize("shape", [(96, 96), (60, 128), (128, 60)])
+def test_what_the_network_is_shown_smaller_is_edited_in_the_same_place(monkeypatch, shape):
+    model = aligner(scale=0.1)
+    rough = torch.randint(0, 256, (1, 3, 6, 6), dtype=torch.uint8)
+    batch = torch.nn.functional.interpolate(rough, shape, mode="bilinear")
+    edit = torch.zeros(1, 4, 64, 64)
+    edit[:, :, 20:44, 20:44] = 1
+    whole, covered = edit_picture(model, batch, edit, look_at(model, batch))
+    monkeypatch.setattr(propagating, "SEEN", 64 * 64)
+    parts, share = edit_picture(model, batch, edit, look_at(model, batch))
+    assert parts.shape == whole.shape and 0.02 < covered < 0.9 and abs(share - covered) < 0.1 * covered
+    assert ((whole.int() - parts.int()).abs().amax(0) > 40).float().mean() < 0.1 * covered + 0.02

@@ -4,11 +4,13 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
@@ -29,6 +31,8 @@ COMMAND = "propagate"
 WRITES = r"[0-9]{6,}-.*\.png|edits\.jsonl"
 BAND = 1 << 22
 """Pixels of a picture that are edited at a time."""
+SEEN = 1 << 26
+"""Pixels of a picture that the network is shown at most."""
 
 
 def read_edit(path: Path) -> Tensor:
@@ -96,7 +100,7 @@ def _propagate(aligner: Aligner, edits: Sequence[Tensor | None], pictures: Pictu
             if min(batch.shape[2:]) < 2:
                 line |= {"file": None, "why": "a side of one pixel"}
             else:
-                look = aligner.look(to_float(batch)).without_pictures()
+                look = look_at(aligner, batch)
                 edited, covered = edit_picture(aligner, batch, edits[int(look.cluster)], look)
                 save_picture(folder / str(line["file"]), edited)
                 line |= {"cluster": int(look.cluster), "mirrored": bool(look.mirrored), "covered": covered}
@@ -104,6 +108,18 @@ def _propagate(aligner: Aligner, edits: Sequence[Tensor | None], pictures: Pictu
             lines.append(line)
             progress.update()
     return done
+
+
+def look_at(aligner: Aligner, batch: Tensor) -> Look:
+    """The aligner's look at one picture `[1, 3, H, W]`, uint8, without its pixels. One beyond `SEEN` is made smaller for it."""
+    height, width = batch.shape[2:]
+    if height * width <= SEEN:
+        return aligner.look(to_float(batch)).without_pictures()
+    ratio = math.sqrt(SEEN / (height * width))
+    smaller = (max(2, int(height * ratio)), max(2, int(width * ratio)))
+    look = aligner.look(to_float(F.interpolate(batch, smaller, mode="bilinear", antialias=True))).without_pictures()
+    x, y = look.square.scale
+    return look._replace(square=look.square._replace(scale=(x * smaller[1] / width, y * smaller[0] / height)))
 
 
 def edit_picture(aligner: Aligner, batch: Tensor, edit: Tensor | None, look: Look) -> tuple[Tensor, float]:
