@@ -43,7 +43,8 @@ def original_file(path: Path, parts: Parts, **more) -> Path:
     """As the original's trainer writes it: optimiser and schedule states, options in a pickled namespace."""
     state = transformer_state(parts.transformer)
     optimizer = torch.optim.Adam([torch.nn.Parameter(torch.ones(2))])
-    options = argparse.Namespace(padding_mode="reflection", iters=3, inject=4, lr=0.001, transform=["similarity", "flow"])
+    sizes = {"flow_size": parts.transformer.flow_size, "real_size": parts.transformer.input_size}
+    options = argparse.Namespace(padding_mode="reflection", iters=3, inject=4, lr=0.001, transform=["similarity", "flow"], **sizes)
     content = {"g_ema": generator_state(parts.generator), "t": state, "t_ema": state, "ll": parts.target.state_dict()}
     content |= {"t_optim": optimizer.state_dict(), "t_sched": {"last_epoch": 3.5, "base_lrs": [0.001]}, "args": options}
     torch.save(content | more, path)

@@ -20,7 +20,7 @@ from gangealing_fast.geometry.points import (
 )
 from gangealing_fast.geometry.warping import Warping
 from gangealing_fast.geometry.warps import compose, identity_grid, similarity_matrix, transform_points
-from gangealing_fast.models.spatial_transformer import SpatialTransformer
+from gangealing_fast.models.spatial_transformer import SpatialTransformer, halving_blocks
 from gangealing_fast.models.warp_heads import similarity_of
 from gangealing_fast.ops import mipmap_warp
 
@@ -28,13 +28,15 @@ SLIM = {"flow_size": 32, "channel_multiplier": 0.125, "max_channels": 16}
 
 
 @functools.cache
-def golden_transformer(case: str, heads: int) -> SpatialTransformer:
+def golden_transformer(case: str, heads: int = 1, **options) -> SpatialTransformer:
     settings, _ = golden(case)
-    transformer = SpatialTransformer(flow_size=64, channel_multiplier=0.5, heads=heads)
+    transformer = SpatialTransformer(**({"flow_size": 64, "channel_multiplier": 0.5, "heads": heads} | options))
     state = golden_state(settings["state"])
+    if not any(key.startswith("stns.") for key in state):  # a transformer alone is not wrapped there
+        state = {f"stns.0.{key}": value for key, value in state.items()}
     # a published checkpoint's constant buffers are dropped; everything else must match
     state["stns.0.warp_head.one_hot"] = torch.zeros(1, 1, 1, 3)
-    state["stns.1.warp_head.warper.blur_filter"] = torch.zeros(1, 1, 4, 4)
+    state[f"stns.{len(transformer.stns) - 1}.warp_head.warper.blur_filter"] = torch.zeros(1, 1, 4, 4)
     transformer.load_state_dict(state)
     return transformer.requires_grad_(False)
 
@@ -63,6 +65,23 @@ def test_golden_composed():
     assert_golden(result.matrix, arrays["sim_matrix"], what="matrix")
     similarity = mipmap_warp(arrays["img"], transform_points(result.matrix, identity_grid(64, 64)[None]))
     assert_golden(similarity, arrays["sim_image"], what="similarity alone")
+
+
+def test_golden_published_flow_size():
+    _, arrays = golden("stn_flow128")
+    transformer = golden_transformer("stn_flow128", flow_size=128, input_size=256)
+    result = transformer(arrays["img"], warping=Warping("reflection"))
+    assert_golden(result.image, arrays["out"], what="image")
+    assert_golden(result.grid, arrays["grid"], what="grid")
+    assert_golden(result.residual_flow, arrays["residual_flow"], what="flow")
+
+
+def test_golden_similarity_alone_at_another_resolution():
+    _, arrays = golden("stn_similarity_resolution")
+    transformer = golden_transformer("stn_similarity_resolution", flow_size=32, input_size=64, transforms=("similarity",))
+    result = transformer(arrays["img"], output_resolution=96)
+    assert_golden(result.image, arrays["out"], what="image")
+    assert_golden(result.grid, arrays["grid"], what="grid")
 
 
 def test_golden_large_picture_iterations_alpha_and_resolution():
@@ -181,6 +200,81 @@ def test_source_is_sampled_and_output_resolution_resizes_the_grid():
     assert result.image.shape == (2, 1, 48, 48) and result.grid.shape == (2, 48, 48, 2)
     assert_close(result.image, mipmap_warp(large, result.grid), 1e-6)
     assert result.residual_flow.shape == (2, 32, 32, 2)
+
+
+@pytest.mark.parametrize("resolution", [8, 31, 32, 33, 96])
+@pytest.mark.parametrize("alpha", [1.0, 0.4])
+def test_a_similarity_alone_has_its_grid_at_the_output_size(resolution, alpha):
+    """Straight up to the edges, whatever the size and however far it is applied."""
+    transformer, x = warped(transforms=("similarity",)), torch.rand(2, 3, 64, 64)
+    result = transformer(x, output_resolution=resolution, alpha=alpha)
+    base = identity_grid(resolution, resolution)
+    whole = transform_points(result.matrix, base[None])
+    assert_close(result.grid, base + alpha * (whole - base), 1e-6)
+
+
+@pytest.mark.parametrize("size", [32, 64, 128, 256])
+def test_the_flows_trunk_has_four_blocks_at_every_size(size):
+    with torch.device("meta"):
+        flow = SpatialTransformer(("flow",), size).flow
+        older = SpatialTransformer(("flow",), size, flow_blocks=halving_blocks(size)).flow
+    assert [block.conv2[0].__class__.__name__ for block in list(flow.convs)[1:]] == ["Blur"] * 3 + ["EqualConv2d"]
+    assert len(older.convs) - 1 == halving_blocks(size)
+    assert (size == 64) == (flow.state_dict().keys() == older.state_dict().keys())
+    with pytest.raises(ValueError, match="flow_blocks"):
+        SpatialTransformer(("flow",), 32, flow_blocks=2)
+
+
+@pytest.mark.parametrize("heads", [1, 3])
+@pytest.mark.parametrize("transforms", [("similarity",), ("flow",), ("similarity", "flow")])
+def test_a_base_warp_is_what_was_found_before(transforms, heads):
+    transformer, x = warped(transforms=transforms, heads=heads), torch.rand(2, 3, 32, 32)
+    before = warped(transforms=("similarity",))(x)
+    head = torch.tensor([heads - 1, 0])
+    found = transformer(x, base_warp=before.matrix, assignment=head)
+    alone = transformer(before.image, assignment=head)
+    if alone.matrix is not None:
+        assert_close(found.matrix, compose(before.matrix, alone.matrix), 1e-5)
+    # The flow after a similarity sees a picture that was sampled once here and twice there.
+    assert_close(found.grid, transform_points(before.matrix, alone.grid), 1e-3 if len(transforms) == 2 else 1e-5)
+    every = transformer(x, base_warp=before.matrix)
+    assert_close(every.grid[[heads - 1, heads]] if heads > 1 else every.grid, found.grid, 1e-5)
+    with pytest.raises(ValueError, match="base_warp"):
+        transformer(x, base_warp=before.matrix[:1])
+
+
+def test_two_looks_are_one_with_the_first_as_its_base():
+    transformer, x = warped(), torch.rand(2, 3, 64, 64)
+    twice = transformer(x, warping=Warping(iters=2), output_resolution=48, alpha=0.5)
+    first = transformer.stages(x)[0]
+    again = transformer(x, base_warp=first.matrix, output_resolution=48, alpha=0.5)
+    assert torch.equal(again.grid, twice.grid) and torch.equal(again.image, twice.image)
+
+
+@pytest.mark.parametrize("heads", [1, 2])
+@pytest.mark.parametrize("transforms", [("similarity",), ("flow",), ("similarity", "flow")])
+def test_stages_show_every_look(transforms, heads):
+    transformer, x, warping = warped(transforms=transforms, heads=heads), torch.rand(2, 3, 64, 64), Warping("reflection", 3)
+    options = {"warping": warping, "output_resolution": 40, "alpha": torch.tensor([0.5, 1.0])}
+    stages = transformer.stages(x, **options)
+    assert len(stages) == 3 * ("similarity" in transforms) + ("flow" in transforms)
+    last = transformer(x, **options)
+    for stage in stages:
+        assert stage.image.shape == last.image.shape and (stage.residual_flow is None) == (
+            stage is not stages[-1] or "flow" not in transforms
+        )
+        assert_close(mipmap_warp(x.repeat_interleave(heads, 0), stage.grid, padding_mode="reflection"), stage.image, 1e-6)
+    assert torch.equal(stages[-1].grid, last.grid) and torch.equal(stages[-1].image, last.image)
+    if "similarity" in transforms:
+        assert torch.equal(stages[0].matrix, transformer(x, warping=Warping("reflection")).matrix)
+
+
+def test_what_reads_beyond_the_picture_is_out_of_bounds():
+    transformer, x = SpatialTransformer(("similarity",), **SLIM), torch.rand(3, 3, 32, 32)
+    shifts = torch.tensor([0.0, 0.1, -0.5])
+    matrix = similarity_matrix(torch.zeros(3), torch.full((3,), -0.2), shifts, torch.zeros(3))
+    assert transformer(x, base_warp=matrix).out_of_bounds.tolist() == [False, False, True]
+    assert not transformer(x).out_of_bounds.any()
 
 
 @pytest.mark.parametrize("transforms", [("similarity",), ("flow",), ("similarity", "flow")])

@@ -21,7 +21,7 @@ from gangealing_fast.models.generator import Generator
 from gangealing_fast.models.latent_target import LatentTarget, principal_components
 from gangealing_fast.models.layers import activation_format
 from gangealing_fast.models.perceptual import build_perceptual
-from gangealing_fast.models.spatial_transformer import SpatialTransformer
+from gangealing_fast.models.spatial_transformer import FLOW_BLOCKS, SpatialTransformer
 from gangealing_fast.runtime.distributed import Group
 from gangealing_fast.runtime.errors import UserError
 from gangealing_fast.runtime.precision import autocast, resolve
@@ -33,16 +33,17 @@ from gangealing_fast.training.optim import AdamEma
 PIXELS_PER_PASS = 8 * 256 * 256
 
 
-def build(config: TrainConfig, group: Group) -> AlignmentStep:
+def build(config: TrainConfig, group: Group, *, flow_blocks: int = FLOW_BLOCKS) -> AlignmentStep:
     """Networks, optimisers and weights of a fresh run; what takes long, process 0 alone computes, and hands to the others later.
 
+    flow_blocks: residual blocks of the flow's trunk, for runs that earlier versions began.
     Raises UserError for options that do not fit together.
     """
     device = group.device
     options.check(config, processes=group.world, on_cuda=device.type == "cuda")
     generator = load_generator(config.generator).to(device)
     options.check_generator(config, generator)
-    transformer = make_transformer(config, generator.size).to(device)
+    transformer = make_transformer(config, generator.size, flow_blocks).to(device)
     transformer.to(memory_format=activation_format())
     target = make_target(config, generator, group)
     perceptual = make_perceptual(config, group)
@@ -50,7 +51,13 @@ def build(config: TrainConfig, group: Group) -> AlignmentStep:
     if config.clusters > 1 and not config.single_steps and group.lead:
         with autocast(device, dtype):
             start_templates(
-                target, generator, perceptual, config.flow_size, candidates=config.cluster_candidates, inject=config.inject
+                target,
+                generator,
+                perceptual,
+                config.flow_size,
+                candidates=config.cluster_candidates,
+                inject=config.inject,
+                truncation=config.truncation,
             )
     average = copy.deepcopy(transformer).eval().requires_grad_(False)
     decay = ema_decay(half_life=config.average_half_life)
@@ -71,6 +78,7 @@ def build(config: TrainConfig, group: Group) -> AlignmentStep:
         clusters=Clusters.of(config),
         poses=PoseRange.of(config),
         sample_from_full_resolution=config.sample_from_full_resolution,
+        truncation=config.truncation,
         dtype=dtype,
         seed=config.seed,
         group=group,
@@ -79,7 +87,7 @@ def build(config: TrainConfig, group: Group) -> AlignmentStep:
     )
 
 
-def make_transformer(config: TrainConfig, size: int) -> SpatialTransformer:
+def make_transformer(config: TrainConfig, size: int, flow_blocks: int = FLOW_BLOCKS) -> SpatialTransformer:
     """A fresh transformer for samples of side `size`. Raises UserError for options that it refuses."""
     try:
         return SpatialTransformer(
@@ -91,6 +99,7 @@ def make_transformer(config: TrainConfig, size: int) -> SpatialTransformer:
             max_channels=config.max_channels,
             channel_base=config.channel_base,
             trunk=config.trunk,
+            flow_blocks=flow_blocks,
         )
     except ValueError as error:
         raise UserError(f"the transformer's options do not fit: {error}") from None
@@ -139,6 +148,7 @@ def learn_perceptual(config: TrainConfig, group: Group) -> Path:
         size=max(16, config.flow_size),
         steps=config.perceptual_steps,
         mirror=not config.digit,
+        truncation=config.truncation,
         ops=config.ops,
         reuse_memory=config.reuse_memory,
         seed=config.seed,

@@ -18,6 +18,7 @@ from gangealing_fast.alignment.evaluation import (
     held_out,
     with_goals,
 )
+from gangealing_fast.alignment.options import check_truncation
 from gangealing_fast.alignment.results import align_command, captioned_averages, print_figures, save_averages
 from gangealing_fast.checkpoints.reading import Parts, load_generator, read
 from gangealing_fast.checkpoints.writing import write
@@ -25,6 +26,7 @@ from gangealing_fast.data.pictures import open_pictures
 from gangealing_fast.geometry.warping import Warping
 from gangealing_fast.metrics.perceptual import Distance
 from gangealing_fast.models import ClusterClassifier, Generator, LatentTarget, SpatialTransformer
+from gangealing_fast.models.generator import truncate
 from gangealing_fast.models.perceptual import build_perceptual
 from gangealing_fast.report.run import write_run_report
 from gangealing_fast.runtime.errors import UserError
@@ -53,15 +55,17 @@ class Teacher:
         inject: int,
         flips: bool,
         warping: Warping,
+        truncation: float = 1.0,
     ) -> None:
         self.generator, self.transformer, self.target, self.perceptual = generator, transformer, target, perceptual
-        self.inject, self.flips, self.warping = inject, flips, warping
+        self.inject, self.flips, self.warping, self.truncation = inject, flips, warping, truncation
 
     @torch.no_grad()
     def lesson(self, n: int) -> tuple[Tensor, Tensor]:
         """n samples `[n, 3, S, S]` and their classes `[n]`."""
         generator = self.generator
-        w = generator.map(torch.randn(n, generator.latent_dim, device=self.target.lat_mean.device)).float()
+        mean = self.target.lat_mean
+        w = truncate(generator.map(torch.randn(n, generator.latent_dim, device=mean.device)).float(), self.truncation, mean)
         samples = generator.synthesize(w)
         targets = generator.synthesize(self.target.mix_layers(w, 0.0, self.inject, generator.n_latent))
         targets = self.transformer.network_input(targets)
@@ -86,6 +90,7 @@ def _run(config: ClassifyConfig, resuming: bool) -> Path:
     device = choose_device(config.device)
     prepare_process(config)
     parts, options = read(config.checkpoint), recorded_options(config.checkpoint)
+    parts.settle(config.checkpoint, padding_mode=config.padding_mode, iters=config.iters)
     teacher = make_teacher(config, parts, options, device)
     dtype = resolve(config.precision, device)
     torch.manual_seed(config.seed)
@@ -117,6 +122,8 @@ def make_teacher(config: ClassifyConfig, parts: Parts, options: dict[str, Any], 
     generator = parts.generator or (load_generator(Path(source)) if source else None)
     if generator is None:
         raise UserError("name the generator that the aligner was trained with: --generator generator.safetensors")
+    truncation = float(options.get("truncation", 1.0)) if config.truncation is None else config.truncation
+    check_truncation(truncation)
     parts.inject = parts.inject or int(options.get("inject", 5))
     weights = {"weights": options.get("perceptual_weights")} if options.get("perceptual") == "self" else {}
     return Teacher(
@@ -127,6 +134,7 @@ def make_teacher(config: ClassifyConfig, parts: Parts, options: dict[str, Any], 
         inject=config.inject or parts.inject,
         flips=config.flips,
         warping=parts.warping,
+        truncation=truncation,
     )
 
 

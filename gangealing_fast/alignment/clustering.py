@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from gangealing_fast.geometry.warping import DEFAULT, Warping
-from gangealing_fast.geometry.warps import mirror_grid, mirror_pictures
+from gangealing_fast.geometry.warps import mirror_grid, mirror_matrix, mirror_pictures
 from gangealing_fast.metrics.perceptual import Distance
 from gangealing_fast.models.spatial_transformer import Alignment, SpatialTransformer
 
@@ -86,20 +86,32 @@ def align_assigned(
     warping: Warping = DEFAULT,
     output_resolution: int | None = None,
     alpha: float = 1.0,
+    base_warp: Tensor | None = None,
     batch: int = 64,
 ) -> Alignment:
     """Align pictures `[N, 3, H, W]`, each by the head of its cluster `[N]`, those of `mirrored` `[N]` as their mirror images.
 
+    base_warp: matrices `[N, 2, 3]` that were found before, of the pictures as given; see `SpatialTransformer`.
     In batches of bounded memory. The grid reads the pictures as given (a mirrored warp's x is negated); residual flow and matrix
     are those of the picture that the network saw.
     """
     if mirrored is not None:
         images = mirror_pictures(images, mirrored)
+        base_warp = None if base_warp is None else mirror_matrix(base_warp, mirrored)
     parts = []
     for start in range(0, len(images), batch):
         chunk = slice(start, start + batch)
-        head = None if cluster is None else cluster[chunk]
-        parts.append(transformer(images[chunk], warping=warping, alpha=alpha, output_resolution=output_resolution, assignment=head))
+        head, base = (None if tensor is None else tensor[chunk] for tensor in (cluster, base_warp))
+        parts.append(
+            transformer(
+                images[chunk],
+                warping=warping,
+                alpha=alpha,
+                output_resolution=output_resolution,
+                assignment=head,
+                base_warp=base,
+            )
+        )
     record = Alignment(
         torch.cat([part.image for part in parts]),
         torch.cat([part.grid for part in parts]),

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from gangealing_fast.runtime.config import ProcessOptions, shared_last
+from gangealing_fast.runtime.config import ProcessOptions, WarpingOptions, shared_last
 from gangealing_fast.runtime.ranges import (
     LARGEST,
     Channels,
@@ -22,6 +22,7 @@ from gangealing_fast.runtime.ranges import (
     Natural,
     Positive,
     Range,
+    Share,
     Side,
     Weight,
 )
@@ -40,6 +41,8 @@ class TrainConfig(ProcessOptions):
     """Results folder: checkpoint.pt, aligner.safetensors, pictures, log.jsonl, report.html."""
     data: Path | None = None
     """Real pictures (folder, .tar or MNIST file) to watch and to evaluate on; never trained on."""
+    start_from: Path | None = None
+    """A checkpoint of the original to go on from: its transformer, template and optimisers, at its step of --steps."""
     digit: tuple[Digit, ...] = ()
     """Evaluate on the package's held-out digits of these classes, whose true warps are known."""
     clusters: Annotated[int, Range(1, 1000)] = 1
@@ -112,8 +115,12 @@ class TrainConfig(ProcessOptions):
     """Warp the generator's full-size samples; otherwise those already downsampled to --flow-size."""
     average_half_life: Positive = 10_000.0
     """Half-life of the running average of the transformer, in samples counted as 32 a step."""
+    truncation: Share = 1.0
+    """How far samples' latents keep from their mean, in [0, 1]: below 1 they are more alike and look better."""
     snapshot: Count = 2000
     """Steps between checkpoints with pictures; log lines come ten times as often."""
+    zero_learning_rate: bool = False
+    """Keep a checkpoint, checkpoint-STEP.pt, whenever the learning rates have come down to zero, as the original does."""
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """auto: bfloat16 where the device computes in it natively, else float32. float16 scales the loss; for GPUs without bfloat16."""
     compile: bool = False
@@ -197,7 +204,7 @@ PRESETS["clusters"] = replace(
 
 @shared_last
 @dataclass(frozen=True)
-class ClassifyConfig(ProcessOptions):
+class ClassifyConfig(WarpingOptions, ProcessOptions):
     """Learn the clusters from the generator's samples. Kill it when you like: the same command resumes to the same numbers."""
 
     checkpoint: Path
@@ -214,6 +221,8 @@ class ClassifyConfig(ProcessOptions):
     """Whether mirrored pictures are classes of their own; as in training."""
     inject: Natural = 0
     """How many of the generator's first latents the template sets; 0 takes the training run's."""
+    truncation: Share | None = None
+    """How far samples' latents keep from their mean, in [0, 1]; None takes the training run's."""
     steps: Count = 1500
     batch: Annotated[int, Range(2, LARGEST)] = 32
     learning_rate: LearningRate = 1e-3

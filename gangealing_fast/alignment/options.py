@@ -106,6 +106,12 @@ def check(config: TrainConfig, *, processes: int, on_cuda: bool) -> None:
     _check_poses(config)
 
 
+def check_truncation(truncation: float) -> None:
+    """Raise UserError for a truncation that is none."""
+    if not 0 <= truncation <= 1:
+        raise UserError(f"--truncation must be in [0, 1], got {truncation}")
+
+
 def _check_clusters(config: TrainConfig) -> None:
     if config.cluster_candidates < config.clusters:
         raise UserError(f"--cluster-candidates {config.cluster_candidates} are fewer than --clusters {config.clusters}; raise them")

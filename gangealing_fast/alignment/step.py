@@ -20,7 +20,7 @@ from gangealing_fast.alignment.templates import FeatureDistance, split_template
 from gangealing_fast.geometry.warping import Warping
 from gangealing_fast.geometry.warps import mirror_matrix, mirror_pictures
 from gangealing_fast.metrics.perceptual import Distance
-from gangealing_fast.models.generator import Generator
+from gangealing_fast.models.generator import Generator, truncate
 from gangealing_fast.models.latent_target import LatentTarget
 from gangealing_fast.models.spatial_transformer import Alignment, SpatialTransformer
 from gangealing_fast.runtime.distributed import Group
@@ -61,6 +61,7 @@ class AlignmentStep:
     `transformer_optimizer` keeps `average`, the running average of the transformer. With K clusters and `clusters.single_steps`,
     head 0 alone learns first, with the generator's mean as its template; then `split` starts K templates and heads from it.
     poses: samples are shown in random poses of this range; `weights.equivariance` says how much it counts that these are undone.
+    truncation: of the samples' latents, towards the generator's mean.
     compiled: run the loss through torch.compile. cuda_graphs: record each pass, backward included, once and replay it (CUDA only).
     """
 
@@ -80,6 +81,7 @@ class AlignmentStep:
     clusters: Clusters = Clusters()
     poses: PoseRange = PoseRange()
     sample_from_full_resolution: bool = True
+    truncation: float = 1.0
     dtype: torch.dtype = torch.float32
     seed: int = 0
     group: Group = field(default_factory=lambda: Group(torch.device("cpu")))
@@ -117,6 +119,7 @@ class AlignmentStep:
                     self.perceptual,
                     candidates=self.clusters.candidates,
                     inject=self.targets.inject,
+                    truncation=self.truncation,
                     warping=self.warping,
                 )
         target.load_state_dict(self.group.from_lead(target.state_dict(), "the choice of templates"))
@@ -153,7 +156,7 @@ class AlignmentStep:
     @torch.no_grad()
     def _generated(self, draws: Draws) -> tuple[Tensor, Tensor]:
         """w `[N, D]` and the pictures made from it, at the size they are warped from."""
-        w = self.generator.map(draws.z).float()
+        w = truncate(self.generator.map(draws.z).float(), self.truncation, self.target.lat_mean)
         made = self.generator.synthesize(w, draws.noise)
         return w, made if self.sample_from_full_resolution else self.transformer.network_input(made)
 

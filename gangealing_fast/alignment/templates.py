@@ -18,7 +18,7 @@ from torch import Tensor
 from gangealing_fast.geometry.warping import Warping
 from gangealing_fast.geometry.warps import identity_grid
 from gangealing_fast.metrics.perceptual import Distance
-from gangealing_fast.models.generator import Generator
+from gangealing_fast.models.generator import Generator, truncate
 from gangealing_fast.models.latent_target import LatentTarget
 from gangealing_fast.models.layers import resize_to
 from gangealing_fast.models.spatial_transformer import SpatialTransformer
@@ -95,10 +95,10 @@ def distance_matrix(perceptual: FeatureDistance, images: Tensor, others: Tensor,
     return torch.cat(rows).float()
 
 
-def _draw(target: LatentTarget, generator: Generator, n: int, inject: int) -> tuple[Tensor, Tensor]:
+def _draw(target: LatentTarget, generator: Generator, n: int, inject: int, truncation: float) -> tuple[Tensor, Tensor]:
     """Coefficients `[n, C]` of n samples in the target's directions, and the pictures `[n, 3, S, S]` that they make."""
     z = torch.randn(n, generator.latent_dim, device=target.lat_mean.device)
-    found = (generator.map(z) - target.lat_mean) @ target.directions.T
+    found = (truncate(generator.map(z), truncation, target.lat_mean) - target.lat_mean) @ target.directions.T
     w = target.lat_mean + found @ target.directions
     mean = target.lat_mean.expand_as(w)
     return found, generator.synthesize([w] * inject + [mean] * (generator.n_latent - inject), noise="fixed")
@@ -113,6 +113,7 @@ def start_templates(
     *,
     candidates: int = 256,
     inject: int,
+    truncation: float = 1.0,
     batch: int = 32,
 ) -> Tensor:
     """Set the K targets' coefficients to K samples that look different, and return their pictures `[K, 3, side, side]`.
@@ -120,7 +121,7 @@ def start_templates(
     Candidates are projected on the target's directions first, so that what is compared is what the targets can be; the layers
     after `inject` get the mean latent. Memory: the candidates' pictures and one batch of features.
     """
-    parts = [_draw(target, generator, min(batch, candidates - start), inject) for start in range(0, candidates, batch)]
+    parts = [_draw(target, generator, min(batch, candidates - start), inject, truncation) for start in range(0, candidates, batch)]
     coefficients = torch.cat([found for found, _ in parts])
     images = torch.cat([resize_to(pictures, side) for _, pictures in parts])
 
@@ -142,6 +143,7 @@ def split_template(
     candidates: int,
     inject: int,
     warping: Warping,
+    truncation: float = 1.0,
     tries: int = 10,
     oversampling: int = 8,
     batch: int = 32,
@@ -157,7 +159,7 @@ def split_template(
     base = identity_grid(transformer.flow_size, transformer.flow_size, device=target.lat_mean.device)[None]
     drawn, pictures, moves = [], [], []
     for start in range(0, oversampling * candidates, batch):
-        found, images = _draw(target, generator, min(batch, oversampling * candidates - start), inject)
+        found, images = _draw(target, generator, min(batch, oversampling * candidates - start), inject, truncation)
         first = torch.zeros(len(images), dtype=torch.long, device=images.device)
         aligned = transformer(images, warping=warping, assignment=first)
         drawn.append(found)

@@ -11,14 +11,20 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from gangealing_fast.alignment import results
+from gangealing_fast.alignment import options, results
 from gangealing_fast.alignment.building import build
 from gangealing_fast.alignment.config import TrainConfig
 from gangealing_fast.alignment.evaluation import Evaluation
+from gangealing_fast.alignment.schedules import zero_learning_rate_steps
 from gangealing_fast.alignment.step import AlignmentStep, Samples
+from gangealing_fast.alignment.taking_over import taken_over
+from gangealing_fast.checkpoints.recover import complete
+from gangealing_fast.checkpoints.writing import settings_of
+from gangealing_fast.models.spatial_transformer import FLOW_BLOCKS, halving_blocks
 from gangealing_fast.runtime.distributed import Group, join
 from gangealing_fast.runtime.errors import UserError
 from gangealing_fast.runtime.setup import prepare_process
+from gangealing_fast.storage.checkpoint import has_checkpoint, load_latest
 from gangealing_fast.storage.runs import open_run
 from gangealing_fast.training import loop
 from gangealing_fast.training.loop import Means, Plan, Progress
@@ -64,7 +70,8 @@ class Training:
         """Whatever the number of processes: random numbers are derived from seed, step and row."""
         trainer = self.trainer
         state = {name: getattr(trainer, name).state_dict() for name in STORED}
-        return {"transformer_config": trainer.transformer.config(), **state}
+        use = settings_of(options.warping_in_use(self.config), self.config.inject)
+        return {"transformer_config": trainer.transformer.config(), "use": use, **state}
 
     def load_state_dict(self, state: dict[str, Any], /) -> None:
         trainer = self.trainer
@@ -89,6 +96,9 @@ def plan_of(config: TrainConfig) -> Plan:
         remedy="lower --learning-rate, raise --batch or use --precision float32 in a new --out",
         postfix={"loss": ".4f", "psi": ".2f"},
         tensorboard=config.tensorboard,
+        kept=frozenset(
+            zero_learning_rate_steps(config.anneal_psi, config.period, config.steps) if config.zero_learning_rate else ()
+        ),
     )
 
 
@@ -111,7 +121,9 @@ def _run(config: TrainConfig, group: Group) -> Evaluation | None:
 
 def _train(config: TrainConfig, group: Group, *, resuming: bool) -> Evaluation | None:
     torch.manual_seed(config.seed)
-    work, plan = Training(config, build(config, group)), plan_of(config)
+    begun = {"flow_blocks": begun_flow_blocks(config) if group.lead else FLOW_BLOCKS}
+    blocks = group.from_lead(begun, "the size of the flow's trunk")["flow_blocks"]
+    work, plan = Training(config, build(config, group, flow_blocks=blocks)), plan_of(config)
     start = _begin(work, plan, group, resuming=resuming)
     if not group.lead:
         while start.step < config.steps:
@@ -121,12 +133,26 @@ def _train(config: TrainConfig, group: Group, *, resuming: bool) -> Evaluation |
     return results.finish(config, work.trainer, work.watch(config.steps), work.real, list(work.warnings))
 
 
+def begun_flow_blocks(config: TrainConfig) -> int:
+    """Residual blocks of the flow's trunk in the run that the folder holds: earlier versions began theirs with other numbers than
+    the published one, which a new run has. Raises UserError for a checkpoint that cannot be used."""
+    if "flow" not in config.transforms or halving_blocks(config.flow_size) == FLOW_BLOCKS or not has_checkpoint(config.out):
+        return FLOW_BLOCKS
+    begun = load_latest(config.out, kind=COMMAND, say=lambda _: None)["transformer_config"]
+    return int(complete(begun)["flow_blocks"])
+
+
 def _begin(work: Training, plan: Plan, group: Group, *, resuming: bool) -> Progress:
-    """Give all processes the weights to begin with: the first ones, or those of the checkpoint."""
+    """Give all processes the weights to begin with: the first ones, those of the checkpoint, or those of the
+    original that the run starts from."""
     config, saved = work.config, None
     if group.lead:
         work.real = results.real_pictures(config, work.trainer.generator.size)
+        begun = None
+        if config.start_from is not None and not has_checkpoint(config.out):
+            begun = taken_over(config, work.trainer)
         saved = loop.saved_state(config.out, plan) if resuming else None
+        saved = begun if saved is None else saved
     first = loop.state_of(work, Progress()) if saved is None else saved
     state = group.from_lead(first, "the first weights")
     work.load_state_dict(state)

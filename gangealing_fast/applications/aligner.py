@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -14,7 +15,9 @@ from gangealing_fast.applications import exporting
 from gangealing_fast.applications.squares import Square, to_square
 from gangealing_fast.checkpoints.reading import Parts, read
 from gangealing_fast.geometry import points as points_of
-from gangealing_fast.geometry.warping import DEFAULT, Warping
+from gangealing_fast.geometry.points import PointRule
+from gangealing_fast.geometry.warping import DEFAULT, PaddingMode, Warping
+from gangealing_fast.geometry.warps import mirror_grid, mirror_pictures, reads_outside
 from gangealing_fast.models.cluster_classifier import ClusterClassifier
 from gangealing_fast.models.spatial_transformer import Alignment, SpatialTransformer
 from gangealing_fast.ops import flow_regularizer, invert_grid, mipmap_warp
@@ -55,7 +58,10 @@ class Aligner:
     points and to whatever is warped. An aligner can be pickled and used from several threads at once.
 
     flips: a picture without a classifier is aligned as its mirror image if the flow of that has the lower total variation (needs a
-    flow).
+    flow). cluster: the one that all pictures are taken for, so that a classifier chooses only the mirror. points: "exact", the map
+    of the warp itself between pixels; or "published", to compare published figures by (`geometry.points`): the nearest pixel of the
+    template, and template points normalised by the picture's size. Maps and edits are exact in any case.
+    Raises ValueError for flips without a flow, a cluster that there is not, or another rule for points.
     """
 
     def __init__(
@@ -65,27 +71,48 @@ class Aligner:
         classifier: ClusterClassifier | None = None,
         *,
         flips: bool = False,
+        cluster: int | None = None,
+        points: PointRule = "exact",
     ) -> None:
         if flips and transformer.flow is None:
             raise ValueError("Aligner: flips are judged by the residual flow, which this transformer does not have.")
+        if cluster is not None and not 0 <= cluster < transformer.heads:
+            raise ValueError(f"Aligner: cluster must lie between 0 and {transformer.heads - 1}, got {cluster}.")
+        if points not in get_args(PointRule):
+            raise ValueError(f"Aligner: points must be one of {', '.join(get_args(PointRule))}, got {points!r}.")
         self.transformer = transformer.eval().requires_grad_(False)
         self.classifier = None if classifier is None else classifier.eval().requires_grad_(False)
-        self.warping, self.flips = warping, flips
+        self.warping, self.flips, self.cluster, self.points = warping, flips, cluster, points
 
     @classmethod
-    def load(cls, path: str | Path, *, flips: bool = False) -> Aligner:
+    def load(
+        cls,
+        path: str | Path,
+        *,
+        flips: bool = False,
+        cluster: int | None = None,
+        points: PointRule = "exact",
+        iters: int | None = None,
+        padding_mode: PaddingMode | None = None,
+        say: Callable[[str], None] = print,
+    ) -> Aligner:
         """From a results folder, its aligner.safetensors, or any checkpoint with an aligner (`checkpoints.reading.read`).
 
-        Raises UserError if there is none.
+        iters, padding_mode: how often the similarity runs and what lies beyond a picture's edge, if not as the file states. say:
+        called with one sentence for what the file does not state: the original's do not hold `iters`, and 3 is assumed, as the
+        published models are used. Raises UserError if there is no aligner or `iters` is none, ValueError as the constructor.
         """
-        return cls.of(read(path), path, flips=flips)
+        parts = read(path).settle(path, padding_mode=padding_mode, iters=iters, say=say)
+        return cls.of(parts, path, flips=flips, cluster=cluster, points=points)
 
     @classmethod
-    def of(cls, parts: Parts, path: str | Path, *, flips: bool = False) -> Aligner:
+    def of(
+        cls, parts: Parts, path: str | Path, *, flips: bool = False, cluster: int | None = None, points: PointRule = "exact"
+    ) -> Aligner:
         """As `load`, of what was read from `path`."""
         if parts.transformer is None:
             raise UserError(f"{path} holds no aligner; give a results folder of the train command or the original's checkpoint")
-        return cls(parts.transformer, parts.warping, parts.classifier, flips=flips)
+        return cls(parts.transformer, parts.warping, parts.classifier, flips=flips, cluster=cluster, points=points)
 
     def export(self, path: str | Path, *, side: int | None = None, output_resolution: int | None = None) -> Path:
         """Write this aligner as a program that runs without this package: NAME.onnx, or NAME.pt2 for `torch.export.load`.
@@ -101,18 +128,30 @@ class Aligner:
                 "an aligner that compares flows (flips=True) cannot be exported; train with --flips and classify instead"
             )
         self.check_classifier()
-        made = exporting.program(self.transformer, self.classifier, self.warping, side=side, output_resolution=output_resolution)
+        made = exporting.program(
+            self.transformer,
+            self.classifier,
+            self.warping,
+            side=side,
+            output_resolution=output_resolution,
+            cluster=self.cluster,
+        )
         return exporting.export(made, path)
 
     # ---- pictures
 
     def check_classifier(self) -> None:
-        """Raise UserError if there are several clusters and no classifier."""
-        if self.classifier is None and self.transformer.heads > 1:
+        """Raise UserError if there are several clusters, none was chosen, and there is no classifier."""
+        if self.classifier is None and self.transformer.heads > 1 and self.cluster is None:
             raise UserError(
                 f"this aligner has {self.transformer.heads} clusters but no classifier to choose among them: run "
-                "python -m gangealing_fast.classify on its results folder and use what that writes"
+                "python -m gangealing_fast.classify on its results folder and use what that writes, or choose one with --cluster"
             )
+
+    @property
+    def decides(self) -> bool:
+        """Whether there is a cluster or a mirror to decide on."""
+        return self.classifier is not None or self.flips or self.cluster is not None
 
     @torch.no_grad()
     def look(
@@ -122,14 +161,21 @@ class Aligner:
         output_resolution: int | None = None,
         alpha: float = 1.0,
         assignment: tuple[Tensor, Tensor] | None = None,
+        base_warp: Tensor | None = None,
     ) -> Look:
         """Cluster, mirror and alignment of pictures, each found once. Arguments and errors as in `warp`."""
         square = self.square(images)
         if assignment is None and self._compares_flows:
+            cluster = self._chosen(images)
             alignment, mirrored = self.transformer.best_mirror(
-                square.images, warping=self.warping, output_resolution=output_resolution, alpha=alpha
+                square.images,
+                warping=self.warping,
+                output_resolution=output_resolution,
+                alpha=alpha,
+                assignment=cluster,
+                base_warp=base_warp,
             )
-            return Look(square, torch.zeros_like(mirrored, dtype=torch.long), mirrored, alignment)
+            return Look(square, cluster, mirrored, alignment)
         cluster, mirrored = self._assign(square.images) if assignment is None else assignment
         alignment = align_assigned(
             self.transformer,
@@ -139,20 +185,25 @@ class Aligner:
             warping=self.warping,
             output_resolution=output_resolution,
             alpha=alpha,
+            base_warp=base_warp,
             batch=max(1, len(images)),
         )
         return Look(square, cluster, mirrored, alignment)
 
     @property
     def _compares_flows(self) -> bool:
-        return self.flips and self.classifier is None and self.transformer.heads == 1
+        return self.flips and self.classifier is None and (self.transformer.heads == 1 or self.cluster is not None)
+
+    def _chosen(self, images: Tensor) -> Tensor:
+        """`[N]`: the cluster that was chosen for all pictures, 0 if none was."""
+        return torch.full((len(images),), self.cluster or 0, device=images.device)
 
     def _assign(self, images: Tensor) -> tuple[Tensor, Tensor]:
         self.check_classifier()
         if self.classifier is not None:
-            return self.classifier.assign(images)
-        nothing = torch.zeros(len(images), dtype=torch.long, device=images.device)
-        return nothing, nothing.bool()
+            return self.classifier.assign(images, self.cluster)
+        cluster = self._chosen(images)
+        return cluster, torch.zeros_like(cluster, dtype=torch.bool)
 
     @torch.no_grad()
     def assign(self, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -171,14 +222,40 @@ class Aligner:
         output_resolution: int | None = None,
         alpha: float = 1.0,
         assignment: tuple[Tensor, Tensor] | None = None,
+        base_warp: Tensor | None = None,
     ) -> Alignment:
         """Aligned pictures, the grid they were read at, residual flow and matrix; each picture by the head of its cluster.
 
         Of pictures that are not square the grid reads `square(images).images`. output_resolution: side of the result, the
         transformer's own if None. alpha: 0 leaves pictures as they are, 1 aligns them. assignment: cluster and mirror of each
-        picture, both `[N]`, if they are not to be found. Raises UserError if there are several clusters and no classifier.
+        picture, both `[N]`, if they are not to be found. base_warp: similarities `[N, 2, 3]` of the squares that were found before:
+        the networks see the pictures as these warp them, and what they find is composed with these.
+        Raises UserError if there are several clusters and no classifier.
         """
-        return self.look(images, output_resolution=output_resolution, alpha=alpha, assignment=assignment).alignment
+        return self.look(
+            images, output_resolution=output_resolution, alpha=alpha, assignment=assignment, base_warp=base_warp
+        ).alignment
+
+    @torch.no_grad()
+    def stages(self, images: Tensor, *, output_resolution: int | None = None, alpha: float = 1.0) -> list[Alignment]:
+        """What `warp` returns, after every look of the similarity and then with the flow; the last is that of `warp` itself."""
+        look = self.look(images)
+        seen = mirror_pictures(look.square.images, look.mirrored)
+        found = self.transformer.stages(
+            seen, warping=self.warping, output_resolution=output_resolution, alpha=alpha, assignment=look.cluster
+        )
+        return [stage._replace(grid=mirror_grid(stage.grid, look.mirrored)) for stage in found]
+
+    def out_of_bounds(self, images: Tensor, *, look: Look | None = None) -> Tensor:
+        """`[N]` bool: whether an aligned picture shows places beyond the edges of the picture as given, which padding stands for.
+
+        look: what `look(images)` returned, if it is at hand already.
+        """
+        square, _, _, record = self.look(images) if look is None else look
+        height, width = images.shape[2:]
+        corners = (square.left, square.top, square.left + width, square.top + height)
+        left, top, right, bottom = (2 * corner / square.images.shape[3] - 1 for corner in corners)
+        return reads_outside(record.grid, (left, top, right, bottom)).flatten(1).any(1)
 
     def align(self, images: Tensor, *, output_resolution: int | None = None, alpha: float = 1.0) -> Tensor:
         """Aligned pictures `[N, 3, R, R]`, R = output_resolution or the transformer's own size."""
@@ -201,19 +278,38 @@ class Aligner:
 
     def from_template(self, images: Tensor, points: Tensor) -> Tensor:
         """Points of the template → pixels of each picture, sub-pixel; differentiable by the points."""
-        square, _, _, alignment = self.look(images)
-        found = points_of.from_template(alignment.grid, points, square.images.shape[3])
+        square, _, mirrored, record = self.look(images)
+        side, size = square.images.shape[3], self.transformer.flow_size
+        if self.points == "exact":
+            found = points_of.from_template(record.grid, points, side)
+        elif record.residual_flow is None and record.matrix is not None:
+            shown = points_of.similarity_from_template(record.matrix, points.to(record.matrix.dtype), size, side)
+            found = points_of.mirror_points(shown, mirrored, side)
+        else:
+            found = points_of.published_from_template(record.grid, points, side)
         return square.leave(found)
 
     def locate(self, images: Tensor, points: Tensor, *, look: Look | None = None) -> Located:
         """Pixels of each picture → points of the template: sub-pixel, differentiable by the points, with a confidence for each.
 
-        look: what `look(images)` returned, if it is at hand already.
+        look: what `look(images)` returned, if it is at hand already. With the published rule for points and a flow they are whole
+        pixels of the template without gradients, and the confidence is 1: that rule always finds one.
         """
-        square, _, mirrored, record = self.look(images) if look is None else look
-        side, size = square.images.shape[3], self.transformer.flow_size
+        look = self.look(images) if look is None else look
+        record, size = look.alignment, self.transformer.flow_size
         if record.grid.shape[1] != size:
             raise ValueError(f"a look at the transformer's own size {size} is needed, got one of {record.grid.shape[1]}.")
+        if self.points == "exact" or record.residual_flow is None:
+            return self._locate(look, points)
+        side = look.square.images.shape[3]
+        seen = points_of.mirror_points(look.square.enter(points), look.mirrored, side)
+        found = points_of.published_to_template(record.residual_flow, record.matrix, seen, side).to(points.dtype)
+        return Located(found, torch.ones_like(found[..., 0]))
+
+    def _locate(self, look: Look, points: Tensor) -> Located:
+        """The exact rule of `locate`."""
+        square, _, mirrored, record = look
+        side, size = square.images.shape[3], self.transformer.flow_size
         shifted = square.enter(points)
         if record.residual_flow is None and record.matrix is not None:  # a similarity has an exact inverse everywhere
             seen = points_of.mirror_points(shifted, mirrored, side)
@@ -259,7 +355,7 @@ class Aligner:
         y, x = torch.meshgrid(torch.arange(low, high), torch.arange(width), indexing="ij")
         dtype = images.dtype if images.is_floating_point() else torch.get_default_dtype()
         pixels = torch.stack([x, y], -1).reshape(1, -1, 2).to(images.device, dtype).expand(n, -1, -1)
-        place, confidence = self.locate(images, pixels, look=look)
+        place, confidence = self._locate(self.look(images) if look is None else look, pixels)
         grid = ((2 * place + 1) / self.transformer.flow_size - 1).reshape(n, high - low, width, 2)
         wanted = slice(first - low, last - low)
         confidence = confidence.reshape(n, 1, high - low, width)[:, :, wanted]

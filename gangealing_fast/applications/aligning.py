@@ -13,10 +13,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from gangealing_fast.applications.aligner import Aligner, Look, flow_scores_of
+from gangealing_fast.applications.choosing import aligner_of
 from gangealing_fast.applications.config import AlignConfig
 from gangealing_fast.applications.naming import result_name
 from gangealing_fast.data.pictures import PictureStream, to_float
+from gangealing_fast.models.layers import resize_to
 from gangealing_fast.report.pictures import save_grid
+from gangealing_fast.runtime.errors import UserError
 from gangealing_fast.runtime.setup import set_threads
 from gangealing_fast.runtime.text import printable
 from gangealing_fast.storage.claims import results_folder
@@ -54,11 +57,13 @@ class Averages:
 def run(config: AlignConfig) -> None:
     """Align all pictures. Raises UserError for a user's mistakes; finished pictures stay."""
     set_threads(config.threads)
-    aligner = Aligner.load(config.checkpoint)
-    size = config.size or aligner.transformer.input_size
+    if config.crop == "none" and config.size:
+        raise UserError("--size is the side of cropped pictures: leave it out, or leave --crop none out")
+    aligner = aligner_of(config.checkpoint, config)
+    size = None if config.crop == "none" else config.size or aligner.transformer.input_size
     resolution = config.resolution or aligner.transformer.flow_size
-    pictures = PictureStream(config.data, size=size, batch=config.batch, limit=config.limit)
-    print(f"{len(pictures)} pictures in {printable(config.data)}, read as {size}x{size}")
+    pictures = PictureStream(config.data, size=size, batch=1 if size is None else config.batch, limit=config.limit)
+    print(f"{len(pictures)} pictures in {printable(config.data)}, read {'whole' if size is None else f'as {size}x{size}'}")
     with results_folder(config.out, COMMAND, config, WRITES, pictures={"--data": config.data}) as folder:
         _align(aligner, pictures, folder, resolution)
 
@@ -68,23 +73,35 @@ def _align(aligner: Aligner, pictures: PictureStream, folder: Path, resolution: 
     with JsonLines(folder / "warps.jsonl") as warps, tqdm(total=len(pictures), unit="picture", desc="align") as progress:
         for names, batch in pictures:
             images = to_float(batch)
+            if min(images.shape[2:]) < 2:
+                pictures.skipped.append((names[0], "a side of one pixel"))
+                progress.update(len(names))
+                continue
             look = aligner.look(images, output_resolution=resolution)
-            averages.add(images, look)
-            for line in write_pictures(folder, names, look, done, clustered=aligner.classifier is not None):
+            averages.add(look.square.images if pictures.size is not None else resize_to(look.square.images, resolution), look)
+            for line in write_pictures(folder, names, look, done, decided=aligner.decides):
                 warps.append(line)
             done += len(names)
             progress.update(len(names))
-    averages.write(folder, resolution)
+    if done:
+        averages.write(folder, resolution)
     if len(averages.members) > 1:
         print("; ".join(f"cluster {k}: {count} pictures" for k, count in sorted(averages.members.items())))
     if pictures.summary():
         print(pictures.summary())
+    if not done:
+        raise UserError(
+            f"none of the {len(pictures)} pictures in {pictures.path} can be aligned; give pictures of two pixels or more"
+        )
     print(f"{done} aligned pictures, warps.jsonl and average.png (before, after) are in {printable(folder)}")
     print("next: draw on a copy of template*.png, transparent elsewhere, and run python -m gangealing_fast.propagate")
 
 
-def write_pictures(folder: Path, names: Sequence[str], look: Look, done: int, *, clustered: bool) -> list[dict[str, Any]]:
-    """Write aligned pictures, numbered from `done`; a line of warps.jsonl for each."""
+def write_pictures(folder: Path, names: Sequence[str], look: Look, done: int, *, decided: bool) -> list[dict[str, Any]]:
+    """Write aligned pictures, numbered from `done`; a line of warps.jsonl for each.
+
+    decided: whether there was a cluster or a mirror to decide on.
+    """
     record, scores, lines = look.alignment, flow_scores_of(look.alignment), []
     for k, picture in enumerate(names):
         file = result_name(done + k, picture)
@@ -93,7 +110,7 @@ def write_pictures(folder: Path, names: Sequence[str], look: Look, done: int, *,
         line: dict[str, Any] = {"picture": picture, "file": file, "matrix": matrix}
         if scores is not None:
             line["flow_score"] = scores[k].item()
-        if clustered:
+        if decided:
             line |= {"cluster": int(look.cluster[k]), "mirrored": bool(look.mirrored[k])}
         lines.append(line)
     return lines

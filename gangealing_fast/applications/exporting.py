@@ -32,16 +32,19 @@ class _Whole(nn.Module):
         classifier: ClusterClassifier | None,
         warping: Warping,
         output_resolution: int | None,
+        cluster: int | None,
     ) -> None:
         super().__init__()
-        self.transformer, self.classifier = transformer, classifier
+        self.transformer, self.classifier, self.cluster = transformer, classifier, cluster
         self.warping, self.output_resolution = warping, output_resolution
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         cluster = mirrored = None
         if self.classifier is not None:
-            cluster, mirrored = self.classifier.assign(images)
+            cluster, mirrored = self.classifier.assign(images, self.cluster)
             images = mirror_pictures(images, mirrored)
+        elif self.cluster is not None:
+            cluster = torch.full((images.shape[0],), self.cluster, device=images.device)
         record = self.transformer(images, warping=self.warping, output_resolution=self.output_resolution, assignment=cluster)
         return record.image, record.grid if mirrored is None else mirror_grid(record.grid, mirrored)
 
@@ -53,16 +56,18 @@ def program(
     *,
     side: int | None = None,
     output_resolution: int | None = None,
+    cluster: int | None = None,
 ) -> torch.export.ExportedProgram:
     """An aligner as a program from pictures `[N, 3, side, side]` to (aligned `[N, 3, R, R]`, grid `[N, R, R, 2]`) for any N.
 
     side: that of the pictures; what the transformer was trained for if None. R: output_resolution, the transformer's own if None.
+    cluster: the one that all pictures are taken for; None for what the classifier says.
     """
     # Of one picture, export would take the number for a constant.
     side = side or transformer.input_size
     example = torch.zeros(2, 3, side, side, device=next(transformer.parameters()).device)
     with ops.reference(), torch.no_grad():
-        module = _Whole(transformer, classifier, warping, output_resolution).eval()
+        module = _Whole(transformer, classifier, warping, output_resolution, cluster).eval()
         return torch.export.export(module, (example,), dynamic_shapes={INPUT: {0: torch.export.Dim("batch")}})
 
 

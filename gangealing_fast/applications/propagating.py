@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy
@@ -16,6 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from gangealing_fast.applications.aligner import Aligner, Look
+from gangealing_fast.applications.choosing import aligner_of, centre
 from gangealing_fast.applications.config import PropagateConfig
 from gangealing_fast.applications.naming import result_name
 from gangealing_fast.data.decoding import formats, is_transparent
@@ -66,36 +66,38 @@ def lay_over(images: Tensor, edit: Tensor) -> Tensor:
     return images * (1 - edit[:, 3:]) + 2 * edit[:, :3] - edit[:, 3:]
 
 
-def _edits(names: Sequence[str], clusters: int, opacity: float) -> list[Tensor | None]:
-    if len(names) != clusters:
-        raise UserError(f'--edit takes a picture, or "{NO_EDIT}", for each of the {clusters} templates, got {len(names)}')
-    return [None if name == NO_EDIT else read_edit(Path(name)) * opacity for name in names]
+def _edits(config: PropagateConfig, clusters: int) -> dict[int, Tensor | None]:
+    """The edit of every cluster that a picture may be of."""
+    wanted = range(clusters) if config.cluster is None else [config.cluster]
+    if len(config.edit) != len(wanted):
+        raise UserError(f'--edit takes a picture, or "{NO_EDIT}", for each of the {len(wanted)} templates, got {len(config.edit)}')
+    edits = [None if name == NO_EDIT else read_edit(Path(name)) * config.opacity for name in config.edit]
+    return dict(zip(wanted, edits, strict=True))
 
 
 def run(config: PropagateConfig) -> None:
     """Edit all pictures. Raises UserError for a user's mistakes; finished pictures stay."""
     set_threads(config.threads)
-    try:
-        aligner = Aligner.load(config.checkpoint, flips=config.flips)
-    except ValueError as error:
-        raise UserError(f"{config.checkpoint}: {error}") from None
-    aligner.check_classifier()
-    edits = _edits(config.edit, aligner.transformer.heads, config.opacity)
+    aligner = aligner_of(config.checkpoint, config)
+    edits = _edits(config, aligner.transformer.heads)
     pictures = PictureStream(config.data, size=None, limit=config.limit)
     read = [("--edit", Path(name)) for name in config.edit if name != NO_EDIT]
     with results_folder(config.out, COMMAND, config, WRITES, pictures={"--data": config.data}, inputs=read) as folder:
-        done = _propagate(aligner, edits, pictures, folder)
+        done = _propagate(config, aligner, edits, pictures, folder)
     if pictures.summary():
         print(pictures.summary())
     where = printable(config.out)
     print(f"edited {done} of {len(pictures)} pictures; they and edits.jsonl (cluster, share that is covered) are in {where}")
 
 
-def _propagate(aligner: Aligner, edits: Sequence[Tensor | None], pictures: PictureStream, folder: Path) -> int:
+def _propagate(
+    config: PropagateConfig, aligner: Aligner, edits: dict[int, Tensor | None], pictures: PictureStream, folder: Path
+) -> int:
     """Edit picture after picture; returns how many."""
     done = 0
     with JsonLines(folder / "edits.jsonl") as lines, tqdm(total=len(pictures), unit="picture", desc="propagate") as progress:
         for (name,), batch in pictures:
+            batch = batch if config.crop == "none" else centre(batch)
             line: dict[str, object] = {"picture": name, "file": result_name(done, name)}
             if min(batch.shape[2:]) < 2:
                 line |= {"file": None, "why": "a side of one pixel"}

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from gangealing_fast.checkpoints import recover, stylegan2_ada
 from gangealing_fast.checkpoints.pickles import Persistent, damaged, read_pickle, read_torch
-from gangealing_fast.geometry.warping import DEFAULT, Warping
+from gangealing_fast.geometry.warping import DEFAULT, PUBLISHED, Setting, Warping, settle
 from gangealing_fast.models import ClusterClassifier, DcganGenerator, Generator, LatentTarget, SpatialTransformer
 from gangealing_fast.models.spatial_transformer import CONSTANT_BUFFERS
 from gangealing_fast.runtime.errors import UserError
@@ -29,9 +30,9 @@ _EXPORTS = ("generator.safetensors", "aligner.safetensors")
 class Parts:
     """What a checkpoint holds; None for what it does not.
 
-    warping: how the aligner is meant to be used. inject: how many of the generator's latents its template sets, if the file says
-    so. options: the training options that
-    the file records, as far as they are plain values.
+    warping: how the aligner is meant to be used. assumed: what of that the file does not say. inject: how many of the generator's
+    latents its template sets, if the file says so. options: the training options that the file records, as far as they are plain
+    values.
     """
 
     origin: str
@@ -43,6 +44,28 @@ class Parts:
     warping: Warping = DEFAULT
     inject: int | None = None
     options: dict[str, Any] = field(default_factory=dict)
+    assumed: tuple[Setting, ...] = ()
+
+    def settle(
+        self,
+        source: object,
+        *,
+        padding_mode: str | None = None,
+        iters: int | None = None,
+        say: Callable[[str], None] = print,
+    ) -> Parts:
+        """These parts of the file `source`, with the `warping` that the user chooses; see `geometry.warping.settle`.
+
+        Raises UserError for a choice that is none.
+        """
+        try:
+            self.warping = settle(
+                self.warping, self.assumed if self.transformer else (), source, padding_mode=padding_mode, iters=iters, say=say
+            )
+        except ValueError as error:
+            raise UserError(f"{source} cannot be used so: {error}") from None
+        self.assumed = ()
+        return self
 
     def names(self) -> list[str]:
         """The parts there are, in words."""
@@ -93,7 +116,7 @@ def _folder(path: Path) -> Parts:
     first, *others = (read(file) for file in found)
     for more in others:
         first.transformer, first.target, first.classifier = more.transformer, more.target, more.classifier
-        first.warping, first.inject = more.warping, more.inject
+        first.warping, first.assumed, first.inject = more.warping, more.assumed, more.inject
     return first
 
 
@@ -158,9 +181,14 @@ def _own(state: dict[str, Any], kind: str) -> Parts:
         generator.load_state_dict(state["average"])
         return Parts("gangealing_fast pretrain checkpoint", _frozen(generator))
     if kind == "train":
-        transformer = SpatialTransformer(**state["transformer_config"])
+        transformer = SpatialTransformer(**recover.complete(state["transformer_config"]))
         transformer.load_state_dict(state["average"])
-        return Parts("gangealing_fast train checkpoint", None, None, _frozen(transformer), _target(state["target"]))
+        parts = Parts("gangealing_fast train checkpoint", None, None, _frozen(transformer), _target(state["target"]))
+        if "use" not in state:  # as earlier versions
+            parts.assumed = ("padding_mode", "iters")
+            return parts
+        parts.warping, parts.inject = Warping.of(state["use"]["padding_mode"], state["use"]["iters"]), state["use"]["inject"]
+        return parts
     raise ValueError(f"it is a checkpoint of kind {kind}, which holds no generator and no aligner")
 
 
@@ -170,7 +198,7 @@ def _original(content: dict[str, Any]) -> Parts:
     state: dict[str, Tensor] = content["t_ema"] if "t_ema" in content else content["t"]
     if not any(key.startswith("stns.") for key in state):  # a single transformer is not wrapped there
         state = {f"stns.0.{key}": value for key, value in state.items()}
-    transformer = SpatialTransformer(**recover.transformer_options(state))
+    transformer = SpatialTransformer(**recover.transformer_options(state, options.get("flow_size")))
     _load(transformer, state)
     generator = _generator(content["g_ema"]) if "g_ema" in content else None
     target = _target(content["ll"]) if "ll" in content else None
@@ -178,6 +206,8 @@ def _original(content: dict[str, Any]) -> Parts:
     classifier = None
     if isinstance(content.get("classifier"), dict):
         classifier = _classifier(content["classifier"], transformer.heads)
+    settings: tuple[Setting, ...] = ("padding_mode", "iters") if transformer.similarity is not None else ("padding_mode",)
+    assumed = tuple(name for name in settings if options.get(name) is None)
     return Parts(
         "GANgealing (original)",
         generator,
@@ -185,9 +215,12 @@ def _original(content: dict[str, Any]) -> Parts:
         _frozen(transformer),
         target,
         classifier,
-        Warping.of(str(options.get("padding_mode", "reflection")), int(options.get("iters") or 1)),
+        Warping.of(
+            *(getattr(PUBLISHED, name) if options.get(name) is None else options[name] for name in ("padding_mode", "iters"))
+        ),
         int(options["inject"]) if "inject" in options else None,
         options,
+        assumed,
     )
 
 

@@ -11,8 +11,10 @@ from torch import Tensor
 
 from gangealing_fast.models.feature_similarity import CHANNELS, places
 from gangealing_fast.models.generator import Widths
+from gangealing_fast.models.spatial_transformer import halving_blocks
 
 MULTIPLIERS = (2.0, 1.0, 0.5, 4.0, 0.25, 0.125)
+SIZES = [8 << k for k in range(10)]
 
 
 def _count(names: Iterable[str], pattern: str) -> int:
@@ -42,7 +44,7 @@ def check(options: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
 
     Raises ValueError where they disagree.
     """
-    for key in ("size", "latent_dim", "mapping_layers", "flow_size", "heads", "clusters", "flips"):
+    for key in ("size", "latent_dim", "mapping_layers", "flow_size", "heads", "clusters", "flips", "flow_blocks"):
         if key in found and options[key] != found[key]:
             raise ValueError(f"its header says {key} {options[key]}, its tensors {found[key]}")
     stated, true = (Widths(o["channel_multiplier"], o["max_channels"], o["channel_base"]) for o in (options, found))
@@ -67,45 +69,84 @@ def generator_options(state: dict[str, Tensor]) -> dict[str, Any]:
     }
 
 
-def _trunk(state: dict[str, Tensor], prefix: str) -> tuple[int, dict[int, int]]:
-    """(side of the pictures, channels by resolution) of a residual trunk: a block keeps its channels up to its last layer."""
-    blocks = _count(state, re.escape(prefix) + r"convs\.(\d+)\.") - 1
-    size = 4 << blocks
+def _blocks(state: dict[str, Tensor], prefix: str) -> int:
+    """How many residual blocks a trunk has."""
+    return _count(state, re.escape(prefix) + r"convs\.(\d+)\.") - 1
+
+
+def _channels(state: dict[str, Tensor], prefix: str, size: int) -> dict[int, int]:
+    """Channels by resolution of a residual trunk for pictures of side `size`: a block keeps its channels up to its last layer."""
+    blocks = _blocks(state, prefix)
     channels = {size >> k: state[f"{prefix}convs.{k + 1}.conv1.0.weight"].shape[1] for k in range(blocks)}
-    return size, channels | {4: state[f"{prefix}final_conv.0.weight"].shape[0]}
+    return channels | {
+        size >> blocks: state[f"{prefix}final_conv.0.weight"].shape[1],
+        4: state[f"{prefix}final_conv.0.weight"].shape[0],
+    }
+
+
+def complete(options: dict[str, Any]) -> dict[str, Any]:
+    """`options` of a `models.SpatialTransformer` that a file states, with what files of earlier versions do not say: their flows'
+    trunks had a block for each halving down to 4x4."""
+    return {"flow_blocks": halving_blocks(options["flow_size"])} | options
 
 
 def stated_transformer(options: dict[str, Any], state: dict[str, Tensor]) -> dict[str, Any]:
     """`options` of a `models.SpatialTransformer` that a file states, checked against its tensors as `check` does."""
+    options = complete(options)
     if options.get("trunk", "learned") == "learned":
-        return check(options, transformer_options(state))
+        return check(options, transformer_options(state, options["flow_size"]))
     inputs = CHANNELS * places(options["flow_size"]) ** 2
     found = (state["stns.0.dense.weight"].shape[1], state["stns.0.warp_head.linear.bias"].shape[0])
     if found != (inputs, 4 * options["heads"]):
         raise ValueError(f"its header asks for {inputs} inputs and {4 * options['heads']} outputs, its tensors have {found}")
     if options["transforms"] != ["similarity"]:
         flow = {key.replace("stns.1.", "stns.0."): value for key, value in state.items() if key.startswith("stns.1.")}
-        check(options, transformer_options(flow))
+        check(options, transformer_options(flow, options["flow_size"]))
     return options
 
 
-def transformer_options(state: dict[str, Tensor]) -> dict[str, Any]:
-    """Arguments of `models.SpatialTransformer` for a state dict with its names. Raises KeyError or ValueError."""
+def transformer_options(state: dict[str, Tensor], flow_size: int | None = None) -> dict[str, Any]:
+    """Arguments of `models.SpatialTransformer` for a state dict with its names.
+
+    flow_size: what the file states. The trunk of a similarity shows it; that of a flow has as many blocks whatever the size.
+    Raises KeyError or ValueError.
+    """
     stages = _count(state, r"stns\.(\d+)\.")
-    kinds = ["flow" if f"stns.{k}.warp_head.flow_out.0.weight" in state else "similarity" for k in range(max(1, stages))]
-    size, channels = _trunk(state, "stns.0.")
+    prefixes = [f"stns.{k}." for k in range(max(1, stages))]
+    kinds = ["flow" if f"{prefix}warp_head.flow_out.0.weight" in state else "similarity" for prefix in prefixes]
     if kinds[0] == "similarity":
+        flow_size = 4 << _blocks(state, prefixes[0])
         heads = state["stns.0.warp_head.linear.weight"].shape[0] // 4
     else:
         heads = state["stns.0.warp_head.flow_out.2.weight"].shape[0] // 2
+    if flow_size is None:
+        raise ValueError("it has a flow alone, whose tensors do not show the flow_size, and states none")
+    if not isinstance(flow_size, int) or flow_size not in SIZES:
+        raise ValueError(f"its flow_size must be a power of two from {SIZES[0]} to {SIZES[-1]}, not {flow_size!r}")
+    channels: dict[int, int] = {}
+    for prefix in prefixes:
+        if not 1 <= _blocks(state, prefix) < flow_size.bit_length():
+            raise ValueError(f"a trunk of {_blocks(state, prefix)} blocks does not suit pictures of {flow_size}x{flow_size}")
+        for resolution, found in _channels(state, prefix, flow_size).items():
+            if channels.setdefault(resolution, found) != found:
+                raise ValueError(f"its trunks have {channels[resolution]} and {found} channels at {resolution}x{resolution}")
     kernel = state.get("stns.0.input_downsample.kernel_horz")
     factor = 1 if kernel is None else kernel.shape[-1] // 2
-    return {"transforms": kinds, "flow_size": size, "input_size": size * factor, "heads": heads, **_widths(channels)}
+    blocks = {"flow_blocks": _blocks(state, prefixes[-1])} if kinds[-1] == "flow" else {}
+    return {
+        "transforms": kinds,
+        "flow_size": flow_size,
+        "input_size": flow_size * factor,
+        "heads": heads,
+        **blocks,
+        **_widths(channels),
+    }
 
 
 def classifier_options(state: dict[str, Tensor], heads: int) -> dict[str, Any]:
     """Arguments of `models.ClusterClassifier` beside a transformer of so many heads. Raises KeyError or ValueError."""
-    size, channels = _trunk(state, "")
+    size = 4 << _blocks(state, "")
+    channels = _channels(state, "", size)
     rows = state["to_logits.weight"].shape[0]
     if rows not in (heads, 2 * heads):
         raise ValueError(f"its classifier knows {rows} classes, which fits neither {heads} clusters nor their mirror images")

@@ -14,6 +14,8 @@ from torch import Tensor
 from gangealing_fast.checkpoints.reading import Parts
 from gangealing_fast.geometry.warping import Warping
 from gangealing_fast.models import ClusterClassifier, DcganGenerator, Generator, LatentTarget, SpatialTransformer
+from gangealing_fast.models.generator import Widths
+from gangealing_fast.models.spatial_transformer import FLOW_BLOCKS
 from gangealing_fast.ops import blur_filter
 from gangealing_fast.runtime.errors import UserError
 from gangealing_fast.storage import checkpoint
@@ -43,13 +45,40 @@ def write(parts: Parts, out: Path, to: Format, *, half: bool = False) -> list[Pa
                 "the format original needs a transformer and its target latent beside the generator: "
                 "give the results folder of train with its generator.safetensors in it, or use --to rosinality"
             )
-        if parts.transformer.trunk != "learned":
-            raise UserError(f"the format original has no transformer with --trunk {parts.transformer.trunk}; use --to safetensors")
+        _check_trunk(parts.transformer)
         state = transformer_state(parts.transformer)
         content |= {"t": state, "t_ema": state, "ll": parts.target.state_dict(), "args": argparse.Namespace(**_options(parts))}
     with atomic_write(out) as file:
         torch.save(content, file)
     return [out]
+
+
+def _check_trunk(transformer: SpatialTransformer) -> None:
+    """Raise UserError if the original's loader, which passes over what it does not know, would lose tensors."""
+    if transformer.trunk != "learned":
+        raise UserError(f"the format original has no transformer with --trunk {transformer.trunk}; use --to safetensors")
+    if transformer.flow is not None and transformer.flow_blocks != FLOW_BLOCKS:
+        raise UserError(
+            f"the original's flow has {FLOW_BLOCKS} residual blocks, this one of an earlier version has {transformer.flow_blocks}: "
+            "the original would lose the others; use --to safetensors"
+        )
+
+
+def refusals(parts: Parts, to: Format) -> list[str]:
+    """Sentences on why another project's loader would refuse what `write` writes: its networks have fixed widths and sizes."""
+    if to == "safetensors":
+        return []
+    found = []
+    for name, network in (("generator", parts.generator), ("transformer", parts.transformer if to == "original" else None)):
+        if network is None:
+            continue
+        smallest = 64 if isinstance(network, SpatialTransformer) and network.flow is not None else 8
+        side = network.flow_size if isinstance(network, SpatialTransformer) else network.size
+        if network.widths.base is not None or network.widths.maximum != Widths().maximum:
+            found.append(f"the {name}'s numbers of channels are not the published ones, and the loader of {to} refuses others")
+        elif side < smallest:
+            found.append(f"the {name} is for pictures of {side}x{side}, and that of {to} begins at {smallest}x{smallest}")
+    return found
 
 
 def _options(parts: Parts) -> dict[str, Any]:

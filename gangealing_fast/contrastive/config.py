@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from gangealing_fast.runtime.config import ProcessOptions, shared_last
-from gangealing_fast.runtime.ranges import LARGEST, Channels, Count, LearningRate, Positive, Range
+from gangealing_fast.runtime.ranges import LARGEST, Channels, Count, LearningRate, Positive, Range, Share
 
 
 @shared_last
@@ -22,6 +22,8 @@ class ContrastConfig(ProcessOptions):
     """Pictures: a folder or a .tar."""
     generator: Path | None = None
     """A generator; where --data is given too, half of each batch are samples."""
+    truncation: Share = 1.0
+    """How far samples' latents keep from their mean, in [0, 1]: below 1 they are more alike and look better."""
     size: Annotated[int, Range(16, 2**15)] = 64
     """Side of the pictures, 16 or more."""
     steps: Count = 1500

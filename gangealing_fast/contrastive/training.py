@@ -39,8 +39,10 @@ class Mixture:
         if config.data is not None:
             self.pictures = open_pictures(config.data, size=config.size, minimum=2)
             self.sampler = InfiniteSampler(len(self.pictures), config.seed)
+        self.truncation, self.mean = config.truncation, None
         if config.generator is not None:
             self.generator = load_generator(config.generator).to(device)
+            self.mean = self.generator.mean_latent() if config.truncation < 1 else None
             if self.generator.size % config.size:
                 raise UserError(f"--size {config.size} does not divide the generator's {self.generator.size}; choose one that does")
         if self.pictures is None and self.generator is None:
@@ -53,7 +55,8 @@ class Mixture:
             parts.append(to_float(self.pictures.batch(self.sampler.next(real))).to(self.device))
         if self.generator is not None and n > real:
             with torch.no_grad():
-                samples = self.generator(torch.randn(n - real, self.generator.latent_dim, device=self.device)).float()
+                z = torch.randn(n - real, self.generator.latent_dim, device=self.device)
+                samples = self.generator(z, truncation=self.truncation, truncation_latent=self.mean).float()
             parts.append(resize_to(samples, self.size).clamp(-1, 1))
         return torch.cat(parts)
 

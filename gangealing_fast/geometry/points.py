@@ -16,10 +16,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gangealing_fast.geometry.warps import invert, transform_points
+from gangealing_fast.geometry.warps import identity_grid, invert, transform_points
 from gangealing_fast.ops import invert_grid, nearest_grid_point
 
 Method = Literal["nearest", "subpixel"]
+PointRule = Literal["exact", "published"]
+"""Which map between picture and template: that of the warp itself, or that by which the published figures were made."""
 
 
 def normalize_points(points: Tensor, size: int, resolution: int | None = None) -> Tensor:
@@ -60,9 +62,36 @@ def from_template(grid: Tensor, points: Tensor, image_size: int) -> Tensor:
     """Template pixels `[N, P, 2]` to points of square pictures of side `image_size`: the grid, bilinearly sampled."""
     _check(grid, points)
     size = points.new_tensor([grid.shape[2], grid.shape[1]], dtype=grid.dtype)
-    place = (2 * points.to(grid.dtype) + 1) / size - 1
+    return _read(grid, (2 * points.to(grid.dtype) + 1) / size - 1, image_size)
+
+
+def _read(grid: Tensor, place: Tensor, image_size: int) -> Tensor:
+    """Pixels `[N, P, 2]` of pictures of side `image_size` that grids hold at `place` `[N, P, 2]`, bilinearly."""
     sampled = F.grid_sample(grid.permute(0, 3, 1, 2), place[:, None], mode="bilinear", padding_mode="border", align_corners=False)
     return denormalize_points(sampled[:, :, 0].mT, image_size)
+
+
+def published_to_template(residual_flow: Tensor, matrix: Tensor | None, points: Tensor, image_size: int) -> Tensor:
+    """Points `[N, P, 2]` of square pictures of side `image_size` to template pixels `[N, P, 2]`, int64, as the original finds them.
+
+    The matrix `[N, 2, 3]`, if there is one, is inverted exactly; then the nearest point of the flow's own grid, identity and
+    `residual_flow` `[N, F, F, 2]`, is taken. Raises ValueError if a matrix is singular or not finite.
+    """
+    flow = identity_grid(*residual_flow.shape[1:3], device=residual_flow.device) + residual_flow
+    _check(flow, points)
+    wanted = normalize_points(points.to(flow.dtype), image_size)
+    return nearest_grid_point(flow, wanted if matrix is None else transform_points(invert(matrix), wanted))
+
+
+def published_from_template(grid: Tensor, points: Tensor, image_size: int) -> Tensor:
+    """As `from_template`, with pixels of the template normalised by the picture's size as the original does.
+
+    `2 ((p / (F - 1)) - 1/2) (S - 1) / S` for a template of side F and pictures of side S; ours has (F - 1) / F for the last factor.
+    Both are the same if S = F; else the outermost points differ by `1/F - 1/S`, up to half a pixel of the template.
+    """
+    _check(grid, points)
+    place = normalize_points(points.to(grid.dtype), grid.shape[2], image_size)
+    return _read(grid, place, image_size)
 
 
 def transfer(

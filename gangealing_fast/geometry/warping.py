@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Literal, cast, get_args
 
@@ -34,3 +35,35 @@ class Warping:
 
 DEFAULT = Warping()
 """What is used if nothing is said."""
+PUBLISHED = Warping("reflection", 3)
+"""What is assumed of the original's checkpoints, which do not say how often the similarity runs: how published models are used."""
+
+Setting = Literal["padding_mode", "iters"]
+_WORDS: dict[Setting, str] = {
+    "iters": "how often the similarity runs (--iters, iters=)",
+    "padding_mode": "what lies beyond the edge of a picture (--padding-mode, padding_mode=)",
+}
+
+
+def settle(
+    stated: Warping,
+    assumed: Collection[Setting],
+    source: object,
+    *,
+    padding_mode: str | None = None,
+    iters: int | None = None,
+    say: Callable[[str], None] = print,
+) -> Warping:
+    """How an aligner is used: as the user chooses, else as its file states, else as is assumed, which is said.
+
+    stated: of the file `source`, with what is assumed in place of the settings `assumed` that the file does not hold. say: called
+    with one sentence on what was assumed, if that was. Raises ValueError for a choice that `Warping` refuses.
+    """
+    found = Warping.of(
+        stated.padding_mode if padding_mode is None else padding_mode,
+        stated.iters if iters is None else iters,
+    )
+    for name in assumed:
+        if (padding_mode if name == "padding_mode" else iters) is None:
+            say(f"notice: {source} does not say {_WORDS[name]}: {getattr(found, name)} is assumed")
+    return found

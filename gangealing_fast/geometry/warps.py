@@ -109,6 +109,15 @@ def resize_grid(grid: Tensor, resolution: int) -> Tensor:
     return resized.permute(0, 2, 3, 1)
 
 
+def reads_outside(grid: Tensor, box: tuple[float, float, float, float] = (-1.0, -1.0, 1.0, 1.0)) -> Tensor:
+    """`[N, H, W]` bool: for which pixels of grids `[N, H, W, 2]` a place beyond the picture is read.
+
+    box: the picture's edges (left, top, right, bottom), if it is a part of what the grid reads.
+    """
+    edges = grid.new_tensor(box)
+    return ((grid < edges[:2]) | (grid > edges[2:])).any(-1)
+
+
 def mirror_pictures(images: Tensor, mirrored: Tensor) -> Tensor:
     """Pictures `[N, C, H, W]`, flipped left to right if `mirrored` `[N]` (bool) says so."""
     return torch.where(mirrored.reshape(-1, 1, 1, 1), images.flip(3), images)

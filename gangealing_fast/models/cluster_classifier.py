@@ -72,7 +72,14 @@ class ClusterClassifier(Trunk):
         return self.to_logits(self.features(resize_to(images, self.size)).flatten(1))
 
     @torch.no_grad()
-    def assign(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """(cluster `[N]` int64, whether to mirror the picture first `[N]` bool) of the largest logit."""
-        best = self(images).argmax(1)
-        return best % self.clusters, best >= self.clusters
+    def assign(self, images: Tensor, cluster: int | None = None) -> tuple[Tensor, Tensor]:
+        """(cluster `[N]` int64, whether to mirror the picture first `[N]` bool) of the largest logit.
+
+        cluster: the one that all pictures are taken for, so that only the mirror is chosen.
+        """
+        logits = self(images)
+        if cluster is None:
+            best = logits.argmax(1)
+            return best % self.clusters, best >= self.clusters
+        chosen = logits.unflatten(1, (-1, self.clusters))[:, :, cluster].argmax(1)
+        return torch.full_like(chosen, cluster), chosen > 0

@@ -154,11 +154,22 @@ class Generator(nn.Module):
             "num_fp16_res": self.num_fp16_res,
         }
 
-    def map(self, z: Tensor) -> Tensor:
-        """z `[N, latent_dim]`, standard normal → w `[N, latent_dim]`."""
+    def map(self, z: Tensor, *, truncation: float = 1.0, truncation_latent: Tensor | None = None) -> Tensor:
+        """z `[N, latent_dim]`, standard normal → w `[N, latent_dim]`.
+
+        truncation: psi in [0, 1]: w is drawn to `truncation_latent` `[1, latent_dim]` (`mean_latent`, say) until psi of its
+        distance is left (arXiv 1812.04948, appendix B). 1 leaves w as it is. Raises ValueError for a latent that is missing or of
+        another shape.
+        """
         if z.dim() != 2 or z.shape[1] != self.latent_dim:
             raise ValueError(f"Generator.map: z must be [N, {self.latent_dim}], got {list(z.shape)}")
-        return self.style(z)
+        return truncate(self.style(z), truncation, truncation_latent)
+
+    @torch.no_grad()
+    def mean_latent(self, samples: int = 10_000, *, seed: int = 0) -> Tensor:
+        """The mean of w over so many z, `[1, latent_dim]`; a function of the seed."""
+        z = torch.randn(samples, self.latent_dim, generator=torch.Generator().manual_seed(seed))
+        return self.style(z.to(self.input.input.device)).mean(0, keepdim=True)
 
     def _per_layer(self, latents: Tensor | Sequence[Tensor]) -> Sequence[Tensor]:
         if isinstance(latents, Tensor) and latents.dim() == 2:
@@ -192,6 +203,25 @@ class Generator(nn.Module):
             image = to_rgb(x, w[2 * k + 3], image)
         return image
 
-    def forward(self, z: Tensor, noise: Noise = "random") -> Tensor:
-        """`synthesize(map(z))`."""
-        return self.synthesize(self.map(z), noise)
+    def forward(
+        self, z: Tensor, noise: Noise = "random", *, truncation: float = 1.0, truncation_latent: Tensor | None = None
+    ) -> Tensor:
+        """`synthesize(map(z))`; arguments as in these."""
+        return self.synthesize(self.map(z, truncation=truncation, truncation_latent=truncation_latent), noise)
+
+
+def truncate(w: Tensor, truncation: float, latent: Tensor | None) -> Tensor:
+    """w `[N, D]` drawn to a latent `[1, D]` until `truncation` of the distance is left; w itself if that is 1.
+
+    Raises ValueError for a truncation outside [0, 1] and, below 1, a latent that is missing or of another shape.
+    """
+    if not 0 <= truncation <= 1:
+        raise ValueError(f"truncation must be in [0, 1], got {truncation}")
+    if truncation == 1:
+        return w
+    if latent is None or latent.shape != (1, w.shape[1]):
+        found = "none" if latent is None else list(latent.shape)
+        raise ValueError(
+            f"truncation needs the latent that w is drawn to, [1, {w.shape[1]}], got {found}; see Generator.mean_latent"
+        )
+    return torch.lerp(latent.to(w.dtype), w, truncation)

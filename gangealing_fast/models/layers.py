@@ -259,7 +259,7 @@ class ModulatedConv2d(nn.Module):
 
 
 def resize_to(images: Tensor, side: int) -> Tensor:
-    """Pictures `[N, C, H, W]` at `side` x `side`: by `bilinear_downsample` if they are square, an even multiple of it."""
+    """Pictures `[N, C, H, W]` at `side` x `side`: by the tent filter of `bilinear_downsample` if square and an even multiple."""
     height, width = images.shape[2:]
     if height == width == side:
         return images

@@ -19,7 +19,15 @@ import torch
 from torch import Tensor, nn
 
 from gangealing_fast.geometry.warping import DEFAULT, Warping
-from gangealing_fast.geometry.warps import compose, identity_grid, mirror_grid, resize_grid, transform_points
+from gangealing_fast.geometry.warps import (
+    compose,
+    identity_grid,
+    mirror_grid,
+    mirror_matrix,
+    reads_outside,
+    resize_grid,
+    transform_points,
+)
 from gangealing_fast.models.feature_similarity import FeatureSimilarityTransformer
 from gangealing_fast.models.generator import Widths
 from gangealing_fast.models.layers import ConvLayer, EqualLinear, ResBlock, resize_to
@@ -28,6 +36,14 @@ from gangealing_fast.ops.flow_regularizer import flow_regularizer
 from gangealing_fast.ops.mipmap_warp import mipmap_warp
 
 CONSTANT_BUFFERS = ("kernel", "kernel_horz", "kernel_vert", "one_hot", "blur_filter")
+FLOW_BLOCKS = 4
+"""Residual blocks of the published flow's trunk, whatever the size of the pictures."""
+FLOW_HALVINGS = int(math.log2(FLOW_FACTOR))
+
+
+def halving_blocks(size: int) -> int:
+    """How many blocks take pictures of side `size` down to 4x4: those of a similarity; of a flow too in earlier versions' files."""
+    return int(math.log2(size)) - 2
 
 
 class Alignment(NamedTuple):
@@ -42,24 +58,29 @@ class Alignment(NamedTuple):
     residual_flow: Tensor | None
     matrix: Tensor | None
 
+    @property
+    def out_of_bounds(self) -> Tensor:
+        """`[N]` bool: whether a pixel was read beyond the edges of its picture, where padding stands for what is not known."""
+        return reads_outside(self.grid).flatten(1).any(1)
+
 
 class Trunk(nn.Module):
-    """1x1 convolution, residual blocks that halve the size `downsamplings` times, 3x3 convolution.
+    """1x1 convolution, `blocks` residual blocks of which the first `halvings` halve the size, 3x3 convolution.
 
-    `[N, 3, size, size]` to `[N, C, size / 2**downsamplings, ...]`. One block for each power of two from `size` down
-    to 4, the first of them downsampling.
+    `[N, 3, size, size]` to `[N, C, size / 2**halvings, ...]`. Block k takes as many channels as a resolution of `size / 2**k` has,
+    whether the blocks before it halve or not. None: as many blocks as lead down to 4x4, or all blocks halve.
     """
 
-    def __init__(self, size: int, widths: Widths, downsamplings: int | None = None) -> None:
+    def __init__(self, size: int, widths: Widths, blocks: int | None = None, halvings: int | None = None) -> None:
         super().__init__()
-        blocks = int(math.log2(size)) - 2
-        downsamplings = blocks if downsamplings is None else downsamplings
+        blocks = halving_blocks(size) if blocks is None else blocks
+        halvings = blocks if halvings is None else halvings
         layers: list[nn.Module] = [ConvLayer(3, widths.at(size), 1)]
         for index in range(blocks):
             resolution = size >> index
-            layers.append(ResBlock(widths.at(resolution), widths.at(resolution // 2), downsample=index < downsamplings))
+            layers.append(ResBlock(widths.at(resolution), widths.at(resolution // 2), downsample=index < halvings))
         self.convs = nn.Sequential(*layers)
-        self.final_conv = ConvLayer(widths.at(4), widths.at(4), 3)
+        self.final_conv = ConvLayer(widths.at(size >> blocks), widths.at(4), 3)
 
     def features(self, x: Tensor) -> Tensor:
         return self.final_conv(self.convs(x))
@@ -84,8 +105,8 @@ class SimilarityTransformer(Trunk):
 class FlowTransformer(Trunk):
     """Pictures `[N, 3, size, size]` to residual flows `[N, size, size, 2]`; zero at the start of training."""
 
-    def __init__(self, size: int, widths: Widths, heads: int = 1) -> None:
-        super().__init__(size, widths, int(math.log2(FLOW_FACTOR)))
+    def __init__(self, size: int, widths: Widths, heads: int = 1, blocks: int = FLOW_BLOCKS) -> None:
+        super().__init__(size, widths, blocks, FLOW_HALVINGS)
         self.warp_head = FlowHead(widths.at(4), heads)
 
     def forward(self, x: Tensor, assignment: Tensor | None = None) -> Tensor:
@@ -104,6 +125,8 @@ class SpatialTransformer(nn.Module):
     None; kept for the record.
     channel_multiplier, max_channels, channel_base: widths of the trunks as in `Generator`. heads: K, one for each
     cluster. trunk: "learned", as published, or "efficientnet": the similarity looks at frozen features.
+    flow_blocks: residual blocks of the flow's trunk, 4 as published; files of earlier versions have `halving_blocks(flow_size)`.
+    Raises ValueError for options that do not fit together.
     """
 
     def __init__(
@@ -117,6 +140,7 @@ class SpatialTransformer(nn.Module):
         max_channels: int = 512,
         channel_base: int | None = None,
         trunk: str = "learned",
+        flow_blocks: int = FLOW_BLOCKS,
     ) -> None:
         super().__init__()
         if tuple(transforms) not in (("similarity",), ("flow",), ("similarity", "flow")):
@@ -128,7 +152,10 @@ class SpatialTransformer(nn.Module):
             raise ValueError(f"heads must be 1 or more, got {heads}.")
         if trunk not in ("learned", "efficientnet") or (trunk != "learned" and "similarity" not in transforms):
             raise ValueError(f"trunk must be 'learned', or 'efficientnet' with a similarity, got {trunk} with {tuple(transforms)}.")
+        if "flow" in transforms and not FLOW_HALVINGS <= flow_blocks <= math.log2(flow_size):
+            raise ValueError(f"flow_blocks must lie between {FLOW_HALVINGS} and log2 of {flow_size}, got {flow_blocks}.")
         self.transforms, self.flow_size, self.heads, self.trunk = tuple(transforms), flow_size, heads, trunk
+        self.flow_blocks = flow_blocks
         self.input_size = flow_size if input_size is None else input_size
         self.widths = Widths(channel_multiplier, max_channels, channel_base)
         self.stns = nn.ModuleList(self._stage(name) for name in transforms)
@@ -136,7 +163,7 @@ class SpatialTransformer(nn.Module):
 
     def _stage(self, name: str) -> Stage:
         if name == "flow":
-            return FlowTransformer(self.flow_size, self.widths, self.heads)
+            return FlowTransformer(self.flow_size, self.widths, self.heads, self.flow_blocks)
         if self.trunk == "learned":
             return SimilarityTransformer(self.flow_size, self.widths, self.heads)
         return FeatureSimilarityTransformer(self.flow_size, self.heads)
@@ -152,6 +179,7 @@ class SpatialTransformer(nn.Module):
             "max_channels": self.widths.maximum,
             "channel_base": self.widths.base,
             "trunk": self.trunk,
+            "flow_blocks": self.flow_blocks,
         }
 
     @property
@@ -187,6 +215,7 @@ class SpatialTransformer(nn.Module):
         alpha: float | Tensor = 1.0,
         output_resolution: int | None = None,
         assignment: Tensor | None = None,
+        base_warp: Tensor | None = None,
     ) -> Alignment:
         """Align `images` `[N, 3, H, W]`.
 
@@ -194,17 +223,52 @@ class SpatialTransformer(nn.Module):
         original, say).
         warping: what lies beyond the edge of a picture, and how often the similarity runs on its own output.
         alpha: 0 leaves the picture as it is, 1 aligns it, the grid being interpolated; one number, or `[N]`.
-        output_resolution: side of the result, `flow_size` if None. assignment: `[N]`, the head of each picture;
+        output_resolution: side of the result, `flow_size` if None. A grid with a flow in it is resized; a similarity alone has its
+        grid made at that size. assignment: `[N]`, the head of each picture;
         if None every head warps every picture and the result has N * K rows, head fastest.
+        base_warp: matrices `[N, 2, 3]` of similarities that were found before. The networks see the pictures as these warp them,
+        and what they find is composed with these: one look with `base_warp` is the second of two looks.
         """
+        looks, source, alpha = self._look(images, source, warping, alpha, assignment, base_warp)
+        return self._shown(source, *looks[-1], warping, alpha, output_resolution)
+
+    def stages(
+        self,
+        images: Tensor,
+        source: Tensor | None = None,
+        *,
+        warping: Warping = DEFAULT,
+        alpha: float | Tensor = 1.0,
+        output_resolution: int | None = None,
+        assignment: Tensor | None = None,
+        base_warp: Tensor | None = None,
+    ) -> list[Alignment]:
+        """What `forward` returns, after every look of the similarity and then with the flow: the last is that of `forward` itself.
+
+        Arguments as in `forward`.
+        """
+        looks, source, alpha = self._look(images, source, warping, alpha, assignment, base_warp)
+        return [self._shown(source, *look, warping, alpha, output_resolution) for look in looks]
+
+    def _look(
+        self,
+        images: Tensor,
+        source: Tensor | None,
+        warping: Warping,
+        alpha: float | Tensor,
+        assignment: Tensor | None,
+        base_warp: Tensor | None,
+    ) -> tuple[list[tuple[Tensor | None, Tensor | None]], Tensor, float | Tensor]:
+        """(matrix, residual flow) after every look; source and alpha with a row for each row of the result."""
         source = images if source is None else source
-        _check_arguments(images, source, alpha, assignment)
+        _check_arguments(images, source, alpha, assignment, base_warp)
         spread = self.heads if assignment is None else 1
         seen = images
         if spread > 1:
             assignment = torch.arange(self.heads, device=images.device).repeat(images.shape[0])
             seen = images.repeat_interleave(spread, 0)
             source = seen if source is images else source.repeat_interleave(spread, 0)
+            alpha = alpha.repeat_interleave(spread) if isinstance(alpha, Tensor) and alpha.ndim else alpha
 
         def run(stage: Stage, x: Tensor) -> Tensor:
             features = stage.features(x)
@@ -213,34 +277,56 @@ class SpatialTransformer(nn.Module):
             return stage.warp_head(features, assignment)
 
         base = identity_grid(self.flow_size, self.flow_size, device=images.device)[None]
-        x = self.network_input(images)
-        matrix = residual = None
+        x, matrix = self.network_input(images), None
+        if base_warp is not None:
+            x = mipmap_warp(images, transform_points(base_warp, base), padding_mode=warping.padding_mode)
+            matrix = base_warp.repeat_interleave(spread, 0)
+        looks: list[tuple[Tensor | None, Tensor | None]] = []
         if self.similarity is not None:
             for iteration in range(warping.iters):
                 found = run(self.similarity, x)
                 matrix = found if matrix is None else compose(matrix, found)
-                grid = transform_points(matrix, base)
+                looks.append((matrix, None))
                 if self.flow is not None or iteration + 1 < warping.iters:
-                    x = mipmap_warp(seen, grid, padding_mode=warping.padding_mode)
+                    x = mipmap_warp(seen, transform_points(matrix, base), padding_mode=warping.padding_mode)
         if self.flow is not None:
-            residual = run(self.flow, x)
-            grid = base + residual if matrix is None else transform_points(matrix, base + residual)
+            looks.append((matrix, run(self.flow, x)))
+        return looks, source, alpha
+
+    def _shown(
+        self,
+        source: Tensor,
+        matrix: Tensor | None,
+        residual: Tensor | None,
+        warping: Warping,
+        alpha: float | Tensor,
+        output_resolution: int | None,
+    ) -> Alignment:
+        """`source` as a similarity and a flow warp it, of which one may be None."""
+        resolution = self.flow_size if output_resolution is None else output_resolution
+        side = resolution if residual is None else self.flow_size
+        base = identity_grid(side, side, device=source.device)[None]
+        grid = base if residual is None else base + residual
+        grid = grid if matrix is None else transform_points(matrix, grid)
         if isinstance(alpha, Tensor) or alpha != 1:
-            weight = torch.as_tensor(alpha, device=grid.device, dtype=grid.dtype).expand(images.shape[0])
-            grid = base + weight.repeat_interleave(spread)[:, None, None, None] * (grid - base)
-        if output_resolution is not None and output_resolution != self.flow_size:
-            grid = resize_grid(grid, output_resolution)
+            weight = torch.as_tensor(alpha, device=grid.device, dtype=grid.dtype).expand(grid.shape[0])
+            grid = base + weight[:, None, None, None] * (grid - base)
+        if side != resolution:
+            grid = resize_grid(grid, resolution)
         return Alignment(mipmap_warp(source, grid, padding_mode=warping.padding_mode), grid, residual, matrix)
 
     def best_mirror(self, images: Tensor, source: Tensor | None = None, **options: Any) -> tuple[Alignment, Tensor]:
         """Align pictures and their mirror images and keep, for each, the one whose residual flow has the lower TV.
 
         Takes the arguments of `forward`; needs a flow. Returns the alignment and which were mirrored `[N]`. The grid
-        reads the picture as given (a mirrored warp's x is negated); residual flow and matrix are the kept run's own.
+        reads the picture as given (a mirrored warp's x is negated); residual flow and matrix are the kept run's own. A `base_warp`
+        is that of the picture as given: its mirror image is seen as the mirror image of what that shows.
         """
         if self.flow is None:
             raise ValueError("mirrored inference compares residual flows: the transformer needs a 'flow' transform.")
         plain = self(images, source, **options)
+        if options.get("base_warp") is not None:
+            options["base_warp"] = mirror_matrix(options["base_warp"], images.new_ones(len(images), dtype=torch.bool))
         mirrored = self(images.flip(3), None if source is None else source.flip(3), **options)
         chosen = flow_regularizer(mirrored.residual_flow)[0] < flow_regularizer(plain.residual_flow)[0]
 
@@ -252,7 +338,9 @@ class SpatialTransformer(nn.Module):
         return Alignment(kept(plain.image, mirrored.image), grid, kept(plain.residual_flow, mirrored.residual_flow), matrix), chosen
 
 
-def _check_arguments(images: Tensor, source: Tensor, alpha: float | Tensor, assignment: Tensor | None) -> None:
+def _check_arguments(
+    images: Tensor, source: Tensor, alpha: float | Tensor, assignment: Tensor | None, base_warp: Tensor | None
+) -> None:
     """Raise ValueError if an argument of `SpatialTransformer.forward` does not fit."""
     if images.ndim != 4 or images.shape[1] != 3:
         raise ValueError(f"images must be [N, 3, H, W], got {list(images.shape)}.")
@@ -262,6 +350,8 @@ def _check_arguments(images: Tensor, source: Tensor, alpha: float | Tensor, assi
         raise ValueError(f"assignment must be [N] with N = {images.shape[0]}, got {list(assignment.shape)}.")
     if isinstance(alpha, Tensor) and alpha.ndim != 0 and alpha.shape != (images.shape[0],):
         raise ValueError(f"alpha must be one number or [N] with N = {images.shape[0]}, got {list(alpha.shape)}.")
+    if base_warp is not None and base_warp.shape != (images.shape[0], 2, 3):
+        raise ValueError(f"base_warp must be [N, 2, 3] with N = {images.shape[0]}, got {list(base_warp.shape)}.")
 
 
 def _drop_constant_buffers(module: nn.Module, state: dict[str, Tensor], prefix: str, *_: object) -> None:

@@ -88,6 +88,8 @@ class PretrainConfig(ProcessOptions):
     path_length: Weight = 0.0
     """Weight of StyleGAN2's path-length regularisation (2 there), every fourth step; 0 for none."""
     style_mixing: Share = 0.9
+    truncation: Share = 1.0
+    """Of the samples that are shown, in [0, 1]: below 1 their latents keep nearer to the mean and they look better."""
     augment: Literal["adaptive", "fixed", "none"] = "adaptive"
     """adaptive: probability steered by the critic's overconfidence. fixed: always --augment-p."""
     augment_p: Share = 0.6

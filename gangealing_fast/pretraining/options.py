@@ -59,6 +59,8 @@ def resolved(config: PretrainConfig, objective: Objective) -> PretrainConfig:
     if objective.output == "autoencoder" and config.r1:
         raise UserError(f"--r1 penalises a score, but the critic of {objective.name} is an autoencoder; leave out --r1")
     _check_classes(config, objective)
+    if not 0 <= config.truncation <= 1 or (config.truncation < 1 and not stylegan2):
+        raise UserError(f"--truncation must be in [0, 1], below 1 with --architecture stylegan2 alone, got {config.truncation}")
     if config.path_length and not stylegan2:
         raise UserError("--path-length regularises how styles move the picture; it needs --architecture stylegan2")
     return config

@@ -63,12 +63,16 @@ def table_latents(generator: PictureGenerator, codes: Codes, rows: int) -> Tenso
 
 
 @torch.no_grad()
-def samples(generator: PictureGenerator, codes: Codes | None = None, *, seed: int = 1) -> Tensor:
-    """Rows of pictures `[N, 3, S, S]` in [-1, 1] of fixed latents, on the CPU: a column for each category, or eight columns."""
+def samples(generator: PictureGenerator, codes: Codes | None = None, *, seed: int = 1, truncation: float = 1.0) -> Tensor:
+    """Rows of pictures `[N, 3, S, S]` in [-1, 1] of fixed latents, on the CPU: a column for each category, or eight columns.
+
+    truncation: of a generator with styles, towards its mean latent.
+    """
     with private_stream(seed):
-        if codes is not None:
-            return generator(table_latents(generator, codes, ROWS)).clamp(-1, 1).cpu()
-        return generator(*latents(generator, ROWS * COLUMNS)).clamp(-1, 1).cpu()
+        z = latents(generator, ROWS * COLUMNS) if codes is None else (table_latents(generator, codes, ROWS),)
+        if truncation == 1 or not isinstance(generator, Generator):
+            return generator(*z).clamp(-1, 1).cpu()
+        return generator(*z, truncation=truncation, truncation_latent=generator.mean_latent()).clamp(-1, 1).cpu()
 
 
 def columns(codes: Codes | None) -> int:

@@ -89,7 +89,8 @@ class Pretraining:
     def show(self, at: Progress, line: Mapping[str, Any]) -> None:
         """Sample pictures, and the exported generator if its score is the best so far."""
         codes, out = self.objective.codes, self.config.out
-        save_grid(samples(self.networks.average, codes), out / f"samples-{at.done // 1000:06d}.png", columns=columns(codes))
+        shown = samples(self.networks.average, codes, truncation=self.config.truncation)
+        save_grid(shown, out / f"samples-{at.done // 1000:06d}.png", columns=columns(codes))
         score = line.get("score", -at.step)
         if score <= self.best:
             export(self.networks.average, out / "generator.safetensors", dict(line))
@@ -119,8 +120,11 @@ class Pretraining:
         """report.html: samples, curves, options."""
         codes, config = self.objective.codes, self.config
         about = "Of the averaged generator, from fixed latents" + (", one column for each category" if codes else "")
+        if config.truncation < 1:
+            about += f", truncated to {config.truncation:g}"
+        shown = samples(self.networks.average, codes, truncation=config.truncation)
         sections: list[Section] = [
-            Pictures("Samples", [(about, samples(self.networks.average, codes))], columns=columns(codes), width=512),
+            Pictures("Samples", [(about, shown)], columns=columns(codes), width=512),
             Curves(
                 "Training",
                 read_json_lines(config.out / "log.jsonl"),

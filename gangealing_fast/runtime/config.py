@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
-from gangealing_fast.runtime.ranges import Range, Threads
+from gangealing_fast.runtime.ranges import Iterations, Range, Threads
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -37,9 +37,21 @@ class ProcessOptions:
     """auto: CUDA if there is a device, else the CPU."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class WarpingOptions:
+    """How an aligner is used on pictures, if not as its checkpoint says."""
+
+    iters: Iterations | None = None
+    """How often the similarity looks at its own result and corrects it; None for the checkpoint's number (one of the original does
+    not say: 3)."""
+    padding_mode: Literal["reflection", "border", "zeros"] | None = None
+    """What is read beyond the edge of a picture; None for the checkpoint's."""
+
+
 def shared_last(kind: type[Config]) -> type[Config]:
-    """Decorator of a command's options: its own come first in --help, those of `ProcessOptions` after them."""
+    """Decorator of a command's options: its own come first in --help, those that commands share after them."""
     fields = kind.__dataclass_fields__
-    for name in ProcessOptions.__dataclass_fields__:
-        fields[name] = fields.pop(name)
+    for shared in kind.__bases__:
+        for name in getattr(shared, "__dataclass_fields__", {}):
+            fields[name] = fields.pop(name)
     return kind

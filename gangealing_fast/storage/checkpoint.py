@@ -181,6 +181,24 @@ def _keep_as(newest: Path, previous: Path) -> None:
     os.replace(second, previous)
 
 
+def keep_newest(folder: str | os.PathLike[str], name: str) -> Path:
+    """Give the newest checkpoint of a results folder a second name, which no later checkpoint takes; returns its path.
+
+    Raises UserError if the file cannot be written.
+    """
+    newest, kept = Path(folder) / NEWEST, Path(folder) / name
+    second = kept.with_name(f".{name}.tmp")
+    with contextlib.suppress(FileNotFoundError):
+        second.unlink()
+    try:
+        os.link(newest, second)
+        os.replace(second, kept)
+    except OSError:  # a file system without hard links
+        with atomic_write(kept) as file:
+            file.write(read_bytes(newest))
+    return kept
+
+
 def load_latest(
     folder: str | os.PathLike[str],
     *,

@@ -101,6 +101,8 @@ class Plan:
     postfix: Mapping[str, str] = field(default_factory=dict)
     """Figures beside the progress bar, by name, and how they are formatted."""
     tensorboard: bool = False
+    kept: frozenset[int] = frozenset()
+    """After these steps there is a checkpoint too, which stays under a name of its own."""
 
 
 def saved_state(folder: Path, plan: Plan) -> dict[str, Any] | None:
@@ -140,7 +142,7 @@ def run(work: Work, plan: Plan, folder: Path, start: Progress) -> None:
         while at.done < plan.total:
             before, at = at, advance(work, plan, folder, at, means)
             bar.update(at.done - before.done)
-            saving = at.done >= plan.total or _passed(before, at, plan.snapshot)
+            saving = at.done >= plan.total or _passed(before, at, plan.snapshot) or at.step in plan.kept
             if not saving and not _passed(before, at, plan.tick):
                 continue
             line: dict[str, Any] = {"step": at.step}
@@ -157,6 +159,8 @@ def run(work: Work, plan: Plan, folder: Path, start: Progress) -> None:
             if saving:
                 work.show(at, line)
                 checkpoint.save_latest(folder, state_of(work, at), kind=plan.command)
+                if at.step in plan.kept:
+                    checkpoint.keep_newest(folder, f"checkpoint-{at.step:07d}.pt")
 
 
 def advance(work: Work, plan: Plan, folder: Path, at: Progress, means: Means) -> Progress:
