@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from gangealing_fast.alignment.config import ClassifyConfig
 from gangealing_fast.runtime.commands import parse, run_command
+from gangealing_fast.runtime.text import printable
 
 
 def main() -> None:
@@ -15,8 +16,8 @@ def main() -> None:
         from gangealing_fast.alignment.results import align_command
 
         folder = run(config)
-        print(f"the aligner with its classifier, log and report.html are in {folder}")
-        print(f"next: {align_command(folder)}")
+        print(f"the aligner with its classifier, log and report.html are in {printable(folder)}")
+        print(f"next: {printable(align_command(folder))}")
 
     run_command(command)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from gangealing_fast.contrastive.config import ContrastConfig
 from gangealing_fast.runtime.commands import parse, run_command
+from gangealing_fast.runtime.text import printable
 
 
 def main() -> None:
@@ -14,8 +15,8 @@ def main() -> None:
         from gangealing_fast.contrastive.training import run
 
         file = run(config)
-        print(f"the distance is {file}; log and checkpoint are beside it")
-        print(f"next: python -m gangealing_fast.train --perceptual self --perceptual-weights {file} ...")
+        print(f"the distance is {printable(file)}; log and checkpoint are beside it")
+        print(f"next: python -m gangealing_fast.train --perceptual self --perceptual-weights {printable(file)} ...")
 
     run_command(command)
 

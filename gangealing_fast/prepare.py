@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from gangealing_fast.data.config import PrepareConfig
 from gangealing_fast.runtime.commands import parse, run_command
+from gangealing_fast.runtime.text import printable
 
 
 def main() -> None:
@@ -14,7 +15,7 @@ def main() -> None:
         from gangealing_fast.data.preparing import run
 
         run(config)
-        print(f"next: python -m gangealing_fast.pretrain --data {config.out} --size {config.size} --out runs/generator")
+        print(f"next: python -m gangealing_fast.pretrain --data {printable(config.out)} --size {config.size} --out runs/generator")
 
     run_command(command)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from gangealing_fast.pretraining.config import PRESETS, PretrainConfig
 from gangealing_fast.runtime.commands import parse, run_command
+from gangealing_fast.runtime.text import printable
 
 
 def main() -> None:
@@ -14,9 +15,10 @@ def main() -> None:
         from gangealing_fast.pretraining.trainer import run
 
         generator = run(config)
-        print(f"samples, report, log and checkpoint are in {config.out}; the best generator is {generator}")
+        print(f"samples, report, log and checkpoint are in {printable(config.out)}; the best generator is {printable(generator)}")
         if config.architecture == "stylegan2":
-            print(f"next: python -m gangealing_fast.train --generator {generator} --data {config.data} --out runs/align")
+            options = f"--generator {printable(generator)} --data {printable(config.data)} --out runs/align"
+            print(f"next: python -m gangealing_fast.train {options}")
 
     run_command(command)
 

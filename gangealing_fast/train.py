@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from gangealing_fast.alignment.config import PRESETS, TrainConfig
 from gangealing_fast.runtime.commands import parse, run_command
+from gangealing_fast.runtime.text import printable
 
 
 def main() -> None:
@@ -15,10 +16,11 @@ def main() -> None:
         from gangealing_fast.alignment.trainer import run
 
         run(config)
-        print(f"everything is in {config.out}: open {config.out / 'report.html'} first")
+        report = config.out / "report.html"
+        print(f"everything is in {printable(config.out)}: open {printable(report)} first")
         for _, line in classify_command(config):
-            print(f"next: {line}")
-        print(f"next: {align_command(config.out)}")
+            print(f"next: {printable(line)}")
+        print(f"next: {printable(align_command(config.out))}")
 
     run_command(command, several=True)
 

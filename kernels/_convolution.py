@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from gangealing_fast.kernels._launch import ENLARGED, INTERPRETED, cdiv, contiguous, launch
+from gangealing_fast.kernels._launch import INTERPRETED, cdiv, contiguous, launch
 from gangealing_fast.kernels.bias_act import activated
 from gangealing_fast.runtime.precision import tf32_convolutions
 

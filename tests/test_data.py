@@ -38,7 +38,7 @@ def encoded(picture: Image.Image, file_format: str = "PNG", **options) -> bytes:
 def test_right_size_is_left_alone():
     pixels = noise(16, 16)
     assert np.array_equal(decode(encoded(Image.fromarray(pixels)), 16, "center"), pixels)
-    assert np.array_equal(decode(encoded(Image.fromarray(pixels)), 16, "pad"), pixels)
+    assert np.array_equal(decode(encoded(Image.fromarray(pixels)), 16, "border"), pixels)
 
 
 def test_centre_crop_takes_the_middle():
@@ -50,7 +50,7 @@ def test_centre_crop_takes_the_middle():
 
 def test_padding_keeps_everything():
     pixels = noise(10, 16)
-    result = decode(encoded(Image.fromarray(pixels)), 16, "pad")
+    result = decode(encoded(Image.fromarray(pixels)), 16, "border")
     assert np.array_equal(result[3:13], pixels)
     assert np.array_equal(result[:3], np.repeat(pixels[:1], 3, 0)) and np.array_equal(result[13:], result[12:13].repeat(3, 0))
 
@@ -145,10 +145,10 @@ def test_damage_never_ends_in_another_error(data):
     height=st.integers(1, 40),
     width=st.integers(1, 40),
     size=st.integers(1, 24),
-    crop=st.sampled_from(["center", "pad"]),
+    pad=st.sampled_from(["center", "border", "zero"]),
 )
-def test_any_size_becomes_square(height, width, size, crop):
-    result = decode(encoded(Image.fromarray(noise(height, width))), size, crop)
+def test_any_size_becomes_square(height, width, size, pad):
+    result = decode(encoded(Image.fromarray(noise(height, width))), size, pad)
     assert result.shape == (size, size, 3) and result.dtype == np.uint8
 
 
@@ -218,7 +218,7 @@ def test_nothing_to_open(tmp_path):
         open_pictures(tmp_path, size=8, minimum=3)
     with pytest.raises(UserError, match="has no labels"):
         open_pictures(tmp_path, size=8, label=3)
-    for wrong in ({"size": 0}, {"size": 8, "limit": 0}, {"size": 8, "crop": "left"}):
+    for wrong in ({"size": 0}, {"size": 8, "limit": 0}, {"size": 8, "pad": "left"}):
         with pytest.raises(ValueError, match="must be positive"):
             open_pictures(tmp_path, **wrong)
 

@@ -154,9 +154,16 @@ def _squared(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     return (a - b).square().mean((1, 2, 3))
 
 
-@pytest.mark.parametrize("changes", [{"pose_scale": (1.2, 0.8)}, {"pose_scale": (0.0, 1.0)}, {"pose_shift": -0.1}])
-def test_ranges_that_cannot_be_are_refused(folder, changes):
-    with pytest.raises(UserError, match="--pose-scale takes two factors above 0"):
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"pose_scale": (1.2, 0.8)}, "--pose-scale takes two factors, the smaller first"),
+        ({"pose_scale": (0.0, 1.0)}, "--pose-scale must be above 0"),
+        ({"pose_shift": -0.1}, "--pose-shift must be at least 0"),
+    ],
+)
+def test_ranges_that_cannot_be_are_refused(folder, changes, words):
+    with pytest.raises(UserError, match=words):
         run(dataclasses.replace(train_config(folder), **changes))
 
 

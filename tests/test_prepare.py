@@ -42,7 +42,7 @@ def test_folder_becomes_the_same_pictures(tmp_path, capsys):
 def test_same_bytes_every_time(tmp_path):
     fill(tmp_path / "in", 3)
     for name in ("a.tar", "b.tar"):
-        run(tmp_path / "in", tmp_path / name, size=8, format="jpg", crop="pad")
+        run(tmp_path / "in", tmp_path / name, size=8, format="jpg", pad="border")
     assert (tmp_path / "a.tar").read_bytes() == (tmp_path / "b.tar").read_bytes()
     with tarfile.open(tmp_path / "a.tar") as archive:
         assert archive.getnames() == ["000.jpg", "001.jpg", "002.jpg"]
@@ -75,8 +75,8 @@ def test_mistakes(tmp_path):
     for match, source, output, options in (
         ("there is no file or folder", tmp_path / "gone", out, {}),
         ("must end in .tar", tmp_path / "in", tmp_path / "out.zip", {}),
-        ("must be positive", tmp_path / "in", out, {"size": 0}),
-        ("must be positive", tmp_path / "in", out, {"limit": -1}),
+        ("--size must be at least 1", tmp_path / "in", out, {"size": 0}),
+        ("--limit must be at least 1", tmp_path / "in", out, {"limit": -1}),
         ("has no labels", tmp_path / "in", out, {"label": 1}),
         ("is a file, not a folder|a file of that name", tmp_path / "in", tmp_path / "in" / "000.png" / "out.tar", {}),
     ):

@@ -265,3 +265,24 @@ def test_figures_of_pictures_that_are_all_alike_are_printed(capsys):
         "  Purity: ratio 0.500",
         "  Spread: 2 -> 1 (ratio 0.500)",
     ]
+
+
+@pytest.mark.parametrize("kind", ["black", "one colour", "all alike"])
+@pytest.mark.parametrize("changes", [{}, {"clusters": 2, "flips": True}, {"keep_area": True, "pose_rotation": 30.0}], ids=str)
+def test_pictures_that_are_all_alike_end_no_run(folder, kind, changes, capsys):
+    """There is nothing to compare, and nothing to divide by."""
+    from gangealing_fast.storage.files import save_picture
+
+    torch.manual_seed(1)
+    picture = {"black": -torch.ones(3, 32, 32), "one colour": torch.full((3, 32, 32), 0.5), "all alike": torch.rand(3, 32, 32)}[
+        kind
+    ]
+    (folder / "pictures").mkdir()
+    for index in range(3):
+        save_picture(folder / "pictures" / f"{index}.png", picture)
+    options = {"transforms": "similarity", "steps": 1, "batch": 2, "data": folder / "pictures"}
+    config = train_config(folder, **(options | changes))
+    evaluation = run(config)
+    assert evaluation is not None and "Mean pairwise perceptual distance" in evaluation.figures
+    assert (config.out / "report.html").exists() and (config.out / "aligner.safetensors").exists()
+    assert "perceptual distance" in capsys.readouterr().out

@@ -117,7 +117,7 @@ def test_every_command_takes_the_choice_and_says_what_it_assumes(tmp_path, monke
     assert "notice" not in capsys.readouterr().out
     assert call(monkeypatch, command, *arguments, "--out", tmp_path / "none", "--iters", 0) == 2
     error = capsys.readouterr().err
-    assert "iters must be 1 or more" in error and error.count("\n") == 1 and not (tmp_path / "none").exists()
+    assert "--iters must be at least 1" in error and error.count("\n") == 1 and not (tmp_path / "none").exists()
     if command in (convert, classify):
         assert read(tmp_path / "assumed").warping == Warping("border", 3) and read(tmp_path / "chosen").warping == Warping(
             "zeros", 1

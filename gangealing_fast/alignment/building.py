@@ -26,6 +26,7 @@ from gangealing_fast.runtime.distributed import Group
 from gangealing_fast.runtime.errors import UserError
 from gangealing_fast.runtime.precision import autocast, resolve
 from gangealing_fast.runtime.randomness import private_stream
+from gangealing_fast.runtime.text import printable
 from gangealing_fast.training.optim import AdamEma
 
 # Samples of 128² whose activations fit comfortably beside everything else in a few GB.
@@ -139,7 +140,7 @@ def learn_perceptual(config: TrainConfig, group: Group) -> Path:
     if not group.lead:
         group.wait("the perceptual distance")
         return folder
-    print(f"learning the perceptual distance first, in {folder}")
+    print(f"learning the perceptual distance first, in {printable(folder)}")
     options = ContrastConfig(
         out=folder,
         data=config.data,

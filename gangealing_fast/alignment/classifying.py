@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +32,8 @@ from gangealing_fast.report.run import write_run_report
 from gangealing_fast.runtime.errors import UserError
 from gangealing_fast.runtime.precision import autocast, resolve
 from gangealing_fast.runtime.setup import choose_device, prepare_process
-from gangealing_fast.storage.runs import open_run, plain
+from gangealing_fast.storage.claims import plain, read_record
+from gangealing_fast.storage.runs import open_run
 from gangealing_fast.training.fitting import fit
 
 if TYPE_CHECKING:
@@ -75,24 +75,24 @@ class Teacher:
 
 
 def recorded_options(folder: Path) -> dict[str, Any]:
-    """The options that a results folder of train records; {} where there are none."""
-    try:
-        return json.loads((folder / "config.json").read_text())["options"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return {}
+    """The options that a results folder of train records; {} where there are none. Raises UserError for a damaged record."""
+    record = read_record(folder) if folder.is_dir() else None
+    return record.options if record is not None and record.command == "train" else {}
 
 
 def run(config: ClassifyConfig) -> Path:
     """Train the classifier, or go on; returns the folder with the complete aligner. Raises UserError for a user's mistakes."""
+    with open_run(config.out, COMMAND, config, pictures={"--data": config.data}) as resuming:
+        return _run(config, resuming)
+
+
+def _run(config: ClassifyConfig, resuming: bool) -> Path:
     device = choose_device(config.device)
     prepare_process(config)
-    if config.batch < 2 or config.steps < 1 or config.snapshot < 1:
-        raise UserError("--batch must be at least 2, --steps and --snapshot at least 1")
     parts, options = read(config.checkpoint), recorded_options(config.checkpoint)
     parts.settle(config.checkpoint, padding_mode=config.padding_mode, iters=config.iters)
     teacher = make_teacher(config, parts, options, device)
     dtype = resolve(config.precision, device)
-    resuming = open_run(config.out, COMMAND, config)
     torch.manual_seed(config.seed)
     classifier = ClusterClassifier.like(teacher.transformer, flips=config.flips).to(memory_format=torch.channels_last)
     optimizer = torch.optim.Adam(classifier.parameters(), config.learning_rate, fused=True)

@@ -11,6 +11,21 @@ from typing import Annotated, Literal
 import tyro
 
 from gangealing_fast.runtime.config import ProcessOptions, WarpingOptions, shared_last
+from gangealing_fast.runtime.ranges import (
+    LARGEST,
+    Channels,
+    Count,
+    Digit,
+    Factor,
+    Iterations,
+    LearningRate,
+    Natural,
+    Positive,
+    Range,
+    Share,
+    Side,
+    Weight,
+)
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 
@@ -28,81 +43,81 @@ class TrainConfig(ProcessOptions):
     """Real pictures (folder, .tar or MNIST file) to watch and to evaluate on; never trained on."""
     start_from: Path | None = None
     """A checkpoint of the original to go on from: its transformer, template and optimisers, at its step of --steps."""
-    digit: tuple[int, ...] = ()
+    digit: tuple[Digit, ...] = ()
     """Evaluate on the package's held-out digits of these classes, whose true warps are known."""
-    clusters: int = 1
+    clusters: Annotated[int, Range(1, 1000)] = 1
     """How many templates are learned, each with a warping head of its own."""
     flips: bool = False
     """Whether a sample or its mirror image is aligned, whichever comes nearer to the template."""
-    cluster_candidates: int = 256
+    cluster_candidates: Count = 256
     """Among how many samples the first templates are chosen (K-means++)."""
-    single_steps: int = 0
+    single_steps: Natural = 0
     """First learn so many steps to align all samples to the generator's mean; then choose the clusters' templates among aligned
     samples, so that they differ in kind instead of pose. 0 starts with all clusters, as published."""
-    held_out: int = 500
+    held_out: Annotated[int, Range(2, LARGEST)] = 500
     """How many of the last pictures of --data are used."""
     transforms: Literal["similarity", "flow", "similarity,flow"] = "similarity,flow"
     trunk: Literal["learned", "efficientnet"] = "learned"
     """What the similarity looks at pictures with. learned: layers from scratch, as published. efficientnet: frozen features with a
     few layers on top; for photographs it learns the pose in a fraction of the steps, also from a generator of poor pictures."""
-    flow_size: int = 128
+    flow_size: Side = 128
     """Side at which the transformer looks at pictures, and of its output."""
-    channel_multiplier: float = 0.5
-    channel_base: int | None = None
+    channel_multiplier: Factor = 0.5
+    channel_base: Annotated[int, Range(1, 2**24)] | None = None
     """A resolution r of the transformer has min(max_channels, channel_base / r) channels; None for the published widths."""
-    max_channels: int = 512
-    iters: int = 1
+    max_channels: Channels = 512
+    iters: Iterations = 1
     """How often the similarity looks at its own result and corrects it, in training."""
-    iters_in_use: int = 2
+    iters_in_use: Iterations = 2
     """The same for real pictures: in evaluation, and in `align` and `Aligner` from then on (docs/results.md: what it brings)."""
     keep_area: bool = False
     """At the end, scale the template's frame so that the objects keep their area in all (a similarity alone)."""
-    steps: int = 1_500_000
-    batch: int = 40
+    steps: Count = 1_500_000
+    batch: Count = 40
     """Samples per step over all passes; small batches are known to collapse."""
-    micro_batch: int = 0
+    micro_batch: Natural = 0
     """Samples per pass (gradients are accumulated up to --batch); 0 chooses by the size of the pictures."""
-    anneal_psi: int = 150_000
+    anneal_psi: Natural = 150_000
     """Steps over which the targets move from the samples' own pose to the learned template."""
     psi_shape: Literal["cosine", "linear"] = "cosine"
-    period: int = 37_500
+    period: Natural = 37_500
     """Steps of the first cosine cycle of the learning rates after the annealing; 0 keeps them constant."""
-    inject: int = 5
+    inject: Count = 5
     """How many of the generator's first latents the template sets; the others keep each sample's look."""
-    directions: int = 1
+    directions: Count = 1
     """How many principal directions of w the template may move along."""
-    principal_samples: int = 1_000_000
+    principal_samples: Annotated[int, Range(2, LARGEST)] = 1_000_000
     freeze_target: bool = False
     """Keep the template at the generator's mean instead of learning it."""
-    learning_rate: float = 1e-3
-    target_learning_rate: float = 1e-2
-    tv_weight: float = 1000.0
-    identity_weight: float = 1.0
+    learning_rate: LearningRate = 1e-3
+    target_learning_rate: LearningRate = 1e-2
+    tv_weight: Weight = 1000.0
+    identity_weight: Weight = 1.0
     padding_mode: Literal["reflection", "border", "zeros"] = "reflection"
     perceptual: Literal["efficientnet", "lpips", "self"] = "efficientnet"
     """self: features learned from --data and the generator's samples; done first, beside --out, where no weights are given."""
-    perceptual_size: int = 64
+    perceptual_size: Side = 64
     """Smaller pictures are enlarged to this side before the perceptual network looks at them (efficientnet)."""
     perceptual_weights: Path | None = None
     """Backbone file of lpips, where it is not in torchvision's cache; for self, what the contrast command learned."""
-    perceptual_steps: int = 1500
+    perceptual_steps: Count = 1500
     """How long features are learned for --perceptual self where no weights are given."""
-    pose_rotation: float = 0.0
+    pose_rotation: Annotated[float, Range(0, 360)] = 0.0
     """Show samples turned by up to so many degrees; with the next two, for pictures in more poses than the generator makes. With
     one template real pictures are then judged in such poses too, whose truth is known."""
-    pose_scale: tuple[float, float] = (1.0, 1.0)
+    pose_scale: tuple[Factor, Factor] = (1.0, 1.0)
     """Show samples at a size between these factors of their own."""
-    pose_shift: float = 0.0
+    pose_shift: Annotated[float, Range(0, 100)] = 0.0
     """Show samples shifted by up to this part of their side."""
-    equivariance_weight: float = 1.0
+    equivariance_weight: Weight = 1.0
     """How much it counts that a sample lands on the template in the same way whatever pose it is shown in; see --pose-rotation."""
     sample_from_full_resolution: bool = True
     """Warp the generator's full-size samples; otherwise those already downsampled to --flow-size."""
-    average_half_life: float = 10_000.0
+    average_half_life: Positive = 10_000.0
     """Half-life of the running average of the transformer, in samples counted as 32 a step."""
-    truncation: float = 1.0
+    truncation: Share = 1.0
     """How far samples' latents keep from their mean, in [0, 1]: below 1 they are more alike and look better."""
-    snapshot: int = 2000
+    snapshot: Count = 2000
     """Steps between checkpoints with pictures; log lines come ten times as often."""
     zero_learning_rate: bool = False
     """Keep a checkpoint, checkpoint-STEP.pt, whenever the learning rates have come down to zero, as the original does."""
@@ -112,7 +127,7 @@ class TrainConfig(ProcessOptions):
     """Run the loss through torch.compile; the first step takes minutes."""
     cuda_graphs: bool = False
     """Record the passes of a step as CUDA graphs and replay them."""
-    patience: float = 1800.0
+    patience: Positive = 1800.0
     """With several processes (torchrun): for how many seconds one waits for the others before it ends with an error."""
     tensorboard: bool = False
     goals: Annotated[Mapping[str, float | tuple[float, float]], tyro.conf.Suppress] = field(default_factory=dict)
@@ -200,16 +215,16 @@ class ClassifyConfig(WarpingOptions, ProcessOptions):
     """The generator that the aligner was trained with; the one that the results folder records where it is not given."""
     data: Path | None = None
     """Real pictures for the figures; those of the training run where they are not given."""
-    held_out: int = 500
+    held_out: Annotated[int, Range(2, LARGEST)] = 500
     """How many of the last pictures of --data are used."""
     flips: bool = False
     """Whether mirrored pictures are classes of their own; as in training."""
-    inject: int = 0
+    inject: Natural = 0
     """How many of the generator's first latents the template sets; 0 takes the training run's."""
-    truncation: float | None = None
+    truncation: Share | None = None
     """How far samples' latents keep from their mean, in [0, 1]; None takes the training run's."""
-    steps: int = 1500
-    batch: int = 32
-    learning_rate: float = 1e-3
-    snapshot: int = 250
+    steps: Count = 1500
+    batch: Annotated[int, Range(2, LARGEST)] = 32
+    learning_rate: LearningRate = 1e-3
+    snapshot: Count = 250
     precision: Literal["auto", "float32", "bfloat16"] = "auto"

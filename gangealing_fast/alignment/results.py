@@ -36,7 +36,7 @@ from gangealing_fast.models.perceptual import build_perceptual
 from gangealing_fast.report.pictures import save_grid
 from gangealing_fast.report.run import write_run_report
 from gangealing_fast.runtime.precision import autocast
-from gangealing_fast.storage.runs import plain
+from gangealing_fast.storage.claims import plain
 
 WATCHED = 16
 

@@ -113,11 +113,18 @@ def run(config: TrainConfig) -> Evaluation | None:
 
 def _run(config: TrainConfig, group: Group) -> Evaluation | None:
     prepare_process(config)
+    if not group.lead:
+        return _train(config, group, resuming=False)
+    with open_run(config.out, COMMAND, config, pictures={"--data": config.data}) as resuming:
+        return _train(config, group, resuming=resuming)
+
+
+def _train(config: TrainConfig, group: Group, *, resuming: bool) -> Evaluation | None:
     torch.manual_seed(config.seed)
     begun = {"flow_blocks": begun_flow_blocks(config) if group.lead else FLOW_BLOCKS}
     blocks = group.from_lead(begun, "the size of the flow's trunk")["flow_blocks"]
     work, plan = Training(config, build(config, group, flow_blocks=blocks)), plan_of(config)
-    start = _begin(work, plan, group)
+    start = _begin(work, plan, group, resuming=resuming)
     if not group.lead:
         while start.step < config.steps:
             start = loop.advance(work, plan, config.out, start, Means())
@@ -135,8 +142,8 @@ def begun_flow_blocks(config: TrainConfig) -> int:
     return int(complete(begun)["flow_blocks"])
 
 
-def _begin(work: Training, plan: Plan, group: Group) -> Progress:
-    """Claim the folder, and give all processes the weights to begin with: the first ones, those of the checkpoint, or those of the
+def _begin(work: Training, plan: Plan, group: Group, *, resuming: bool) -> Progress:
+    """Give all processes the weights to begin with: the first ones, those of the checkpoint, or those of the
     original that the run starts from."""
     config, saved = work.config, None
     if group.lead:
@@ -144,7 +151,7 @@ def _begin(work: Training, plan: Plan, group: Group) -> Progress:
         begun = None
         if config.start_from is not None and not has_checkpoint(config.out):
             begun = taken_over(config, work.trainer)
-        saved = loop.saved_state(config.out, plan) if open_run(config.out, COMMAND, config) else None
+        saved = loop.saved_state(config.out, plan) if resuming else None
         saved = begun if saved is None else saved
     first = loop.state_of(work, Progress(), plan) if saved is None else saved
     state = group.from_lead(first, "the first weights")

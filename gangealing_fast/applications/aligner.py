@@ -43,6 +43,11 @@ class Look(NamedTuple):
     mirrored: Tensor
     alignment: Alignment
 
+    def without_pictures(self) -> Look:
+        """The same for whoever needs no pixels of it any more: `square.images` keeps its shape alone."""
+        shape = self.square.images.new_empty(1).expand(self.square.images.shape)
+        return self._replace(square=self.square._replace(images=shape))
+
 
 class Aligner:
     """A trained transformer, the classifier of its clusters if it has several, and how it treats the picture's border.
@@ -288,7 +293,7 @@ class Aligner:
             found = points_of.mirror_points(shown, mirrored, side)
         else:
             found = points_of.published_from_template(record.grid, points, side)
-        return found - found.new_tensor([square.left, square.top])
+        return square.leave(found)
 
     def locate(self, images: Tensor, points: Tensor, *, look: Look | None = None) -> Located:
         """Pixels of each picture → points of the template: sub-pixel, differentiable by the points, with a confidence for each.
@@ -305,7 +310,7 @@ class Aligner:
         if self.points == "exact" or record.residual_flow is None:
             return Located(*(found.to(dtype) for found in self._locate(look, points)))
         side = look.square.images.shape[3]
-        seen = points_of.mirror_points(_in_square(look.square, points), look.mirrored, side)
+        seen = points_of.mirror_points(look.square.enter(points), look.mirrored, side)
         found = points_of.published_to_template(record.residual_flow, record.matrix, seen, side).to(dtype)
         return Located(found, torch.ones_like(found[..., 0]))
 
@@ -313,7 +318,7 @@ class Aligner:
         """The exact rule of `locate`."""
         square, _, mirrored, record = look
         side, size = square.images.shape[3], self.transformer.flow_size
-        shifted = _in_square(square, points)
+        shifted = square.enter(points)
         if record.residual_flow is None and record.matrix is not None:  # a similarity has an exact inverse everywhere
             seen = points_of.mirror_points(shifted, mirrored, side)
             found = points_of.similarity_to_template(record.matrix, seen, size, side)
@@ -340,28 +345,31 @@ class Aligner:
         drawn = to_square(maps, padding_mode, nothing=0.0).images
         return mipmap_warp(drawn, self.warp(images).grid, padding_mode=padding_mode)
 
-    def maps_from_template(self, images: Tensor, maps: Tensor, *, look: Look | None = None) -> tuple[Tensor, Tensor]:
+    def maps_from_template(
+        self, images: Tensor, maps: Tensor, *, look: Look | None = None, rows: slice = slice(None)
+    ) -> tuple[Tensor, Tensor]:
         """What is drawn on the template, `[1 or N, C, R, R]`, as it lies on pictures: (`[N, C, H, W]`, confidence `[N, 1, H, W]`).
 
         Every pixel of a picture is sought on the template, so nothing is left out between two pixels; where the template does
-        not reach, the result is 0 and so is the confidence. look: as in `locate`.
+        not reach, the result is 0 and so is the confidence. look: as in `locate`, then the pictures' own pixels are not read. rows:
+        those that are wanted, without a step; the result has these alone.
         """
-        check_pictures(images)
+        if look is None:
+            check_pictures(images)
         n, _, height, width = images.shape
         if maps.ndim != 4 or maps.shape[0] not in (1, n) or maps.shape[2] != maps.shape[3]:
             raise ValueError(f"maps must be [1, C, R, R] or [{n}, C, R, R], got {list(maps.shape)}.")
-        rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
-        pixels = torch.stack([columns, rows], -1).reshape(1, -1, 2).to(images.device, self._dtype).expand(n, -1, -1)
+        first, last, _ = rows.indices(height)
+        # The pixels above and below tell how coarsely a pixel reads the map.
+        low, high = max(0, first - 1), min(height, last + 1)
+        y, x = torch.meshgrid(torch.arange(low, high), torch.arange(width), indexing="ij")
+        pixels = torch.stack([x, y], -1).reshape(1, -1, 2).to(images.device, self._dtype).expand(n, -1, -1)
         place, confidence = self._locate(self.look(images) if look is None else look, pixels)
-        grid = ((2 * place + 1) / self.transformer.flow_size - 1).reshape(n, height, width, 2)
-        confidence = confidence.reshape(n, 1, height, width)
-        drawn = mipmap_warp(maps.expand(n, -1, -1, -1), grid, padding_mode="border")
+        grid = ((2 * place + 1) / self.transformer.flow_size - 1).reshape(n, high - low, width, 2)
+        wanted = slice(first - low, last - low)
+        confidence = confidence.reshape(n, 1, high - low, width)[:, :, wanted]
+        drawn = mipmap_warp(maps.expand(n, -1, -1, -1), grid, padding_mode="border")[:, :, wanted]
         return torch.where(confidence > 0, drawn, 0.0), confidence
-
-
-def _in_square(square: Square, points: Tensor) -> Tensor:
-    """Pixels of the pictures as given as pixels of their squares."""
-    return points + points.new_tensor([square.left, square.top])
 
 
 def flow_scores_of(alignment: Alignment) -> Tensor | None:

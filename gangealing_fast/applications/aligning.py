@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,15 +12,21 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from gangealing_fast.applications.aligner import Look, flow_scores_of
+from gangealing_fast.applications.aligner import Aligner, Look, flow_scores_of
 from gangealing_fast.applications.choosing import aligner_of
 from gangealing_fast.applications.config import AlignConfig
-from gangealing_fast.data.pictures import PictureStream, skipped_summary, to_float
+from gangealing_fast.applications.naming import result_name
+from gangealing_fast.data.pictures import PictureStream, to_float
 from gangealing_fast.models.layers import resize_to
 from gangealing_fast.report.pictures import save_grid
 from gangealing_fast.runtime.errors import UserError
 from gangealing_fast.runtime.setup import set_threads
-from gangealing_fast.storage.files import JsonLines, make_folder, save_picture
+from gangealing_fast.runtime.text import printable
+from gangealing_fast.storage.claims import results_folder
+from gangealing_fast.storage.files import JsonLines, save_picture
+
+COMMAND = "align"
+WRITES = r"[0-9]{6,}-.*\.png|(template(-[0-9]+)?|average)\.png|warps\.jsonl"
 
 
 class Averages:
@@ -51,40 +57,43 @@ class Averages:
 def run(config: AlignConfig) -> None:
     """Align all pictures. Raises UserError for a user's mistakes; finished pictures stay."""
     set_threads(config.threads)
-    if config.batch < 1 or config.size < 0 or config.resolution < 0:
-        raise UserError("--batch must be at least 1, --size and --resolution at least 0")
     if config.crop == "none" and config.size:
         raise UserError("--size is the side of cropped pictures: leave it out, or leave --crop none out")
     aligner = aligner_of(config.checkpoint, config)
     size = None if config.crop == "none" else config.size or aligner.transformer.input_size
     resolution = config.resolution or aligner.transformer.flow_size
     pictures = PictureStream(config.data, size=size, batch=1 if size is None else config.batch, limit=config.limit)
-    print(f"{len(pictures)} pictures in {config.data}, read {'whole' if size is None else f'as {size}x{size}'}")
-    folder, averages, done = make_folder(config.out), Averages(), 0
-    narrow: list[tuple[str, str]] = []
+    print(f"{len(pictures)} pictures in {printable(config.data)}, read {'whole' if size is None else f'as {size}x{size}'}")
+    with results_folder(config.out, COMMAND, config, WRITES, pictures={"--data": config.data}) as folder:
+        _align(aligner, pictures, folder, resolution)
+
+
+def _align(aligner: Aligner, pictures: PictureStream, folder: Path, resolution: int) -> None:
+    averages, done = Averages(), 0
     with JsonLines(folder / "warps.jsonl") as warps, tqdm(total=len(pictures), unit="picture", desc="align") as progress:
         for names, batch in pictures:
             images = to_float(batch)
             if min(images.shape[2:]) < 2:
-                narrow.append((names[0], "a side of one pixel"))
+                pictures.skipped.append((names[0], "a side of one pixel"))
                 progress.update(len(names))
                 continue
             look = aligner.look(images, output_resolution=resolution)
-            averages.add(look.square.images if size is not None else resize_to(look.square.images, resolution), look)
+            averages.add(look.square.images if pictures.size is not None else resize_to(look.square.images, resolution), look)
             for line in write_pictures(folder, names, look, done, decided=aligner.decides):
                 warps.append(line)
             done += len(names)
             progress.update(len(names))
-    averages.write(folder, resolution)
+    if done:
+        averages.write(folder, resolution)
     if len(averages.members) > 1:
         print("; ".join(f"cluster {k}: {count} pictures" for k, count in sorted(averages.members.items())))
-    if pictures.skipped or narrow:
-        print(skipped_summary([*pictures.skipped, *narrow]))
+    if pictures.summary():
+        print(pictures.summary())
     if not done:
         raise UserError(
-            f"none of the {len(pictures)} pictures in {config.data} can be aligned; give pictures of two pixels or more"
+            f"none of the {len(pictures)} pictures in {pictures.path} can be aligned; give pictures of two pixels or more"
         )
-    print(f"{done} aligned pictures, warps.jsonl and average.png (before, after) are in {folder}")
+    print(f"{done} aligned pictures, warps.jsonl and average.png (before, after) are in {printable(folder)}")
     print("next: draw on a copy of template*.png, transparent elsewhere, and run python -m gangealing_fast.propagate")
 
 
@@ -95,7 +104,7 @@ def write_pictures(folder: Path, names: Sequence[str], look: Look, done: int, *,
     """
     record, scores, lines = look.alignment, flow_scores_of(look.alignment), []
     for k, picture in enumerate(names):
-        file = f"{done + k:06d}-{PurePath(picture).stem}.png"
+        file = result_name(done + k, picture)
         save_picture(folder / file, record.image[k])
         matrix = None if record.matrix is None else record.matrix[k].flatten().tolist()
         line: dict[str, Any] = {"picture": picture, "file": file, "matrix": matrix}

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from gangealing_fast.runtime.config import WarpingOptions, shared_last
+from gangealing_fast.runtime.ranges import Count, Natural, Share, SideOrDefault, Threads
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,7 +17,7 @@ class UseOptions(WarpingOptions):
 
     flips: bool = False
     """Without a classifier: align a picture's mirror image where that fits better (needs a flow)."""
-    cluster: int | None = None
+    cluster: Natural | None = None
     """Take all pictures for this cluster, from 0; None for what the classifier says."""
 
 
@@ -31,16 +32,16 @@ class AlignConfig(UseOptions):
     """The pictures, of any size and shape."""
     out: Path
     """Folder for the aligned pictures, their average before and after, and warps.jsonl."""
-    size: int = 0
+    size: SideOrDefault = 0
     """Side of the pictures as read and cropped; 0 takes the size the aligner was trained for."""
-    resolution: int = 0
+    resolution: SideOrDefault = 0
     """Side of the aligned pictures; 0 takes the transformer's own."""
     crop: Literal["center", "none"] = "center"
     """Cut out the centred square, or keep pictures whole, at their own size; beyond their edges lies what --padding-mode says."""
-    limit: int | None = None
+    limit: Count | None = None
     """Only the first so many pictures."""
-    batch: int = 64
-    threads: int = 0
+    batch: Count = 64
+    threads: Threads = 0
 
 
 @shared_last
@@ -57,13 +58,13 @@ class PropagateConfig(UseOptions):
     one for each in order; "none" leaves a cluster's pictures as they are. With --cluster one for that cluster."""
     out: Path
     """Folder for the edited pictures and edits.jsonl."""
-    opacity: float = 1.0
+    opacity: Share = 1.0
     """How strongly the edit covers the picture, in [0, 1], on top of its own transparency."""
     crop: Literal["center", "none"] = "none"
     """Keep pictures whole, or cut out the centred square, at their own size."""
-    limit: int | None = None
+    limit: Count | None = None
     """Only the first so many pictures."""
-    threads: int = 0
+    threads: Threads = 0
 
 
 @shared_last
@@ -79,7 +80,9 @@ class ConvertConfig(WarpingOptions):
     """onnx, pt2 (torch.export): the aligner as a program that runs without this package, for any number of pictures."""
     half: bool = False
     """Store safetensors in half precision."""
-    cluster: int | None = None
+    cluster: Natural | None = None
     """Of onnx and pt2: take all pictures for this cluster, from 0; None for what the classifier says."""
     sha256: str | None = None
     """The file's checksum; required for an address, checked for a file too."""
+    overwrite: bool = False
+    """Replace an output file that exists."""

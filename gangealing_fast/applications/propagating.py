@@ -4,23 +4,35 @@
 from __future__ import annotations
 
 import io
-from pathlib import Path, PurePath
+import math
+from pathlib import Path
 
 import numpy
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
+from gangealing_fast.applications.aligner import Aligner, Look
 from gangealing_fast.applications.choosing import aligner_of, centre
 from gangealing_fast.applications.config import PropagateConfig
-from gangealing_fast.data.decoding import is_transparent
-from gangealing_fast.data.pictures import PictureStream, skipped_summary, to_float
+from gangealing_fast.applications.naming import result_name
+from gangealing_fast.data.decoding import formats, is_transparent
+from gangealing_fast.data.pictures import PictureStream, to_float, to_uint8
 from gangealing_fast.runtime.errors import UserError
 from gangealing_fast.runtime.setup import set_threads
-from gangealing_fast.storage.files import JsonLines, make_folder, read_bytes, save_picture
+from gangealing_fast.runtime.text import printable
+from gangealing_fast.storage.claims import results_folder
+from gangealing_fast.storage.files import JsonLines, read_bytes, save_picture
 
 NO_EDIT = "none"
+COMMAND = "propagate"
+WRITES = r"[0-9]{6,}-.*\.png|edits\.jsonl"
+BAND = 1 << 22
+"""Pixels of a picture that are edited at a time."""
+SEEN = 1 << 26
+"""Pixels of a picture that the network is shown at most."""
 
 
 def read_edit(path: Path) -> Tensor:
@@ -29,7 +41,7 @@ def read_edit(path: Path) -> Tensor:
     Raises UserError for anything else, and for one that is transparent everywhere.
     """
     try:
-        with Image.open(io.BytesIO(read_bytes(path))) as picture:
+        with Image.open(io.BytesIO(read_bytes(path)), formats=formats()) as picture:
             picture.load()
             opaque = not is_transparent(picture)
             values = numpy.array(picture.convert("RGBA"))
@@ -66,31 +78,66 @@ def _edits(config: PropagateConfig, clusters: int) -> dict[int, Tensor | None]:
 def run(config: PropagateConfig) -> None:
     """Edit all pictures. Raises UserError for a user's mistakes; finished pictures stay."""
     set_threads(config.threads)
-    if not 0 <= config.opacity <= 1:
-        raise UserError(f"--opacity must be in [0, 1], got {config.opacity}")
     aligner = aligner_of(config.checkpoint, config)
     edits = _edits(config, aligner.transformer.heads)
     pictures = PictureStream(config.data, size=None, limit=config.limit)
-    folder = make_folder(config.out)
+    read = [("--edit", Path(name)) for name in config.edit if name != NO_EDIT]
+    with results_folder(config.out, COMMAND, config, WRITES, pictures={"--data": config.data}, inputs=read) as folder:
+        done = _propagate(config, aligner, edits, pictures, folder)
+    if pictures.summary():
+        print(pictures.summary())
+    where = printable(config.out)
+    print(f"edited {done} of {len(pictures)} pictures; they and edits.jsonl (cluster, share that is covered) are in {where}")
+
+
+def _propagate(
+    config: PropagateConfig, aligner: Aligner, edits: dict[int, Tensor | None], pictures: PictureStream, folder: Path
+) -> int:
+    """Edit picture after picture; returns how many."""
     done = 0
     with JsonLines(folder / "edits.jsonl") as lines, tqdm(total=len(pictures), unit="picture", desc="propagate") as progress:
         for (name,), batch in pictures:
-            images = to_float(batch if config.crop == "none" else centre(batch))
-            line: dict[str, object] = {"picture": name, "file": f"{done:06d}-{PurePath(name).stem}.png"}
-            if min(images.shape[2:]) < 2:
+            batch = batch if config.crop == "none" else centre(batch)
+            line: dict[str, object] = {"picture": name, "file": result_name(done, name)}
+            if min(batch.shape[2:]) < 2:
                 line |= {"file": None, "why": "a side of one pixel"}
             else:
-                look = aligner.look(images)
-                cluster = int(look.cluster)
-                edit, covered = edits[cluster], 0.0
-                if edit is not None:
-                    drawn, _ = aligner.maps_from_template(images, edit, look=look)
-                    images, covered = lay_over(images, drawn), drawn[:, 3].mean().item()
-                save_picture(folder / str(line["file"]), images[0].clamp(-1, 1))
-                line |= {"cluster": cluster, "mirrored": bool(look.mirrored), "covered": covered}
+                look = look_at(aligner, batch)
+                edited, covered = edit_picture(aligner, batch, edits[int(look.cluster)], look)
+                save_picture(folder / str(line["file"]), edited)
+                line |= {"cluster": int(look.cluster), "mirrored": bool(look.mirrored), "covered": covered}
                 done += 1
             lines.append(line)
             progress.update()
-    if pictures.skipped:
-        print(skipped_summary(pictures.skipped))
-    print(f"edited {done} of {len(pictures)} pictures; they and edits.jsonl (cluster, share that is covered) are in {folder}")
+    return done
+
+
+def look_at(aligner: Aligner, batch: Tensor) -> Look:
+    """The aligner's look at one picture `[1, 3, H, W]`, uint8, without its pixels. One beyond `SEEN` is made smaller for it."""
+    height, width = batch.shape[2:]
+    if height * width <= SEEN:
+        return aligner.look(to_float(batch)).without_pictures()
+    ratio = math.sqrt(SEEN / (height * width))
+    smaller = (max(2, int(height * ratio)), max(2, int(width * ratio)))
+    look = aligner.look(to_float(F.interpolate(batch, smaller, mode="bilinear", antialias=True))).without_pictures()
+    x, y = look.square.scale
+    return look._replace(square=look.square._replace(scale=(x * smaller[1] / width, y * smaller[0] / height)))
+
+
+def edit_picture(aligner: Aligner, batch: Tensor, edit: Tensor | None, look: Look) -> tuple[Tensor, float]:
+    """One picture `[1, 3, H, W]`, uint8, under `edit` as uint8 `[3, H, W]`, and the share of it that is covered.
+
+    look: the aligner's of the picture. A large picture is edited a few rows at a time.
+    """
+    _, _, height, width = batch.shape
+    if edit is None:
+        return batch[0], 0.0
+    edited, covered = torch.empty_like(batch[0]), 0.0
+    rows = max(1, BAND // width)
+    for top in range(0, height, rows):
+        band = slice(top, min(height, top + rows))
+        drawn, _ = aligner.maps_from_template(batch, edit, look=look, rows=band)
+        edited[:, band] = to_uint8(lay_over(to_float(batch[:, :, band]), drawn).clamp(-1, 1))[0]
+        share = (band.stop - band.start) / height
+        covered += drawn[:, 3].mean().item() * share
+    return edited, covered

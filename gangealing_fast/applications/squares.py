@@ -1,8 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures that are not square, padded to one: the networks see squares, points and edits belong to the pictures as given."""
+"""Pictures that are not square, padded to one: the networks see squares, points and edits belong to the pictures as given.
+
+The square of a panorama would be many times as large as the panorama. So a picture is made smaller before it is padded, if its
+square had more pixels than `LARGEST` and more than four times its own.
+"""
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -11,13 +16,33 @@ from torch import Tensor
 
 from gangealing_fast.geometry.warping import PaddingMode
 
+LARGEST = 1 << 25
+
 
 class Square(NamedTuple):
-    """Pictures padded to a square `[N, C, S, S]`, and where the original begins in it (x, y) in pixels."""
+    """Pictures padded to a square `[N, C, S, S]`, and where the original begins in it (x, y) in pixels.
+
+    scale: (x, y), by how much the original was made smaller.
+    """
 
     images: Tensor
     left: int
     top: int
+    scale: tuple[float, float] = (1.0, 1.0)
+
+    def enter(self, points: Tensor) -> Tensor:
+        """Pixels `[..., 2]` of the original to those of the square."""
+        corner = points.new_tensor([self.left, self.top])
+        if self.scale == (1.0, 1.0):
+            return points + corner
+        return (points + 0.5) * points.new_tensor(self.scale) - 0.5 + corner
+
+    def leave(self, points: Tensor) -> Tensor:
+        """Pixels `[..., 2]` of the square to those of the original."""
+        corner = points.new_tensor([self.left, self.top])
+        if self.scale == (1.0, 1.0):
+            return points - corner
+        return (points - corner + 0.5) / points.new_tensor(self.scale) - 0.5
 
 
 # Beyond -1 and 1 resampling may overshoot a little; pictures in 0..255, or normalised by a mean and a deviation, reach further.
@@ -61,6 +86,18 @@ def to_square(images: Tensor, padding_mode: PaddingMode, *, nothing: float = -1.
     height, width = images.shape[2:]
     if height == width:
         return Square(images, 0, 0)
+    most = math.isqrt(max(LARGEST, 4 * height * width))
+    if max(height, width) <= most:
+        return _padded(images, padding_mode, nothing)
+    ratio = most / max(height, width)
+    smaller = (max(2, round(height * ratio)), max(2, round(width * ratio)))
+    reduced = F.interpolate(images, smaller, mode="bilinear", antialias=True)
+    scale = (smaller[1] / width, smaller[0] / height)
+    return _padded(reduced, padding_mode, nothing)._replace(scale=scale)
+
+
+def _padded(images: Tensor, padding_mode: PaddingMode, nothing: float) -> Square:
+    height, width = images.shape[2:]
     side = max(height, width)
     left, top = (side - width) // 2, (side - height) // 2
     if 0 in images.shape[:2]:  # reflection padding refuses empty batches

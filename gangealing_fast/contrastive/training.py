@@ -70,15 +70,15 @@ class Mixture:
 
 def run(config: ContrastConfig) -> Path:
     """Learn, or go on learning; returns the exported file. Raises UserError for a user's mistakes."""
+    with open_run(config.out, COMMAND, config, pictures={"--data": config.data}) as resuming:
+        return _run(config, resuming)
+
+
+def _run(config: ContrastConfig, resuming: bool) -> Path:
     device = choose_device(config.device)
     prepare_process(config)
-    if config.batch < 4 or config.steps < 1 or config.snapshot < 1 or config.size < 16:
-        raise UserError("--batch must be at least 4, --steps and --snapshot at least 1, --size at least 16")
-    if not 0 <= config.truncation <= 1:
-        raise UserError(f"--truncation must be in [0, 1], got {config.truncation}")
     dtype = resolve(config.precision, device)
     source = Mixture(config, device)
-    resuming = open_run(config.out, "contrast", config)
     torch.manual_seed(config.seed)
     network = SelfSupervisedPerceptual(config.widths).to(device)
     width = sum(config.widths)

@@ -5,28 +5,32 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+from gangealing_fast.runtime.ranges import Count, Range, Side
 
 
 @dataclass(frozen=True)
 class PrepareConfig:
-    """Resize pictures to squares and pack them into one tar.
+    """Bring pictures to one size and pack them into one tar.
 
     Preparing once saves decoding and resizing large photographs at every start, and finds the unreadable ones beforehand. The tar
-    can be given wherever pictures are asked for; beside it, NAME.json lists what was skipped and why.
+    can be given wherever pictures are asked for; beside it, NAME.json lists what was left out and why.
     """
 
     source: Path
     """Folder of pictures (with its subfolders), .tar, folder of .tar shards, or MNIST images file."""
     out: Path
     """The .tar to write."""
-    size: int = 256
+    size: Side = 256
     """Side length in pixels."""
-    crop: Literal["center", "pad"] = "center"
-    """Cut the centred square, or keep everything and repeat the border pixels."""
-    limit: int | None = None
+    pad: Literal["center", "border", "zero", "shorter-side", "none"] = "center"
+    """What becomes of pictures that are not square. center: the centred square is cut out. border, zero: all is kept, and filled up
+    to a square by repeating the border pixels or with black. shorter-side: the shorter side becomes --size, the shape stays. none:
+    pictures stay as large as they are."""
+    limit: Count | None = None
     """Use the first so many pictures only."""
-    label: int | None = None
+    label: Annotated[int, Range(0, 255)] | None = None
     """Use this class only (MNIST files)."""
     format: Literal["png", "jpg"] = "png"
     """png keeps every pixel; jpg (quality 95) is about five times smaller."""

@@ -1,16 +1,62 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One encoded picture file to one square array of 8-bit RGB."""
+"""One encoded picture file to one array of 8-bit RGB, in memory that is bounded by the picture's own size.
+
+Beside the encoded file, at most two copies of the picture with four bytes a pixel exist at a time.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import io
-from typing import Literal
+import threading
+from collections.abc import Callable, Iterator
+from typing import IO, Literal, get_args
 
 import numpy
 from PIL import Image, ImageOps
 
-Crop = Literal["center", "pad"]
+Square = Literal["center", "border", "zero"]
+Pad = Literal["center", "border", "zero", "shorter-side", "none"]
+# Files with these endings are pictures, whole or damaged. Others are looked at.
 ENDINGS = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"})
+# EPS is a program for another program (Ghostscript). The others are names that Pillow has without a decoder of its own.
+_NOT_READ = frozenset({"EPS", "BUFR", "GRIB", "HDF5", "WMF", "MPEG"})
+_HEIF_BRANDS = frozenset({b"heic", b"heix", b"hevc", b"heim", b"heis", b"hevm", b"hevs", b"mif1", b"msf1"})
+_BAND = 1 << 22  # pixels that are converted at a time
+_LARGE = 1 << 25  # pixels beyond which pictures are decoded one at a time
+_one_large = threading.Lock()
+
+
+@functools.cache
+def formats() -> tuple[str, ...]:
+    """Names of the picture formats that are read: those of Pillow that need no other program, and HEIF with pillow-heif."""
+    Image.preinit()
+    Image.init()
+    with contextlib.suppress(ImportError, OSError):
+        import pillow_heif
+
+        pillow_heif.register_heif_opener()
+    return tuple(name for name in Image.ID if name not in _NOT_READ)
+
+
+def is_heif(head: bytes) -> bool:
+    """Whether a file begins as HEIF pictures do (ISO 23008-12): a box `ftyp` with one of their brands."""
+    return head[4:8] == b"ftyp" and head[8:12] in _HEIF_BRANDS
+
+
+def is_picture(file: IO[bytes]) -> bool:
+    """Whether a file is a picture by its content: its header is read, no pixel is decoded."""
+    try:
+        if is_heif(file.read(12)):
+            return True
+        file.seek(0)
+        with Image.open(file, formats=formats()):
+            return True
+    except Image.DecompressionBombError:
+        return True
+    except Exception:  # whatever a header is not
+        return False
 
 
 def is_transparent(picture: Image.Image) -> bool:
@@ -18,71 +64,130 @@ def is_transparent(picture: Image.Image) -> bool:
     return picture.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in picture.info
 
 
-def to_rgb(picture: Image.Image) -> Image.Image:
-    """8-bit RGB of a picture of any mode: transparency is laid on white, 16-bit and floating grey are scaled."""
-    if picture.mode == "RGB" and "transparency" not in picture.info:
-        return picture
+def to_eight_bits(picture: Image.Image) -> Image.Image:
+    """Grey ("L") or "RGB" of a picture of any mode: transparency is laid on white, 16-bit and floating grey are scaled."""
     if picture.mode.startswith("I") or picture.mode == "F":
-        return Image.fromarray(_to_eight_bits(numpy.asarray(picture), picture.mode)).convert("RGB")
+        scale = _scale_of(picture)
+        return _in_bands(picture, "L", lambda band: Image.fromarray(_scaled(numpy.asarray(band), scale)))
     if is_transparent(picture):
-        picture = picture.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
-    return picture.convert("RGB")
+        return _in_bands(picture, "RGB", _on_white)
+    return picture if picture.mode in ("L", "RGB") else picture.convert("RGB")
 
 
-def _to_eight_bits(values: numpy.ndarray, mode: str) -> numpy.ndarray:
-    """16-bit, 32-bit or floating grey levels as 8 bits: full scale is 65535, or 1 for floating in [0, 1]."""
-    values = values.astype(numpy.float64)
-    if mode == "F":
-        scale = 255.0 if values.max(initial=0.0) <= 1 else 1.0
-    else:
-        scale = 255 / 65535 if mode.startswith("I;16") or values.max(initial=0.0) > 255 else 1.0
-    return numpy.clip(numpy.rint(numpy.nan_to_num(values) * scale), 0, 255).astype(numpy.uint8)
+def _bands(size: tuple[int, int]) -> Iterator[tuple[int, int, int, int]]:
+    width, height = size
+    rows = max(1, _BAND // max(1, width))
+    for top in range(0, height, rows):
+        yield 0, top, width, min(height, top + rows)
 
 
-def to_square(picture: Image.Image, size: int, crop: Crop) -> numpy.ndarray:
-    """`[size, size, 3]` uint8 of an RGB picture.
+def _in_bands(picture: Image.Image, mode: str, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
+    """A picture of another mode, converted a few rows at a time."""
+    result = Image.new(mode, picture.size)
+    for box in _bands(picture.size):
+        result.paste(convert(picture.crop(box)), box)
+    return result
 
-    `center` cuts the largest centred square; `pad` keeps everything and repeats the border pixels to a square. Both are
-    resized with an anti-aliased Lanczos filter, and left alone where the size is right already.
+
+def _on_white(picture: Image.Image) -> Image.Image:
+    picture = picture.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
+
+
+def _scale_of(picture: Image.Image) -> float:
+    """What 16-bit, 32-bit or floating grey levels are multiplied by: full scale is 65535, or 1 for floating in [0, 1]."""
+    if picture.mode.startswith("I;16"):
+        return 255 / 65535
+    largest = numpy.float64(0)
+    for box in _bands(picture.size):
+        largest = numpy.maximum(largest, numpy.asarray(picture.crop(box)).astype(numpy.float64).max(initial=0.0))
+    if picture.mode == "F":
+        return 255.0 if largest <= 1 else 1.0
+    return 255 / 65535 if largest > 255 else 1.0
+
+
+def _scaled(values: numpy.ndarray, scale: float) -> numpy.ndarray:
+    return numpy.clip(numpy.rint(numpy.nan_to_num(values.astype(numpy.float64)) * scale), 0, 255).astype(numpy.uint8)
+
+
+def to_array(picture: Image.Image) -> numpy.ndarray:
+    """`[height, width, 3]` uint8 of a picture in mode "L" or "RGB"."""
+    array = numpy.empty((picture.height, picture.width, 3), numpy.uint8)
+    for box in _bands(picture.size):
+        band = numpy.asarray(picture.crop(box))
+        array[box[1] : box[3]] = band[:, :, None] if band.ndim == 2 else band
+    return array
+
+
+def to_square(picture: Image.Image, size: int, pad: Square) -> numpy.ndarray:
+    """`[size, size, 3]` uint8 of a picture in mode "L" or "RGB".
+
+    `center` cuts the largest centred square; `border` and `zero` keep everything and fill up to a square, by repeating the border
+    pixels or with black. All are resized with an anti-aliased Lanczos filter, and left alone where the size is right already.
     """
     width, height = picture.size
-    if crop == "center":
+    if pad == "center":
         side = min(width, height)
         left, top = (width - side) // 2, (height - side) // 2
-        if side == size:
-            return numpy.array(picture.crop((left, top, left + side, top + side)))
         box = (left, top, left + side, top + side)
-        return numpy.array(picture.resize((size, size), Image.Resampling.LANCZOS, box=box, reducing_gap=3.0))
+        if side == size:
+            return to_array(picture.crop(box))
+        return to_array(picture.resize((size, size), Image.Resampling.LANCZOS, box=box, reducing_gap=3.0))
     scale = size / max(width, height)
     inner = (max(1, round(width * scale)), max(1, round(height * scale)))
-    if inner != picture.size:
-        picture = picture.resize(inner, Image.Resampling.LANCZOS, reducing_gap=3.0)
     left, top = (size - inner[0]) // 2, (size - inner[1]) // 2
     margins = ((top, size - inner[1] - top), (left, size - inner[0] - left), (0, 0))
-    return numpy.pad(numpy.array(picture), margins, mode="edge")
+    return numpy.pad(to_array(_resized(picture, inner)), margins, mode="edge" if pad == "border" else "constant")
 
 
-def decode(content: bytes, size: int | None, crop: Crop = "center") -> numpy.ndarray:
+def _resized(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
+    return picture if size == picture.size else picture.resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0)
+
+
+def to_shorter_side(picture: Image.Image, size: int) -> numpy.ndarray:
+    """`[height, width, 3]` uint8 of a picture in mode "L" or "RGB", resized so that its shorter side is `size`."""
+    scale = size / min(picture.size)
+    return to_array(_resized(picture, (max(size, round(picture.width * scale)), max(size, round(picture.height * scale)))))
+
+
+def decode(content: bytes, size: int | None, pad: Pad = "center") -> numpy.ndarray:
     """Decode one picture file, turned upright by its EXIF orientation, to `[size, size, 3]` uint8 (first frame only).
 
-    size None leaves the picture as it is, `[height, width, 3]`.
+    pad "shorter-side" keeps the picture's shape; "none", or size None, leaves the picture as it is, `[height, width, 3]`.
 
     Raises:
         ValueError: with the reason, for anything that is not a complete picture.
     """
     if not content:
         raise ValueError("the file is empty")
+    size = None if pad == "none" else size
     try:
-        with Image.open(io.BytesIO(content)) as picture:
+        with Image.open(io.BytesIO(content), formats=formats()) as picture:
             if picture.format == "JPEG" and size is not None:
                 # Decodes a large photograph at a half, quarter or eighth, still twice as large as needed.
                 picture.draft("RGB", (2 * size, 2 * size))
-            picture.load()
-            upright = ImageOps.exif_transpose(picture)
-            rgb = to_rgb(upright)
-            return numpy.array(rgb) if size is None else to_square(rgb, size, crop)
+            with _one_large if picture.width * picture.height > _LARGE else contextlib.nullcontext():
+                return _finish(picture, size, pad)
     except Image.UnidentifiedImageError:
+        if is_heif(content[:12]):
+            raise ValueError("a HEIF picture that cannot be decoded; the package pillow-heif reads most of them") from None
         raise ValueError("not a picture in a known format") from None
+    except MemoryError:
+        raise ValueError("too large for the memory") from None
     except Exception as error:  # decoders raise whatever they like on damaged files: SyntaxError, struct.error, OSError
         raise ValueError(f"cannot be decoded ({' '.join(str(error).split()) or type(error).__name__})") from error
+
+
+def _finish(picture: Image.Image, size: int | None, pad: Pad) -> numpy.ndarray:
+    picture.load()
+    ImageOps.exif_transpose(picture, in_place=True)
+    plain = to_eight_bits(picture)
+    if size is None:
+        return to_array(plain)
+    return to_shorter_side(plain, size) if pad == "shorter-side" else to_square(plain, size, _square(pad))
+
+
+def _square(pad: Pad) -> Square:
+    if pad == "center" or pad == "border" or pad == "zero":
+        return pad
+    raise ValueError(f"pad must be one of {', '.join(get_args(Square))} for square pictures, got '{pad}'")

@@ -1,16 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where encoded pictures lie: folders, tars, folders of tar shards. Lists names and reads bytes; decodes nothing."""
+"""Where encoded pictures lie: folders, tars, folders of tar shards. Lists names and reads bytes; decodes nothing.
+
+What is a picture: a file with one of the usual endings, whole or damaged, and any other file that begins as a picture does.
+"""
 
 from __future__ import annotations
 
+import collections
+import io
 import os
-import tarfile
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from gangealing_fast.data.decoding import ENDINGS
+from gangealing_fast.data.decoding import ENDINGS, is_picture
+from gangealing_fast.data.tars import LARGEST_FILE, Member, read_members
 from gangealing_fast.runtime.errors import UserError
-from gangealing_fast.storage.files import read_error
+from gangealing_fast.runtime.text import printable
+from gangealing_fast.storage.files import open_regular, read_error
+
+_DEEPEST = 32
+_PART = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -23,84 +33,172 @@ class Entry:
     size: int | None = None
 
     def read(self) -> bytes:
-        """The encoded bytes; OSError where the file cannot be read, ValueError where a tar ends too early."""
-        with open(self.path, "rb", buffering=0 if self.size is not None else -1) as file:
-            if self.size is None:
-                return file.read()
+        """The encoded bytes; OSError where the file cannot be read, ValueError where it is too large or a tar ends too early."""
+        with open_regular(self.path) as file:
+            size = os.fstat(file.fileno()).st_size if self.size is None else self.size
+            if size > LARGEST_FILE:
+                raise ValueError(f"{size:,} bytes are more than the {LARGEST_FILE:,} of the largest file that is read")
             file.seek(self.offset)
             content = bytearray()
-            while len(content) < self.size:
-                part = file.read(self.size - len(content))
+            while len(content) < size:
+                part = file.read(min(_PART, size - len(content)))
                 if not part:
-                    raise ValueError("the tar ends inside this picture")
+                    raise ValueError("the tar ends inside this picture" if self.size is not None else "the file became shorter")
                 content += part
             return bytes(content)
 
 
-def _is_picture(name: str) -> bool:
-    parts = PurePosixPath(name).parts
-    hidden = any(part.startswith(".") or part == "__MACOSX" for part in parts if part not in (".", ".."))
-    return not hidden and PurePosixPath(name).suffix.lower() in ENDINGS
+@dataclass
+class Listing:
+    """entries: the pictures, sorted by name. skipped: (name, reason) of what could not be looked into. others: names of files that
+    are no pictures."""
+
+    entries: list[Entry] = field(default_factory=list)
+    skipped: list[tuple[str, str]] = field(default_factory=list)
+    others: list[str] = field(default_factory=list)
 
 
-def list_entries(path: str | os.PathLike[str]) -> list[Entry]:
+def others_summary(others: Sequence[str]) -> str:
+    """How many files are no pictures, by their endings, and the first of them."""
+    endings = collections.Counter(PurePosixPath(name).suffix.lower() or "no ending" for name in others)
+    kinds = ", ".join(f"{count} {printable(ending)}" for ending, count in endings.most_common(5))
+    rest = ", ..." if len(endings) > 5 else ""
+    are = "files are no pictures" if len(others) != 1 else "file is no picture"
+    return f"{len(others)} other {are} and left out ({kinds}{rest}; first: {printable(others[0])})"
+
+
+def _has_ending(name: str) -> bool:
+    return PurePosixPath(name).suffix.lower() in ENDINGS
+
+
+def _is_hidden(name: str) -> bool:
+    return any(part.startswith(".") or part == "__MACOSX" for part in PurePosixPath(name).parts if part not in (".", ".."))
+
+
+def list_entries(path: str | os.PathLike[str]) -> Listing:
     """All pictures of a folder (with its subfolders), of a .tar, or of a folder of .tar shards, sorted by name.
 
-    Hidden files and files that are no pictures by their ending are left out.
+    Hidden files are left out.
 
     Raises:
         UserError: missing, neither a folder nor a tar, a compressed or damaged tar, or no picture in it.
     """
     path = Path(path)
     if path.is_dir():
-        entries = _list_folder(path)
-        shards = sorted(path.glob("*.tar"))
-        if not entries and shards:
-            entries = [entry for shard in shards for entry in _list_tar(shard)]
-        if not entries:
-            kinds = ", ".join(sorted(ending.lstrip(".") for ending in ENDINGS))
-            raise UserError(
-                f"the folder {path} {'is empty' if not any(path.iterdir()) else 'has no pictures in it'}; "
-                f"give a folder with pictures ({kinds}) or .tar files"
-            )
-        return entries
+        found = _list_folder(path)
+        return found if found.entries else _list_shards(path, found)
     if not path.exists():
         raise UserError(f"there is no file or folder {path}; give a folder of pictures, a .tar or an MNIST images file")
-    entries = _list_tar(path)
-    if not entries:
+    found = _list_tar(path)
+    if not found.entries:
         raise UserError(f"the tar {path} has no pictures in it; give one with .png, .jpg or other picture files")
-    return entries
+    return found
 
 
-def _list_folder(folder: Path) -> list[Entry]:
-    names: list[str] = []
+def _list_folder(folder: Path) -> Listing:
+    """Iterative: a folder may be nested deeper than Python's calls."""
+    found = Listing()
+    pending: list[tuple[str, int, tuple[tuple[int, int], ...]]] = [("", 0, (_identity(folder),))]
+    while pending:
+        below, depth, above = pending.pop()
+        try:
+            with os.scandir(folder / below) as items:
+                entries = [item for item in items if not _is_hidden(item.name)]
+        except OSError as error:
+            if not below:
+                raise read_error(folder, error) from error
+            found.skipped.append((below, f"the folder cannot be read ({error.strerror or error})"))
+            continue
+        for item in entries:
+            name = f"{below}/{item.name}" if below else item.name
+            if not _is_folder(item):
+                _sort_in(found, Entry(name, folder / name))
+            elif item.is_symlink() and _identity(folder / name) in above:
+                found.skipped.append((name, "a link to a folder that it lies in"))
+            elif depth >= _DEEPEST:
+                found.skipped.append((name, f"a folder nested more than {_DEEPEST} levels deep"))
+            else:
+                pending.append((name, depth + 1, (*above, _identity(folder / name))))
+    return _sorted(found)
 
-    def refuse(error: OSError) -> None:
-        raise read_error(error.filename or folder, error) from error
 
-    for root, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        if len(Path(root).relative_to(folder).parts) > 32:
-            raise UserError(f"the folder {folder} is nested more than 32 levels deep; is there a link to itself in it?")
-        names += [(Path(root) / name).relative_to(folder).as_posix() for name in files]
-    return [Entry(name, folder / name) for name in sorted(names) if _is_picture(name)]
-
-
-def _list_tar(path: Path) -> list[Entry]:
-    entries = []
+def _identity(folder: Path) -> tuple[int, int]:
     try:
-        with tarfile.open(path, "r:") as archive:
-            for member in archive:
-                if member.isreg() and _is_picture(member.name):
-                    entries.append(Entry(member.name, path, member.offset_data, member.size))
-    except tarfile.ReadError as error:
-        if entries:
-            raise UserError(f"the tar {path} is truncated or damaged after {len(entries)} pictures; make it again") from error
-        raise UserError(
-            f"{path} is neither a folder, nor an uncompressed .tar, nor an MNIST images file; unpack it first if it is compressed"
-        ) from error
-    except tarfile.TarError as error:
-        raise UserError(f"the tar {path} is damaged ({error}); make it again") from error
+        about = folder.stat()
+    except OSError:
+        return (-1, -1)
+    return about.st_dev, about.st_ino
+
+
+def _is_folder(item: os.DirEntry[str]) -> bool:
+    try:
+        return item.is_dir()
+    except OSError:  # a link to itself
+        return False
+
+
+def _sort_in(found: Listing, entry: Entry) -> None:
+    """A file or tar member among the pictures, or among the rest."""
+    if _has_ending(entry.name):
+        found.entries.append(entry)
+        return
+    try:
+        with open_regular(entry.path) as file:
+            file.seek(entry.offset)
+            if entry.size is None:
+                picture = is_picture(file)
+            else:
+                picture = is_picture(io.BytesIO(file.read(min(entry.size, _PART // 16))))
+    except (OSError, ValueError, OverflowError):
+        picture = False
+    if picture:
+        found.entries.append(entry)
+    else:
+        found.others.append(entry.name)
+
+
+def _sorted(found: Listing) -> Listing:
+    found.entries.sort(key=lambda entry: entry.name)
+    found.skipped.sort()
+    found.others.sort()
+    return found
+
+
+def _list_shards(folder: Path, among: Listing) -> Listing:
+    """The pictures in a folder's .tar files; `among` is what else lies in the folder."""
+    shards = sorted(path for path in folder.glob("*.tar") if not _is_hidden(path.name))
+    names = {path.name for path in shards}
+    found = Listing([], list(among.skipped), [name for name in among.others if name not in names])
+    for shard in shards:
+        part = _list_tar(shard)
+        found.entries += part.entries
+        found.skipped += part.skipped
+        found.others += part.others
+    if not found.entries:
+        kinds = ", ".join(sorted(ending.lstrip(".") for ending in ENDINGS))
+        empty = "is empty" if not any(folder.iterdir()) else "has no pictures in it"
+        about = f" ({others_summary(found.others)})" if found.others else ""
+        raise UserError(f"the folder {folder} {empty}{about}; give a folder with pictures ({kinds}, ...) or .tar files")
+    return found
+
+
+def _list_tar(path: Path) -> Listing:
+    found, places = Listing(), dict[str, Member]()
+    try:
+        members, note = read_members(path)
     except OSError as error:
         raise read_error(path, error) from error
-    return sorted(entries, key=lambda entry: entry.name)
+    for member in members:
+        if _is_hidden(member.name):
+            continue
+        target = places.get(member.link, member) if member.link is not None else member
+        if target.reason is None:
+            places[member.name] = target
+            _sort_in(found, Entry(member.name, path, target.offset, target.size))
+        elif _has_ending(member.name):
+            found.skipped.append((member.name, target.reason))
+        else:
+            found.others.append(member.name)
+    if note:
+        found.skipped.append((path.name, note))
+    return _sorted(found)

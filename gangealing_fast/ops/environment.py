@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import os
 import platform
 import sys
 from importlib import metadata
@@ -135,7 +134,4 @@ def describe(record: dict[str, Any]) -> str:
 def run(config: EnvConfig) -> None:
     """Print the record."""
     record = collect()
-    try:
-        print(json.dumps(record, indent=2) if config.json else describe(record), flush=True)
-    except BrokenPipeError:  # piped into head: what was read was enough, and Python must not try to flush again
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    print(json.dumps(record, indent=2) if config.json else describe(record))

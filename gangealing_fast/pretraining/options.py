@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 from gangealing_fast.adversarial import objectives
@@ -23,6 +24,8 @@ def make_objective(config: PretrainConfig) -> Objective:
             options[name] = float(value)
         except ValueError:
             raise UserError(f"--objective-options takes NAME=NUMBER, got {text}") from None
+        if not math.isfinite(options[name]):
+            raise UserError(f"--objective-options takes finite numbers, got {text}")
     try:
         objective = objectives.make(config.objective, **options)
         told = objective.classes or (objective.categories and config.labels)
@@ -75,8 +78,6 @@ def _check_classes(config: PretrainConfig, objective: Objective) -> None:
         raise UserError(f"{name} cannot learn from some labels; take catgan or semi-supervised, or leave out --labels")
     if config.labels and objective.categories < len(config.digit):
         raise UserError(f"{name} has {objective.categories} classes, but --digit names {len(config.digit)}; leave out classes=...")
-    if not 0 < config.labelled_share <= 1:
-        raise UserError(f"--labelled-share must be above 0 and at most 1, got {config.labelled_share:g}")
     if config.conditional and (objective.classes or codes is not None):
         raise UserError(f"{name} tells the generator by itself what to show; leave out --conditional")
     if objective.outputs > 1 and config.discriminator == "projected":

@@ -26,12 +26,12 @@ from gangealing_fast.pretraining.source import Source, open_source
 from gangealing_fast.report import Configuration, Curves, Pictures, write_report
 from gangealing_fast.report.pictures import save_grid
 from gangealing_fast.report.sections import Section
-from gangealing_fast.runtime.errors import UserError
 from gangealing_fast.runtime.precision import resolve
 from gangealing_fast.runtime.randomness import derived_seed
 from gangealing_fast.runtime.setup import choose_device, prepare_process
+from gangealing_fast.storage.claims import plain
 from gangealing_fast.storage.files import read_json_lines
-from gangealing_fast.storage.runs import open_run, plain
+from gangealing_fast.storage.runs import open_run
 from gangealing_fast.training import loop
 from gangealing_fast.training.loop import Means, Plan, Progress
 
@@ -136,13 +136,15 @@ class Pretraining:
 def run(config: PretrainConfig) -> Path:
     """Train, or go on training; returns the exported generator's path. Raises UserError for a user's mistakes."""
     device = choose_device(config.device)
-    if config.batch < 2:
-        raise UserError(f"--batch must be at least 2, got {config.batch}")
     objective = make_objective(config)
     config = resolved(config, objective)
+    with open_run(config.out, COMMAND, config, pictures={} if config.digit else {"--data": config.data}) as resuming:
+        return _run(config, objective, device, resuming)
+
+
+def _run(config: PretrainConfig, objective: Objective, device: torch.device, resuming: bool) -> Path:
     source = open_source(config)
     print(source.summary())
-    resuming = open_run(config.out, COMMAND, config)
     prepare_process(config)
     # Not the seed itself: the first weights would be the very numbers that a user's torch.manual_seed(0) gives as latents, and such
     # latents, rows of the mapping network's first layer, make samples unlike all others.

@@ -4,21 +4,42 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from typing import TypeVar
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 from gangealing_fast.runtime.errors import UserError
+from gangealing_fast.runtime.ranges import check_ranges
 from gangealing_fast.runtime.setup import processes
+from gangealing_fast.runtime.text import printable
 
-Config = TypeVar("Config")
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+Config = TypeVar("Config", bound="DataclassInstance")
+
+MISTAKE, INTERRUPTED, PIPE_CLOSED = 2, 130, 141
+"""Exit statuses; the last two are those of a shell for SIGINT and SIGPIPE."""
 
 
 def parse(
     kind: type[Config], presets: Mapping[str, Config], description: str | None, arguments: Sequence[str] | None = None
 ) -> Config:
-    """Options of the command line as a `kind`; `--preset NAME` chooses the defaults that the other options then change."""
+    """Options of the command line as a `kind`; `--preset NAME` chooses the defaults that the other options then change.
+
+    A number out of its range ends the program with one sentence, as `run_command` does.
+    """
+    with one_sentence():
+        config = _parse(kind, presets, description, arguments)
+        check_ranges(config)
+    return config
+
+
+def _parse(kind: type[Config], presets: Mapping[str, Config], description: str | None, arguments: Sequence[str] | None) -> Config:
     import tyro
 
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
@@ -40,16 +61,66 @@ def run_command(command: Callable[[], None], *, several: bool = False) -> None:
 
     several: whether torchrun may run it in several processes, of which then the first alone prints to standard output.
     """
-    try:
+    # Pillow's warning about large pictures: those that are too large to read are named among the skipped ones.
+    warnings.filterwarnings("ignore", message="Image size .* exceeds limit")
+    with one_sentence():
         if processes() > 1:
             if not several:
                 raise UserError("this command runs in one process: start it without torchrun")
             if os.environ["RANK"] != "0":
                 sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - until the process ends
         command()
+
+
+@contextmanager
+def one_sentence() -> Iterator[None]:
+    """End the program without a traceback for a user's mistake, Ctrl-C, too little memory, or if nobody takes what is printed."""
+    try:
+        _print_anything()
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        _end(f"error: {printable(error)}", MISTAKE)
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)
+        _end("interrupted", INTERRUPTED)
+    except BrokenPipeError:
+        _end("", PIPE_CLOSED)
+    except MemoryError:
+        _end("error: there is not enough memory for this; use smaller pictures or batches", MISTAKE)
+    except RuntimeError as error:
+        if "can't allocate memory" not in str(error) and "out of memory" not in str(error):
+            raise
+        _end(
+            f"error: there is not enough memory for this ({printable(str(error)[:200])}); use smaller pictures or batches", MISTAKE
+        )
+    except OSError as error:
+        if error.filename is not None or error.errno not in (errno.ENOSPC, errno.EIO, errno.EDQUOT, errno.EFBIG):
+            raise
+        _end(f"error: what the command prints cannot be written: {error.strerror}", MISTAKE)
+
+
+def _print_anything() -> None:
+    """Let a terminal that does not know a character show its number instead of ending the program."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _end(sentence: str, status: int) -> NoReturn:
+    """Print and exit. What standard output still holds is dropped if it cannot be written: Python would try again at the exit."""
+    try:
+        if sentence:
+            print(sentence, file=sys.stderr, flush=True)
+        sys.stdout.flush()
+    except OSError:
+        for stream in (sys.stdout, sys.stderr):
+            _forget(stream.fileno())
+    sys.exit(status)
+
+
+def _forget(descriptor: int) -> None:
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, descriptor)
+    os.close(nowhere)

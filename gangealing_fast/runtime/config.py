@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
+
+from gangealing_fast.runtime.ranges import Iterations, Range, Threads
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -28,8 +30,8 @@ class ProcessOptions:
     """reference: every operator as its plain definition in torch, in torch's default layout, to see what the kernels buy."""
     reuse_memory: bool = True
     """Keep freed memory for the next step instead of handing it back to the system (CPU, glibc): saves the kernel its zeroing."""
-    seed: int = 0
-    threads: int = 0
+    seed: Annotated[int, Range(-(2**63), 2**63 - 1)] = 0
+    threads: Threads = 0
     """CPU threads; 0 leaves torch's choice."""
     device: str = "auto"
     """auto: CUDA if there is a device, else the CPU."""
@@ -39,7 +41,7 @@ class ProcessOptions:
 class WarpingOptions:
     """How an aligner is used on pictures, if not as its checkpoint says."""
 
-    iters: int | None = None
+    iters: Iterations | None = None
     """How often the similarity looks at its own result and corrects it; None for the checkpoint's number (one of the original does
     not say: 3)."""
     padding_mode: Literal["reflection", "border", "zeros"] | None = None

@@ -13,6 +13,7 @@ import io
 import json
 import math
 import os
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -117,8 +118,8 @@ def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
 
 
 def write_text(path: str | os.PathLike[str], content: str) -> None:
-    """Write `content` atomically as UTF-8 with the line ends it has."""
-    write_bytes(path, content.encode("utf-8"))
+    """Write `content` atomically as UTF-8 with the line ends it has; what is no character (a name's byte) is written out."""
+    write_bytes(path, content.encode("utf-8", "backslashreplace"))
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
@@ -126,19 +127,40 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
     write_text(path, json.dumps(_finite(value), indent=2, allow_nan=False) + "\n")
 
 
+def open_regular(path: str | os.PathLike[str]) -> IO[bytes]:
+    """Open a file to read it. Raises OSError for what is no file: a pipe would keep the reader waiting, a device may never end."""
+    # Opening a pipe without this flag waits for somebody who writes to it. On a file it changes nothing.
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    try:
+        mode = os.fstat(descriptor).st_mode
+        if stat.S_ISDIR(mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+        if not stat.S_ISREG(mode):
+            raise OSError(errno.EINVAL, "it is a pipe, a socket or a device, not a file", str(path))
+        return os.fdopen(descriptor, "rb", buffering=0)
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
 def read_bytes(path: str | os.PathLike[str]) -> bytes:
     """The content of a file, or a `UserError`."""
     try:
-        return Path(path).read_bytes()
+        with open_regular(path) as file:
+            return file.read()
     except OSError as error:
         raise read_error(path, error) from error
+    except MemoryError:
+        raise UserError(f"cannot read {path}: it is larger than the memory; give another file") from None
 
 
 def read_json(path: str | os.PathLike[str]) -> Any:
     """The value of a JSON file, or a `UserError`."""
     try:
         return json.loads(read_bytes(path))
-    except ValueError as error:
+    except UserError:
+        raise
+    except (ValueError, RecursionError) as error:
         raise UserError(f"cannot read {path}: it is not valid JSON ({error}); delete it or restore it") from error
 
 
@@ -207,9 +229,10 @@ def _parse_line(line: bytes) -> dict[str, Any] | None:
         return None
     try:
         record = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
-    return record if isinstance(record, dict) else None
+    is_record = isinstance(record, dict) and isinstance(record.get("step", -1), (int, float))
+    return record if is_record else None
 
 
 def read_json_lines(path: str | os.PathLike[str]) -> list[dict[str, Any]]:

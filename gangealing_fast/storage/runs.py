@@ -4,17 +4,20 @@
 config.json      the command and its options, written once; a folder with other options is refused
 log.jsonl        one line of statistics per tick
 checkpoint.pt    the state after the last snapshot (and checkpoint.previous.pt before it)
+.lock            who uses the folder, while it is used
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from gangealing_fast.runtime.errors import UserError
-from gangealing_fast.storage.files import write_text
+from gangealing_fast.storage.claims import Record, held, plain, write_record
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -23,34 +26,30 @@ if TYPE_CHECKING:
 FREE = {"threads", "out", "tensorboard", "reuse_memory", "patience", "cuda_graphs", "goals"}
 
 
-def plain(config: DataclassInstance) -> dict[str, Any]:
-    """A configuration dataclass as plain JSON values."""
-    return json.loads(json.dumps(dataclasses.asdict(config), default=str))
+@contextlib.contextmanager
+def open_run(
+    folder: Path,
+    command: str,
+    config: DataclassInstance,
+    *,
+    pictures: Mapping[str, Path | None] | None = None,
+    free: set[str] = FREE,
+) -> Iterator[bool]:
+    """Hold `folder` for a run while the block runs; gives whether it already holds this very run, which then goes on.
 
-
-def open_run(folder: Path, command: str, config: DataclassInstance, *, free: set[str] = FREE) -> bool:
-    """Claim `folder` for a run; returns whether it already holds this very run and should be resumed.
-
-    Raises UserError where the folder holds something else: another command's run, other options, or unknown files.
+    pictures: as in `claims.keep_apart`. Raises UserError where the folder holds something else (another command's run, other
+    options, unknown files) or is in use.
     """
-    path = folder / "config.json"
-    options = plain(config)
-    if not path.exists():
-        if folder.exists() and (not folder.is_dir() or any(not entry.name.startswith(".") for entry in folder.iterdir())):
-            raise UserError(f"{folder} is not empty and holds no run; choose another --out or empty it")
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"the results folder {folder} cannot be made ({error.strerror}); choose another --out") from None
-        write_text(path, json.dumps({"command": command, "options": options}, indent=1) + "\n")
-        return False
-    try:
-        found = json.loads(path.read_text())
-        there, before = found["command"], found["options"]
-    except (OSError, ValueError, KeyError, TypeError):
-        raise UserError(f"{path} is not a run's configuration; choose another --out or delete the folder") from None
-    if there != command:
-        raise UserError(f"{folder} holds a run of {there}, not of {command}; choose another --out")
+    with held(folder, command, config, pictures or {}) as before:
+        if before is None:
+            write_record(folder, command, config)
+        else:
+            _check_same(folder, before, config, free)
+        yield before is not None
+
+
+def _check_same(folder: Path, record: Record, config: DataclassInstance, free: set[str]) -> None:
+    before, options = dict(record.options), plain(config)
     for field in dataclasses.fields(config):  # an option younger than the run had its default then
         if field.name not in before and field.default is not dataclasses.MISSING:
             before[field.name] = json.loads(json.dumps(field.default, default=str))
@@ -58,4 +57,3 @@ def open_run(folder: Path, command: str, config: DataclassInstance, *, free: set
     if differing:
         changes = ", ".join(f"{k}: {before.get(k, '(absent)')} there, {options[k]} now" for k in differing)
         raise UserError(f"{folder} holds another run ({changes}); choose another --out, or the same options to resume it")
-    return True

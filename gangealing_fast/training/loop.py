@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from gangealing_fast.runtime import memory, randomness
 from gangealing_fast.runtime.errors import UserError
+from gangealing_fast.runtime.text import printable
 from gangealing_fast.storage import checkpoint
 from gangealing_fast.storage.files import JsonLines
 
@@ -112,7 +113,7 @@ def saved_state(folder: Path, plan: Plan) -> dict[str, Any] | None:
         return None
     state = checkpoint.load_latest(folder, kind=plan.command)
     progress = progress_of(state, plan)
-    print(f"resuming {folder} at {plan.unit} {progress.done} of {plan.total}")
+    print(f"resuming {printable(folder)} at {plan.unit} {progress.done} of {plan.total}")
     return state
 
 

@@ -1,0 +1,190 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who may write where: a results folder is new, empty, or the command's own, and used by one command at a time.
+
+Every results folder has a `config.json`: {"command": ..., "options": ...}. A command that trains resumes its own folder
+(`storage.runs`). Every other command replaces what it wrote there before, and says so. A file is replaced only if that was
+asked for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from gangealing_fast.runtime.errors import UserError
+from gangealing_fast.runtime.ranges import check_ranges
+from gangealing_fast.runtime.text import printable
+from gangealing_fast.storage.files import make_folder, read_json, write_error, write_text
+from gangealing_fast.storage.locks import locked
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+RECORD = "config.json"
+
+
+class Record(NamedTuple):
+    """What a results folder says about itself."""
+
+    command: str
+    options: dict[str, Any]
+
+
+def plain(config: DataclassInstance) -> dict[str, Any]:
+    """A configuration dataclass as plain JSON values."""
+    return json.loads(json.dumps(dataclasses.asdict(config), default=str))
+
+
+def read_record(folder: Path) -> Record | None:
+    """The record of a results folder; None if it has none. Raises UserError if `config.json` is something else."""
+    path = folder / RECORD
+    if not path.exists():
+        return None
+    try:
+        found = read_json(path)
+    except UserError:
+        found = None
+    if isinstance(found, dict) and isinstance(found.get("command"), str) and isinstance(found.get("options"), dict):
+        return Record(found["command"], found["options"])
+    raise UserError(f"{path} is not a run's configuration; choose another --out or delete the folder")
+
+
+def write_record(folder: Path, command: str, config: DataclassInstance) -> None:
+    """Make `folder` the command's own."""
+    write_text(folder / RECORD, json.dumps({"command": command, "options": plain(config)}, indent=1) + "\n")
+
+
+def keep_apart(out: Path, pictures: Mapping[str, Path | None]) -> None:
+    """Raise UserError if results would land among the pictures that are read: they would be taken for pictures later.
+
+    pictures: what is read, by the option that names it.
+    """
+    for option, path in pictures.items():
+        if path is None or not path.exists():
+            continue
+        read, written = path.resolve(), out.resolve()
+        if written == read or (path.is_dir() and read in written.parents):
+            raise UserError(
+                f"--out {out} lies in {option} {path}, so that results would be mixed with what is read; choose another --out"
+            )
+
+
+@contextlib.contextmanager
+def held(folder: Path, command: str, config: DataclassInstance, pictures: Mapping[str, Path | None]) -> Iterator[Record | None]:
+    """Hold a results folder while the block runs; gives its record, None if the folder is new or empty.
+
+    What a command that failed leaves of a folder that was new is nothing, if it wrote nothing.
+    Raises UserError if the folder is another command's, holds other files, or is in use; or for an option out of its range.
+    """
+    check_ranges(config)
+    keep_apart(folder, pictures)
+    before, is_new = _judged(folder, command), not folder.exists()
+    make_folder(folder)
+    try:
+        with locked(folder, command):
+            before = _judged(folder, command)
+            yield before
+    except BaseException:
+        if before is None:
+            _leave_nothing(folder, is_new)
+        raise
+
+
+def _judged(folder: Path, command: str) -> Record | None:
+    try:
+        is_other = folder.exists() and not folder.is_dir()
+        record = None if is_other else read_record(folder)
+        holds = [] if is_other or not folder.exists() else [entry for entry in folder.iterdir() if not entry.name.startswith(".")]
+    except OSError as error:
+        raise write_error(folder, error) from None
+    if is_other:
+        raise UserError(f"cannot use {folder} as a folder: a file of that name exists; choose another --out")
+    if record is None and holds:
+        raise UserError(f"{folder} is not empty and holds no results of {command}; choose another --out or empty it")
+    if record is not None and record.command != command:
+        raise UserError(f"{folder} holds a run of {record.command}, not of {command}; choose another --out")
+    return record
+
+
+def _leave_nothing(folder: Path, is_new: bool) -> None:
+    with contextlib.suppress(OSError):
+        if {entry.name for entry in folder.iterdir()} <= {RECORD}:
+            (folder / RECORD).unlink(missing_ok=True)
+            if is_new:
+                folder.rmdir()
+
+
+@contextlib.contextmanager
+def results_folder(
+    folder: Path,
+    command: str,
+    config: DataclassInstance,
+    writes: str,
+    *,
+    pictures: Mapping[str, Path | None] | None = None,
+    inputs: Sequence[tuple[str, Path]] = (),
+) -> Iterator[Path]:
+    """Hold `folder` for results that replace those of an earlier call of the same command, which are removed and counted.
+
+    writes: a regular expression that the names of all files that the command writes match; no other file is removed.
+    pictures: as in `keep_apart`. inputs: whatever else is read, by the option that names it. Errors as in `held`, and for an input
+    that lies in the folder.
+    """
+    with held(folder, command, config, pictures or {}) as before:
+        if before is not None:
+            _keep_inputs(folder, [*(pictures or {}).items(), *inputs])
+            _remove(folder, command, writes)
+        write_record(folder, command, config)
+        yield folder
+
+
+def _keep_inputs(folder: Path, inputs: Sequence[tuple[str, Path | None]]) -> None:
+    for option, path in inputs:
+        if path is not None and folder.resolve() in (path.resolve(), *path.resolve().parents):
+            raise UserError(f"{option} {path} lies in --out {folder}, whose files are replaced; choose another --out")
+
+
+def _remove(folder: Path, command: str, writes: str) -> None:
+    old = [entry for entry in folder.iterdir() if re.fullmatch(writes, entry.name, re.DOTALL) and not entry.is_dir()]
+    if old:
+        what = f"{len(old)} files of an earlier {command} are" if len(old) > 1 else f"a file of an earlier {command} is"
+        print(f"{printable(folder)}: {what} replaced")
+    for entry in old:
+        try:
+            entry.unlink()
+        except OSError as error:
+            raise write_error(entry, error) from error
+
+
+@contextlib.contextmanager
+def results_file(
+    path: Path, command: str, config: DataclassInstance, *, overwrite: bool, inputs: Sequence[tuple[str, Path]]
+) -> Iterator[Path]:
+    """Hold a file that the block writes, in a folder that is made where missing.
+
+    Raises UserError if it exists and is not to be replaced, is one of the files that are read (`inputs`, by option), or is in use;
+    or for an option out of its range.
+    """
+    check_ranges(config)
+    for option, read in inputs:
+        if read.exists() and path.exists() and path.samefile(read):
+            raise UserError(f"--out {path} is {option} itself; choose another --out")
+    _check_replaceable(path, overwrite)
+    make_folder(path.parent)
+    with locked(path, command):
+        _check_replaceable(path, overwrite)
+        if path.exists():
+            print(f"{printable(path)} is replaced")
+        yield path
+
+
+def _check_replaceable(path: Path, overwrite: bool) -> None:
+    if path.is_dir():
+        raise UserError(f"cannot write {path}: it is a folder; give the name of a file")
+    if path.exists() and not overwrite:
+        raise UserError(f"{path} exists already; give another name, or --overwrite to replace it")
