@@ -46,7 +46,7 @@ class Square(NamedTuple):
 
 
 # Beyond -1 and 1 resampling may overshoot a little; pictures in 0..255, or normalised by a mean and a deviation, reach further.
-LARGEST = 1.5
+LARGEST_VALUE = 1.5
 
 
 def check_pictures(images: Tensor) -> None:
@@ -60,7 +60,7 @@ def check_pictures(images: Tensor) -> None:
         )
     if images.numel() and not torch.compiler.is_compiling():
         low, high = (float(value) for value in images.detach().aminmax())
-        if max(-low, high) > LARGEST:
+        if max(-low, high) > LARGEST_VALUE:
             raise ValueError(
                 f"pictures must lie in [-1, 1], but reach from {low:g} to {high:g}; of 0..255 it is images / 127.5 - 1."
             )
