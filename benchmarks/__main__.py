@@ -4,23 +4,23 @@
 from __future__ import annotations
 
 import argparse
-import importlib
-import pkgutil
 import sys
+import traceback
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import benchmarks
+from benchmarks import cases, levels, operators
 from gangealing_fast.runtime.errors import UserError
 
+if TYPE_CHECKING:
+    import torch
 
-def operators() -> list[str]:
-    """Every operator that has a bench file."""
-    names = (module.name for module in pkgutil.iter_modules(benchmarks.__path__))
-    return sorted(name.removeprefix("bench_") for name in names if name.startswith("bench_"))
+    from benchmarks.timing import Plan
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
+    """The options of the command."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("operators", nargs="*", metavar="OPERATOR", help=f"which (all): {', '.join(operators())}")
     parser.add_argument("--quick", action="store_true", help="a few rounds only, to see that a benchmark runs")
@@ -37,14 +37,100 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def line(record: dict[str, Any]) -> str:
-    """A record as a line of text."""
-    times = (
-        f"{name} {values['ms']:.3f} ms ({values['ratio']:.2f}x)" if "ms" in values else f"{name}: {values['error']}"
-        for name, values in record["variants"].items()
+def _times(variants: dict[str, Any]) -> str:
+    return ", ".join(
+        f"{name} {values['ms']:.3f} ms" + (f" ({values['ratio']:.2f}x)" if "ratio" in values else "")
+        if "ms" in values
+        else f"{name}: {values['error']}"
+        for name, values in variants.items()
     )
+
+
+def line(record: dict[str, Any]) -> str:
+    """A record as a line of text, and a second one for CUDA graphs."""
     what = f"{record['operator']} {record['case']} {record['dtype']}, {record['pass']}, {record['threads']} threads"
-    return f"{what}: {', '.join(times)}"
+    graphs = f"\n{what}, in a CUDA graph: {_times(record['graphs'])}" if record.get("graphs") else ""
+    return f"{what}: {_times(record['variants'])}{graphs}"
+
+
+@dataclass
+class Found:
+    """What was measured of an operator: records, cases that were refused, and peak memory, as the results file has them."""
+
+    records: list[dict[str, Any]] = field(default_factory=list)
+    refused: list[dict[str, Any]] = field(default_factory=list)
+    memory: list[dict[str, Any]] = field(default_factory=list)
+
+
+def measure_operator(operator: str, match: str, threads: list[int], plan: Plan, device: torch.device) -> Found:
+    """Check and time all cases of an operator whose name contains `match`. A case that fails is refused; the next one follows."""
+    import torch
+
+    from benchmarks import machine
+    from benchmarks.harness import compare
+    from benchmarks.peaks import peaks
+    from benchmarks.runner import Disagreement, first_line
+
+    found = Found()
+    for index, case in enumerate(cases(operator)):
+        if match not in case.name:
+            continue
+        for count in threads:
+            try:
+                fresh = compare(case, count, plan=plan, device=device)
+            except Exception as error:
+                disagreement = isinstance(error, Disagreement)
+                reason = str(error) if disagreement else f"{operator} {case.name}: {type(error).__name__}: {first_line(error)}"
+                if not disagreement:
+                    traceback.print_exc()
+                print(f"not timed: {reason}", file=sys.stderr)
+                found.refused.append({"operator": operator, "case": case.name, "threads": count, "reason": reason})
+                continue
+            found.records += fresh
+            print("\n".join(line(record) for record in fresh), flush=True)
+        if case.peak:
+            found.memory.append(peaks(case, index, device.type))
+            print(f"{operator} {case.name}, peak bytes beyond the inputs: {found.memory[-1]['bytes']}", flush=True)
+        machine.release(device)
+        torch.compiler.reset()  # after too many recompilations of one function dynamo would quietly run it uncompiled
+    return found
+
+
+def measure(options: argparse.Namespace) -> int:
+    """Check and time what the options ask for; 1 if a variant computed something else or a case failed."""
+    unknown = sorted(set(options.operators) - set(operators()))
+    if unknown:
+        print(f"There is no benchmark of {', '.join(unknown)}; there are {', '.join(operators())}.", file=sys.stderr)
+        return 2
+
+    import torch
+
+    from benchmarks import machine, results
+    from benchmarks.timing import QUICK, Plan
+    from gangealing_fast.runtime import memory
+
+    device = torch.device(options.device)
+    machine.demand(device)
+    machine.settle()
+    threads = [1] if device.type == "cuda" else options.threads
+    kept = options.allocator == "keep" and device.type == "cpu" and memory.keep_large_blocks()
+    if options.json:
+        found = {str(count): machine.limits(count, device) for count in threads}
+        description = {**machine.describe(device), "freed_memory_kept": kept}
+        results.merge(options.json, replaces=lambda *_: False, machine=description, limits=found)
+        print(f"limits by threads (GB/s, GFLOP/s): {found}", flush=True)
+    status = 0
+    for operator in options.operators or operators():
+        fresh = measure_operator(operator, options.match, threads, QUICK if options.quick else Plan(), device)
+        status = 1 if fresh.refused else status
+        if options.json:
+
+            def replaced(_: str, record: dict[str, Any], name: str = operator) -> bool:
+                measured = record["operator"] == name and options.match in record["case"]
+                return measured and record.get("threads", threads[0]) in threads
+
+            results.merge(options.json, replaces=replaced, **vars(fresh))
+    return status
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -56,64 +142,6 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
 
 
-def measure(options: argparse.Namespace) -> int:
-    """Check and time what the options ask for; 1 where a variant computed something else."""
-    unknown = sorted(set(options.operators) - set(operators()))
-    if unknown:
-        print(f"There is no benchmark of {', '.join(unknown)}; there are {', '.join(operators())}.", file=sys.stderr)
-        return 2
-
-    import torch
-
-    from benchmarks import machine, results
-    from benchmarks.harness import QUICK, Disagreement, Plan, compare
-    from benchmarks.peaks import peaks
-    from gangealing_fast.runtime import memory
-
-    device = torch.device(options.device)
-    if device.type == "cuda" and not torch.cuda.is_available():
-        print("These benchmarks need a CUDA device, and torch finds none on this machine; nothing was measured.", file=sys.stderr)
-        return 2
-    threads = [1] if device.type == "cuda" else options.threads
-    # float32 means float32, and torch may choose its fastest convolutions, as a user who wants speed would have it.
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    torch.backends.cudnn.benchmark = True
-    kept = options.allocator == "keep" and device.type == "cpu" and memory.keep_large_blocks()
-    if options.json:
-        found = {str(count): machine.limits(count, device) for count in threads}
-        description = {**machine.describe(device), "freed_memory_kept": kept}
-        results.merge(options.json, replaces=lambda *_: False, machine=description, limits=found)
-        print(f"limits by threads (GB/s, GFLOP/s): {found}", flush=True)
-    status = 0
-    for operator in options.operators or operators():
-        records, refused, held = [], [], []
-        for index, case in enumerate(importlib.import_module(f"benchmarks.bench_{operator}").cases()):
-            if options.match not in case.name:
-                continue
-            for count in threads:
-                try:
-                    fresh = compare(case, count, plan=QUICK if options.quick else Plan(), device=device)
-                except Disagreement as error:
-                    print(f"not timed: {error}", file=sys.stderr)
-                    refused.append({"operator": operator, "case": case.name, "threads": count, "reason": str(error)})
-                    status = 1
-                    continue
-                records += fresh
-                print("\n".join(line(record) for record in fresh), flush=True)
-            if case.peak:
-                held.append(peaks(case, index, options.device))
-                print(f"{operator} {case.name}, peak bytes beyond the inputs: {held[-1]['bytes']}", flush=True)
-            memory.release()
-            torch.compiler.reset()  # after too many recompilations of one function dynamo would quietly run it uncompiled
-        if options.json:
-
-            def replaced(_: str, record: dict[str, Any], name: str = operator) -> bool:
-                measured = record["operator"] == name and options.match in record["case"]
-                return measured and record.get("threads", threads[0]) in threads
-
-            results.merge(options.json, replaces=replaced, records=records, refused=refused, memory=held)
-    return status
-
-
 if __name__ == "__main__":
+    levels.hold()
     sys.exit(main())

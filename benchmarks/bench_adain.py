@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.harness import BOTH, FORWARD, Case, Variant, channels_last, compiled
+from benchmarks.case import BOTH, FORWARD, Case, Variant, channels_last, compiled
 from gangealing_fast.ops.adain import adain, adain_reference
 
 

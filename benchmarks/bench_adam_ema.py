@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.harness import FORWARD, Case, Variant, compiled
+from benchmarks.case import FORWARD, Case, Variant, compiled
 from gangealing_fast.models import SpatialTransformer
 from gangealing_fast.ops.adam_ema import adam_ema, adam_ema_reference
 

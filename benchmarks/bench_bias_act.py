@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.harness import BOTH, FORWARD, Case, Variant, channels_last, compiled
+from benchmarks.case import BOTH, FORWARD, Case, Variant, channels_last, compiled
 from gangealing_fast.ops.bias_act import bias_act, bias_act_reference
 
 BATCH, GAIN = 5, 2**0.5

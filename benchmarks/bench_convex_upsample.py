@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.harness import BOTH, FORWARD, Case, Variant, compiled
+from benchmarks.case import BOTH, FORWARD, Case, Variant, compiled
 from gangealing_fast.ops.convex_upsample import convex_upsample, convex_upsample_reference
 
 FACTOR = 8

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks.case import BOTH, FORWARD, Case, Variant
 from benchmarks.grids import warp_grid
-from benchmarks.harness import BOTH, FORWARD, Case, Variant
 from gangealing_fast.ops.grid_sample import grid_sample
 
 # Batch, channels, picture side, grid side, padding mode, align_corners.

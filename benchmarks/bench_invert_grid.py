@@ -6,8 +6,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from benchmarks.case import Case, Variant
 from benchmarks.grids import warp_grid
-from benchmarks.harness import Case, Variant
 from gangealing_fast.ops.invert_grid import invert_grid, invert_grid_reference
 
 

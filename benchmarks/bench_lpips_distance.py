@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.harness import BOTH, FORWARD, Case, Variant, channels_last, compiled
+from benchmarks.case import BOTH, FORWARD, Case, Variant, channels_last, compiled
 from gangealing_fast.ops.lpips_distance import lpips_distance, lpips_distance_reference
 
 TAPS = ((64, 128), (128, 64), (256, 32), (512, 16), (512, 8))  # channels, size

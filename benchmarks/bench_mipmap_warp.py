@@ -8,8 +8,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from benchmarks.case import BOTH, FORWARD, Case, Variant, compiled
 from benchmarks.grids import warp_grid
-from benchmarks.harness import BOTH, FORWARD, Case, Variant, compiled
 from gangealing_fast.ops.mipmap_warp import mipmap_warp, mipmap_warp_reference
 
 BATCH = 5

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.harness import BOTH, FORWARD, Case, Variant, channels_last, compiled
+from benchmarks.case import BOTH, FORWARD, Case, Variant, channels_last, compiled
 from gangealing_fast.ops.modulated_conv2d import modulated_conv2d, modulated_conv2d_reference
 
 BATCH = 5

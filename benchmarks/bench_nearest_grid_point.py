@@ -6,8 +6,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from benchmarks.case import FORWARD, Case, Variant, compiled
 from benchmarks.grids import warp_grid
-from benchmarks.harness import FORWARD, Case, Variant, compiled
 from gangealing_fast.ops.nearest_grid_point import nearest_grid_point, nearest_grid_point_reference
 
 

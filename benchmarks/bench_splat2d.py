@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from benchmarks.harness import BOTH, FORWARD, Case, Variant
+from benchmarks.case import BOTH, FORWARD, Case, Variant
 from gangealing_fast.ops.splat2d import splat2d, splat2d_reference
 
 

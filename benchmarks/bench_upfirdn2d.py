@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.harness import BOTH, FORWARD, Case, Variant, channels_last, compiled
+from benchmarks.case import BOTH, FORWARD, Case, Variant, channels_last, compiled
 from gangealing_fast.ops.upfirdn2d import blur_filter, upfirdn2d, upfirdn2d_reference
 
 BATCH = 5

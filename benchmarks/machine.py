@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the machine is and what it can do at best, the yardsticks of the reports; and the memory a computation takes."""
+"""What the machine is and what it can do at best, the yardsticks of the reports; and the memory that a computation takes."""
 
 from __future__ import annotations
 
@@ -17,11 +17,37 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks.runner import synchronise
 from gangealing_fast.runtime import memory
+from gangealing_fast.runtime.errors import UserError
 
 TRIAD_BYTES = 256 << 20
 # The convolution that most of a 256² generator's time goes to: 512 to 512 channels at 32², a batch of 5.
 CONVOLUTION = {"batch": 5, "channels": 512, "size": 32}
+
+
+def demand(device: torch.device) -> None:
+    """Raise UserError if torch does not find the device on this machine."""
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UserError(
+            "These benchmarks need a CUDA device, and torch finds none on this machine; nothing was measured. "
+            "Measure the CPU with --device cpu, or install a torch that knows the device."
+        )
+
+
+def settle() -> None:
+    """What every measuring process sets on CUDA: float32 means float32, and torch may choose its fastest convolutions, as a user
+    who wants speed would have it."""
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cudnn.benchmark = True
+
+
+def release(device: torch.device) -> None:
+    """Hand free memory back between cases, so that no case finds what another one left."""
+    gc.collect()
+    memory.release()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def _status(field: str) -> int:
@@ -47,13 +73,12 @@ def peak_during(function: Callable[[], Any], device: torch.device) -> int:
     """Bytes by which memory in use rises above what it was before while `function` runs (resident size on a CPU)."""
     function()
     if device.type == "cuda":
-        torch.cuda.synchronize(device)
+        synchronise(device)
         before = torch.cuda.memory_allocated(device)
         torch.cuda.reset_peak_memory_stats(device)
         function()
         return torch.cuda.max_memory_allocated(device) - before
-    gc.collect()
-    memory.release()
+    release(device)
     before = _status("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # sets VmHWM back to the present size
     function()
@@ -61,16 +86,14 @@ def peak_during(function: Callable[[], Any], device: torch.device) -> int:
 
 
 def _best(function: Callable[[], Any], device: torch.device, seconds: float) -> float:
-    """The shortest time of one call."""
+    """The shortest time of one call, after one that is not timed."""
     best, spent = float("inf"), 0.0
     function()
     while spent < seconds:
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        synchronise(device)
         start = time.perf_counter()
         function()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        synchronise(device)
         elapsed = time.perf_counter() - start
         best, spent = min(best, elapsed), spent + elapsed
     return best

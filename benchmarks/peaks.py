@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
 import subprocess
 import sys
@@ -12,15 +11,16 @@ from typing import Any
 
 import torch
 
-from benchmarks.harness import Case, Runner
-from benchmarks.machine import peak_during
+from benchmarks import cases, machine
+from benchmarks.case import COMPILE, Case
+from benchmarks.runner import Runner
 
 
 def peaks(case: Case, index: int, device: str) -> dict[str, Any]:
     """Bytes above the inputs of every variant in the case's last pass, by name; `index` is the case's place in its file."""
     record: dict[str, Any] = {"operator": case.operator, "case": case.name, "pass": case.passes[-1], "bytes": {}}
     for variant in case.variants:
-        if variant.name == "compile":  # the compiler's own memory would be counted
+        if variant.name == COMPILE:  # the compiler's own memory would be counted
             continue
         command = [sys.executable, "-m", "benchmarks.peaks", case.operator, str(index), variant.name, device]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -40,11 +40,12 @@ def main() -> None:
     parser.add_argument("device")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    case = importlib.import_module(f"benchmarks.bench_{options.operator}").cases()[options.index]
+    machine.settle()
+    case = cases(options.operator)[options.index]
     variant = next(variant for variant in case.variants if variant.name == options.variant)
     device = torch.device(options.device)
     runner = Runner(case, variant, device)
-    print(peak_during(lambda: runner.run(case.passes[-1]), device))
+    print(machine.peak_during(lambda: runner.run(case.passes[-1]), device))
 
 
 if __name__ == "__main__":

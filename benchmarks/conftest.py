@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`pytest benchmarks`: what pytest-benchmark measures is said here, how in `test_operators.py` and `test_training_step.py`.
+
+Nothing here concerns `pytest` alone, which collects `tests/`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from benchmarks import levels
+
+levels.hold()  # before the modules that are collected import torch
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("operators and training steps")
+    group.addoption("--device", choices=("cpu", "cuda"), default="cpu", help="where the benchmarks run (cpu)")
+    group.addoption("--threads", type=int, default=1, metavar="N", help="threads of torch (1)")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "quick: the selection that shows in about a minute that the benchmarks run")
+    if not config.pluginmanager.hasplugin("benchmark"):
+        raise pytest.UsageError("`pytest benchmarks` needs pytest-benchmark: `pip install -e '.[test]'` installs it")
+    import torch
+
+    from benchmarks import machine
+    from gangealing_fast.runtime import memory
+    from gangealing_fast.runtime.errors import UserError
+
+    try:
+        machine.demand(torch.device(config.getoption("--device")))
+    except UserError as error:
+        raise pytest.UsageError(str(error)) from None
+    machine.settle()
+    memory.keep_large_blocks()  # for all variants alike, as in `python -m benchmarks`
+    torch.set_num_threads(config.getoption("--threads"))
+
+
+def timer_of(device: str) -> Callable[[], float]:
+    """The clock of pytest-benchmark: on CUDA each reading waits for the device first, so that a round is launches and kernels."""
+
+    def synchronised() -> float:
+        import torch
+
+        torch.cuda.synchronize()
+        return time.perf_counter()
+
+    return synchronised if device == "cuda" else time.perf_counter
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """The clock for what has none of its own; of this folder alone, if others were collected with it."""
+    timer = timer_of(config.getoption("--device"))
+    for item in items:
+        if item.path.is_relative_to(config.rootpath / "benchmarks") and not item.get_closest_marker("benchmark"):
+            item.add_marker(pytest.mark.benchmark(timer=timer))
+
+
+def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:
+    """Processor or GPU, vector level, torch, commit: as in the results of `python -m benchmarks`."""
+    import torch
+
+    from benchmarks import machine
+
+    machine_info["measured_on"] = machine.describe(torch.device(config.getoption("--device")))
