@@ -30,7 +30,9 @@ def cases() -> list[Case]:
         (5, 256, 64, True, torch.bfloat16),
     ):
 
-        def inputs(device: torch.device, shape=(batch, channels, size, size), dtype=dtype) -> tuple[Tensor, ...]:
+        def inputs(
+            device: torch.device, shape: tuple[int, ...] = (batch, channels, size, size), dtype: torch.dtype = dtype
+        ) -> tuple[Tensor, ...]:
             x, scale, shift = torch.randn(shape), torch.randn(shape[:2]), torch.randn(shape[:2])
             return tuple(t.to(device, dtype).requires_grad_() for t in (x, scale, shift))
 

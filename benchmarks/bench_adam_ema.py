@@ -54,6 +54,7 @@ class _TorchFused:
     @torch.no_grad()
     def run(self, *arguments: Any) -> tuple[Tensor, ...]:
         parameters, _, _, _, averages, _ = arguments
+        assert self.optimizer is not None  # prepared
         self.optimizer.step()
         torch._foreach_lerp_(averages, parameters, 1 - SETTINGS["decay"])
         return parameters[0], averages[0]

@@ -13,6 +13,10 @@ from benchmarks.case import BOTH, FORWARD, Case, Variant, channels_last, compile
 from gangealing_fast.ops.bilinear_downsample import bilinear_downsample, bilinear_downsample_reference, tent_taps
 
 
+def _inputs(device: torch.device, side: int) -> tuple[Tensor, ...]:
+    return (torch.randn(5, 3, side, side).to(device).requires_grad_(),)
+
+
 def _torch(x: Tensor, stride: int) -> Tensor:
     taps = torch.tensor(tent_taps(stride), dtype=x.dtype, device=x.device)
     kernel = torch.outer(taps, taps).expand(x.shape[1], 1, -1, -1)
@@ -28,7 +32,7 @@ def cases() -> list[Case]:
             Case(
                 operator="bilinear_downsample",
                 name=f"[5, 3, {size}, {size}] stride {stride}",
-                inputs=lambda device, side=size: (torch.randn(5, 3, side, side).to(device).requires_grad_(),),
+                inputs=partial(_inputs, side=size),
                 variants=(
                     Variant("ours", partial(bilinear_downsample, stride=stride)),
                     Variant("reference", reference),

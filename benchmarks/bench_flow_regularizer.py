@@ -3,12 +3,18 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.case import BOTH, FORWARD, Case, Variant, compiled
 from gangealing_fast.ops.flow_regularizer import flow_regularizer, flow_regularizer_reference
+
+
+def _inputs(device: torch.device, shape: tuple[int, ...]) -> tuple[Tensor, ...]:
+    return (torch.randn(shape).to(device).requires_grad_(),)
 
 
 def _torch(flow: Tensor) -> tuple[Tensor, Tensor]:
@@ -25,7 +31,7 @@ def cases() -> list[Case]:
             Case(
                 operator="flow_regularizer",
                 name=f"flow [{batch}, {size}, {size}, 2]",
-                inputs=lambda device, shape=(batch, size, size, 2): (torch.randn(shape).to(device).requires_grad_(),),
+                inputs=partial(_inputs, shape=(batch, size, size, 2)),
                 variants=(
                     Variant("ours", flow_regularizer),
                     Variant("reference", flow_regularizer_reference),

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -29,13 +30,15 @@ def cases() -> list[Case]:
     result = []
     for batch, channels, size, points, padding, corners in SHAPES:
 
-        def inputs(device: torch.device, shape=(batch, channels, size, size), side: int = points) -> tuple[Tensor, ...]:
+        def inputs(
+            device: torch.device, shape: tuple[int, ...] = (batch, channels, size, size), side: int = points
+        ) -> tuple[Tensor, ...]:
             grid = warp_grid(shape[0], side, zoom=0.9, wobble=0.02)
             return torch.randn(shape).to(device).requires_grad_(), grid.to(device).requires_grad_()
 
         picture, grid = 4.0 * batch * channels * size**2, 4.0 * batch * points**2 * 2
         out = grid / 2 * channels
-        options = {"padding_mode": padding, "align_corners": corners}
+        options: dict[str, Any] = {"padding_mode": padding, "align_corners": corners}
         result.append(
             Case(
                 operator="grid_sample",

@@ -23,10 +23,10 @@ def cases() -> list[Case]:
     result = []
     for batch, size, points in ((5, 128, 20), (5, 128, 100)):
 
-        def inputs(device: torch.device, batch=batch, size=size, points=points) -> tuple[Tensor, ...]:
+        def inputs(device: torch.device, batch: int = batch, size: int = size, points: int = points) -> tuple[Tensor, ...]:
             grid = warp_grid(batch, size, zoom=0.9, wobble=0.02)
-            points = torch.rand(batch, points, 2) * 1.6 - 0.8
-            return grid.to(device).requires_grad_(), points.to(device).requires_grad_()
+            where = torch.rand(batch, points, 2) * 1.6 - 0.8
+            return grid.to(device).requires_grad_(), where.to(device).requires_grad_()
 
         result.append(
             Case(

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -34,7 +36,7 @@ def _reference(*inputs: Tensor) -> Tensor:
 
 
 def _torch(*inputs: Tensor) -> Tensor:
-    total = 0
+    total = torch.zeros((), dtype=inputs[0].dtype, device=inputs[0].device)
     for a, b, head in zip(inputs[:5], inputs[5:10], inputs[10:], strict=True):
         difference = (F.normalize(a, dim=1, eps=1e-10) - F.normalize(b, dim=1, eps=1e-10)).square()
         total = total + F.conv2d(difference, head.to(difference.dtype)[None, :, None, None]).mean((1, 2, 3))
@@ -49,7 +51,7 @@ def cases() -> list[Case]:
             Case(
                 operator="lpips_distance",
                 name=f"five taps, batch {BATCH}, channels-last",
-                inputs=lambda device, dtype=dtype: _inputs(device, dtype),
+                inputs=partial(_inputs, dtype=dtype),
                 variants=(
                     Variant("ours", _ours, prepare=channels_last),
                     Variant("reference", _reference, prepare=channels_last),

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,7 +31,7 @@ def cases() -> list[Case]:
             return torch.randn(BATCH, 3, side, side).to(device).requires_grad_(), grid.to(device).requires_grad_()
 
         picture, grid, out = 4.0 * BATCH * 3 * size**2, 4.0 * BATCH * points**2 * 2, 4.0 * BATCH * 3 * points**2
-        options = {"padding_mode": "reflection", "max_levels": levels}
+        options: dict[str, Any] = {"padding_mode": "reflection", "max_levels": levels}
         reference = partial(mipmap_warp_reference, **options)
         result.append(
             Case(

@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -24,11 +27,11 @@ def _inputs(device: torch.device, shape: tuple[int, int, int], k: int, dtype: to
     return x, weight, (1 + torch.randn(BATCH, channels) / 4).to(device).requires_grad_()
 
 
-def _ours(**options: bool) -> Variant:
+def _ours(**options: Any) -> Variant:
     return Variant("ours", lambda x, weight, style: modulated_conv2d(x, weight, style, **options), prepare=channels_last)
 
 
-def _reference(**options: bool):
+def _reference(**options: Any) -> Callable[..., Tensor]:
     return lambda x, weight, style: modulated_conv2d_reference(x, weight, style, **options)
 
 
@@ -38,7 +41,7 @@ def _torch(x: Tensor, weight: Tensor, style: Tensor) -> Tensor:
     return y * norm.to(x.dtype)[:, :, None, None]
 
 
-def _case(name: str, shape: tuple[int, int, int], k: int, dtype: torch.dtype, variants: tuple[Variant, ...], **more) -> Case:
+def _case(name: str, shape: tuple[int, int, int], k: int, dtype: torch.dtype, variants: tuple[Variant, ...], **more: Any) -> Case:
     channels, out, size = shape
     operations = 2.0 * BATCH * channels * out * k * k * size * size
     passes = (BOTH,) if size > 32 and k == 3 else (FORWARD, BOTH)

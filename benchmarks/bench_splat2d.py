@@ -34,7 +34,9 @@ def cases() -> list[Case]:
     result = []
     for batch, size, points, sigma in ((5, 256, 1000, 1.2), (5, 256, 10_000, 1.2), (1, 512, 20_000, 2.0)):
 
-        def inputs(device: torch.device, batch=batch, size=size, points=points, sigma=sigma) -> tuple[Tensor, ...]:
+        def inputs(
+            device: torch.device, batch: int = batch, size: int = size, points: int = points, sigma: float = sigma
+        ) -> tuple[Tensor, ...]:
             tensors = (
                 torch.rand(batch, 3, size, size),
                 torch.rand(batch, points, 2) * size,

@@ -7,7 +7,9 @@ channels-last ones that the convolutions around them produce.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +24,17 @@ BATCH = 5
 BLURS = ((512, 33, 1), (512, 65, 1), (256, 129, 1), (128, 257, 1), (64, 128, 2), (512, 32, 2))
 
 
-def _case(name: str, channels: int, size: int, out: int, arguments: dict, torch_best, *, targets: dict, compile_it: bool) -> Case:
+def _case(
+    name: str,
+    channels: int,
+    size: int,
+    out: int,
+    arguments: dict[str, Any],
+    torch_best: Callable[..., Tensor],
+    *,
+    targets: dict[str, float],
+    compile_it: bool,
+) -> Case:
     gain = float(arguments["up"] ** 2)
     ours = partial(upfirdn2d, up=arguments["up"], padding=arguments["padding"], gain=gain)
     reference = partial(upfirdn2d_reference, up=arguments["up"], padding=arguments["padding"], gain=gain)

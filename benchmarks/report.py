@@ -1,5 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""docs/performance.md from docs/performance.json: `python -m benchmarks.report [RESULTS.json]`. Imports no torch."""
+"""docs/performance.md from results files: `python -m benchmarks.report [RESULTS.json ...]`. Imports no torch.
+
+Each file holds what one machine, at one vector level, measured: another process on this machine (`GGF_CPU_LEVEL=avx2`), or a file
+that was brought from another one. Each is a column of the targets and a section of the operators. The page is written beside the
+first.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +19,8 @@ from gangealing_fast.storage.files import write_text
 
 Record = dict[str, Any]
 NOTES = "performance-notes.md"
+WORDS = {True: "met", False: "**missed**", None: "not measured"}
+GRAPH = "graph: "
 OTHERS = {"reference": "the reference", "torch": "torch's best", "compile": "`torch.compile`"}
 
 
@@ -90,49 +97,89 @@ def _table(head: list[str], rows: list[list[str]]) -> list[str]:
     return [f"| {' | '.join(head)} |", "|" + "---|" * len(head), *(f"| {' | '.join(row)} |" for row in rows), ""]
 
 
-def _targets(found: Record) -> list[str]:
-    rows = verdicts(found)
+def _targets(machines: dict[str, Record]) -> list[str]:
+    """One row for each target, with a column for each machine; where goals differ, a row for each goal."""
+    met, rows = [], dict[tuple[str, ...], dict[str, str]]()
+    for name, found in machines.items():
+        judged = verdicts(found)
+        if not judged:
+            continue
+        met.append(
+            f"{sum(row['met'] is True for row in judged)} of {len(judged)} met" + (f" on {name}" if len(machines) > 1 else "")
+        )
+        for row in judged:
+            key = tuple(row[part] for part in ("operator", "case", "what", "goal"))
+            measured = f"{row['measured']}, " if row["measured"] else ""
+            rows.setdefault(key, {})[name] = measured + WORDS[row["met"]]
     if not rows:
         return []
-    words = {True: "met", False: "**missed**", None: "not measured"}
-    lines = [
-        "## Targets",
-        "",
-        f"{sum(row['met'] is True for row in rows)} of {len(rows)} met. One thread unless said; ratios of medians.",
-        "",
-    ]
-    body = [[row["operator"], row["case"], row["what"], row["goal"], row["measured"], words[row["met"]]] for row in rows]
-    return lines + _table(["operator", "case", "figure", "goal", "measured", ""], body)
+    heads = list(machines) if len(machines) > 1 else ["measured"]
+    body = [[*key, *(cells.get(name, "") for name in machines)] for key, cells in rows.items()]
+    lines = ["## Targets", "", f"{'; '.join(met)}. One thread unless said; ratios of medians.", ""]
+    return lines + _table(["operator", "case", "figure", "goal", *heads], body)
 
 
-def _cell(record: Record, name: str) -> str:
-    values = record["variants"].get(name)
+def _cell(values: Record | None) -> str:
     if values is None:
         return ""
     if "ms" not in values:
         return "fails"
-    return f"{_number(values['ms'])} ({_number(values['ratio'])}x)"
+    return f"{_number(values['ms'])}" + (f" ({_number(values['ratio'])}x)" if "ratio" in values else "")
 
 
-def _operator(name: str, records: list[Record], found: Record) -> list[str]:
-    others = [variant for variant in OTHERS if any(variant in record["variants"] for record in records)]
-    others += sorted({variant for record in records for variant in record["variants"]} - {"ours", *OTHERS})
+def _spread(values: Record | None) -> str:
+    if values is None or "ms" not in values:
+        return _cell(values)
+    return f"{_number(values['ms'])} [{_number(values['lower_ms'])}, {_number(values['upper_ms'])}]"
+
+
+def _others(records: list[Record]) -> list[str]:
+    """The variants beside ours, in the order of the columns."""
+    names = {variant for record in records for variant in record["variants"]}
+    return [variant for variant in OTHERS if variant in names] + sorted(names - {"ours", *OTHERS})
+
+
+def _rows(records: list[Record], others: list[str], limits: Record) -> list[list[str]]:
+    """A row for each pass; behind the variants their times within a CUDA graph, where there are any."""
     body = []
     for record in sorted(records, key=lambda record: (record["threads"], record["pass"] != records[-1]["pass"])):
-        ours, reached = record["variants"]["ours"], fractions(record, found["limits"])
+        reached, graphs = fractions(record, limits), record.get("graphs", {})
         body.append(
             [
                 record["case"] + ("" if record["dtype"] == "float32" else f", {record['dtype']}"),
                 record["pass"],
                 str(record["threads"]),
-                f"{_number(ours['ms'])} [{_number(ours['lower_ms'])}, {_number(ours['upper_ms'])}]",
-                *(_cell(record, variant) for variant in others),
+                _spread(record["variants"].get("ours")),
+                *(_cell(record["variants"].get(variant)) for variant in others),
+                _spread(graphs.get("ours")),
+                *(_cell(graphs.get(variant)) for variant in others),
                 _share(reached.get("bandwidth")),
                 _share(reached.get("throughput")),
             ]
         )
+    return body
+
+
+def _failures(records: list[Record]) -> list[str]:
+    """Why torch.compile, or a recording of a CUDA graph, failed."""
+    compiled = {values["error"] for record in records for values in record["variants"].values() if "error" in values}
+    lines = [f"`torch.compile` fails: {reason}\n" for reason in sorted(compiled)]
+    graphs = {
+        f"{OTHERS.get(variant, variant)}, {record['case']}, {record['pass']}: {values['error']}"
+        for record in records
+        for variant, values in record.get("graphs", {}).items()
+        if "error" in values
+    }
+    return lines + [f"No CUDA graph of {reason}\n" for reason in sorted(graphs)]
+
+
+def _operator(name: str, records: list[Record], found: Record) -> list[str]:
+    others = _others(records)
+    body = _rows(records, others, found["limits"])
     columns = [f"{OTHERS.get(variant, variant)}, ms (ratio)" for variant in others]
-    heads = ["case", "pass", "threads", "ours, ms [quartiles]", *columns, "bandwidth", "throughput"]
+    mine = "ours, ms [quartiles]"
+    graphs = [GRAPH + column for column in (mine, *columns)]
+    heads = ["case", "pass", "threads", mine, *columns, *graphs, "bandwidth", "throughput"]
     filled = [index for index in range(len(heads)) if any(row[index] for row in body)]
     heads, body = [heads[index] for index in filled], [[row[index] for index in filled] for row in body]
     notes = {variant: note for record in records for variant, note in record.get("notes", {}).items() if variant in others}
@@ -140,8 +187,7 @@ def _operator(name: str, records: list[Record], found: Record) -> list[str]:
     said = [f"{OTHERS.get(variant, variant)}: {note}" for variant, note in notes.items() if variant != "compile"]
     if said:
         lines += ["; ".join(said) + ".", ""]
-    failed = {values["error"] for record in records for values in record["variants"].values() if "error" in values}
-    lines += [f"`torch.compile` fails: {reason}\n" for reason in sorted(failed)]
+    lines += _failures(records)
     for record in found["memory"]:
         if record["operator"] == name and record["bytes"]:
             sizes = ", ".join(f"{variant} {_number(count / 2**20)} MiB" for variant, count in record["bytes"].items())
@@ -149,57 +195,120 @@ def _operator(name: str, records: list[Record], found: Record) -> list[str]:
     return lines
 
 
-def _machine(found: Record) -> list[str]:
+def label(found: Record) -> str:
+    """A machine and its level in a few words."""
     machine = found["machine"]
-    if not machine:
-        return []
-    kept = "keeps freed memory (no fresh pages at every call)" if machine.get("freed_memory_kept") else "is the system's default"
-    lines = [
-        "## Machine",
-        "",
-        f"{machine['device'] or machine['processor']}, {machine['cores']} cores, {machine['memory_gb']} GB, {machine['vectors']};"
-        f" {machine['system']}, Python {machine['python']}, torch {machine['torch']}."
-        f" Commit {machine['commit']}, {machine['date']}."
-        + (" TF32 off." if machine["device"] else f" malloc {kept}, for all variants alike."),
-        "",
-    ]
-    rows = [
-        [threads, *(_number(limit.get(name)) for name in ("bandwidth", "float32", "bfloat16"))]
-        for threads, limit in sorted(found["limits"].items())
-    ]
-    head = ["threads", "triad, GB/s", "3x3 convolution float32, GFLOP/s", "bfloat16, GFLOP/s"]
-    return lines + _table(head, rows)
+    if machine.get("device"):
+        return str(machine["device"])
+    return f"{machine.get('processor', 'an unknown processor')}, {machine.get('vectors', '')}".rstrip(", ")
 
 
-def _training_step(found: Record) -> list[str]:
-    if not found["training_step"]:
+def labelled(files: list[Record]) -> dict[str, Record]:
+    """The results by `label`; what has the same one is counted."""
+    machines: dict[str, Record] = {}
+    for found in files:
+        name, number = label(found), 2
+        while name in machines:
+            name, number = f"{label(found)} ({number})", number + 1
+        machines[name] = found
+    return machines
+
+
+def _level(machine: Record) -> str:
+    """The level at which the kernels ran, and torch beside them."""
+    if machine.get("device"):
+        return ""
+    asked = f" (`GGF_CPU_LEVEL={machine['level_asked']}`)" if machine.get("level_asked") else ""
+    kernels = f"; kernels {machine['level']}" if machine.get("level") else ""
+    return f"torch {machine['vectors']}{kernels}{asked}"
+
+
+def _machine(machines: dict[str, Record]) -> list[str]:
+    """Two tables: what the machines are, and what they can do at best."""
+    described = {name: found["machine"] for name, found in machines.items() if found["machine"]}
+    if not described:
         return []
+    heads = ["machine", "level", "cores", "memory, GB", "system", "Python, torch", "commit", "malloc"]
     rows = [
         [
+            name,
+            _level(machine),
+            str(machine["cores"]),
+            str(machine["memory_gb"]),
+            machine["system"],
+            f"{machine['python']}, {machine['torch']}",
+            f"{machine['commit']}, {machine['date']}",
+            "" if machine["device"] else "keeps freed memory" if machine.get("freed_memory_kept") else "as the system has it",
+        ]
+        for name, machine in described.items()
+    ]
+    lines = ["## Machines" if len(machines) > 1 else "## Machine", "", *_table(heads, rows)]
+    said = ["malloc that keeps freed memory takes no fresh pages at every call; it is the same for all variants."]
+    if any(machine["device"] for machine in described.values()):
+        said = ["TF32 is off. Every variant is warm before its clock starts, and takes copies of its inputs in turn, more than the"]
+        said += [
+            f"cache holds. Columns that begin with `{GRAPH.strip()}` are calls within a CUDA graph, which are free of launches."
+        ]
+    if any(machine.get("level_asked") for machine in described.values()):
+        said += ["A level that `GGF_CPU_LEVEL` asked for is that of torch, oneDNN and MKL too. The processor stays what it is:"]
+        said += ["its caches, its clock and its memory are not those of a processor that has this level alone."]
+    lines += [" ".join(said), ""]
+    rows = [
+        [name, threads, *(_number(limit.get(what)) for what in ("bandwidth", "float32", "bfloat16"))]
+        for name, found in machines.items()
+        for threads, limit in sorted(found["limits"].items())
+    ]
+    return lines + _table(["machine", "threads", "triad, GB/s", "3x3 convolution float32, GFLOP/s", "bfloat16, GFLOP/s"], rows)
+
+
+def _training_step(machines: dict[str, Record]) -> list[str]:
+    rows = [
+        [
+            name,
             record["configuration"],
             record["variant"],
             record["allocator"],
+            str(record["threads"]),
             f"{_number(record['seconds'])} [{_number(record['lower'])}, {_number(record['upper'])}]",
             f"{_number(record['peak_bytes'] / 2**30)} GiB",
             "" if record.get("ratio") is None else f"{_number(record['ratio'])}x",
             _share(record.get("memory_ratio")),
         ]
+        for name, found in machines.items()
         for record in found["training_step"]
     ]
-    head = ["configuration", "variant", "allocator", "seconds a step [quartiles]", "peak memory", "against reference", "memory"]
+    if not rows:
+        return []
+    heads = ["machine", "configuration", "variant", "allocator", "threads", "seconds a step [quartiles]"]
+    heads += ["peak memory", "against reference", "memory"]
+    first = 0 if len(machines) > 1 else 1
     return [
         "## The whole training step",
         "",
-        f"`python -m benchmarks.training_step`: {found['training_step'][0]['threads']} threads, every variant in a process of its"
-        " own; they take turns. Standard widths of StyleGAN2, LPIPS on VGG16, random weights. Default allocator: each process as a"
-        " user would run it. Same allocator: malloc keeps freed memory in all. Peak memory is that of the whole process.",
+        "`python -m benchmarks.training_step`: every variant in a process of its own; they take turns. The losses of the first step"
+        " are compared before any is timed. Standard widths of StyleGAN2, LPIPS on VGG16, random weights. Default allocator: each"
+        " process as a user would run it. Same allocator: malloc keeps freed memory in all. Peak memory: of the whole process.",
         "",
-        *_table(head, rows),
+        *_table(heads[first:], [row[first:] for row in rows]),
     ]
 
 
-def render(found: Record, notes: str, command: str) -> str:
+def _operators(machines: dict[str, Record]) -> list[str]:
+    """A section for each machine, with a table for each operator and what was not timed."""
+    lines = []
+    for machine, found in machines.items():
+        suffix = f", {machine}" if len(machines) > 1 else ""
+        lines += [f"## Operators{suffix}", ""]
+        for name in sorted({record["operator"] for record in found["records"]}):
+            lines += _operator(name, [record for record in found["records"] if record["operator"] == name], found)
+        if found["refused"]:
+            lines += [f"## Not timed{suffix}", "", *(f"- {record['reason']}" for record in found["refused"]), ""]
+    return lines
+
+
+def render(files: list[Record], notes: str, command: str) -> str:
     """The whole page."""
+    machines = labelled(files)
     lines = [
         "# Performance",
         "",
@@ -209,30 +318,30 @@ def render(found: Record, notes: str, command: str) -> str:
         " own 3x3 convolution in that number format. Every variant was compared with the reference before it was timed, and a quick"
         " one's turn begins with an untimed call.",
         "",
-        *_machine(found),
-        *_targets(found),
-        *_training_step(found),
-        "## Operators",
-        "",
+        *_machine(machines),
+        *_targets(machines),
+        *_training_step(machines),
+        *_operators(machines),
     ]
-    for name in sorted({record["operator"] for record in found["records"]}):
-        lines += _operator(name, [record for record in found["records"] if record["operator"] == name], found)
-    if found["refused"]:
-        lines += ["## Not timed", "", *(f"- {record['reason']}" for record in found["refused"]), ""]
     return "\n".join(lines) + ("\n" + notes.strip() + "\n" if notes.strip() else "")
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description="Write the report beside a results file.")
-    parser.add_argument("results", nargs="?", type=Path, default=Path("docs/performance.json"))
+    """The command; its exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.report", description="Write the report beside the first results file."
+    )
+    parser.add_argument("results", nargs="*", type=Path, default=[Path("docs/performance.json")], metavar="RESULTS.json")
     parser.add_argument("--command", default="make bench", help="what the page says makes it")
     options = parser.parse_args(arguments)
     try:
-        if not options.results.exists():
-            raise UserError(f"{options.results} does not exist: run `{options.command}`, which measures first.")
-        notes = options.results.parent / NOTES
-        page = render(results.load(options.results), notes.read_text() if notes.exists() else "", options.command)
-        write_text(options.results.with_suffix(".md"), page)
+        for path in options.results:
+            if not path.exists():
+                raise UserError(f"{path} does not exist: run `{options.command}`, which measures first.")
+        first = options.results[0]
+        notes = first.parent / NOTES
+        files = [results.load(path) for path in options.results]
+        write_text(first.with_suffix(".md"), render(files, notes.read_text() if notes.exists() else "", options.command))
     except UserError as error:
         print(error, file=sys.stderr)
         return 2

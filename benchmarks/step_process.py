@@ -15,9 +15,13 @@ import time
 from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gangealing_fast.runtime.errors import UserError
+
+if TYPE_CHECKING:
+    from gangealing_fast.runtime.implementation import Kind
+    from gangealing_fast.runtime.precision import Precision
 
 INDEX = 500  # of the step: in the midst of the schedules
 TOLERANCES = {"float32": 1e-3, "bfloat16": 5e-2}
@@ -32,8 +36,8 @@ class Step:
     batch: int
     threads: int
     device: str = "cpu"
-    precision: str = "float32"
-    ops: str = "fused"
+    precision: Precision = "float32"
+    ops: Kind = "fused"
     compile: bool = False
     cuda_graphs: bool = False
     keep: bool = False

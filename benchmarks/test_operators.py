@@ -48,7 +48,7 @@ class Measured:
         return self.case is quick and (self.variant.name != COMPILE or self.case.operator == COMPILED_IN_QUICK)
 
 
-def everything() -> Iterator[Measured]:
+def everything() -> Iterator[object]:
     """All operators, cases, passes and variants, with a mark on what is quick."""
     for operator in operators():
         found = cases(operator)

@@ -73,7 +73,7 @@ def train(seed: int, steps: int, generated: bool) -> float:
     if not generated:
         objective = dataclasses.replace(objective, critic=discriminative)
     generator, critic = network(0.0, False), network(0.2, True)
-    optimisers = [AdamEma(part.parameters(), rate, BETAS) for part, rate in zip((generator, critic), RATES, strict=True)]
+    optimisers = (AdamEma(generator.parameters(), RATES[0], BETAS), AdamEma(critic.parameters(), RATES[1], BETAS))
     step = AdversarialStep(generator, critic, *optimisers, objective, lambda n, labels: generator(torch.randn(n, 2)))
     for _ in range(steps):
         step.critic_step(circles(BATCH)[0])

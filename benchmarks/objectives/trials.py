@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -79,13 +80,17 @@ def measure(name: str, seed: int, mnist: Path | None = None) -> dict[str, Any]:
 
     Raises UserError for a trial on digits without `mnist`, the folder of MNIST's files.
     """
-    if name not in TRIALS and mnist is None:
+    if name in TRIALS:
+        trial = functools.partial(TRIALS[name], seed)
+    elif mnist is not None:
+        trial = functools.partial(ON_DIGITS[name], mnist, seed)
+    else:
         raise UserError(f"the trial {name} trains on digits: give --mnist with the folder of MNIST's IDX files")
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         started = time.process_time()
-        figures = TRIALS[name](seed) if name in TRIALS else ON_DIGITS[name](mnist, seed)
+        figures = trial()
         return {"trial": name, "seed": seed} | {"cpu_seconds": time.process_time() - started} | figures
     finally:
         torch.set_num_threads(threads)
