@@ -2,13 +2,15 @@
 # Everything sets itself up: the first target creates .venv and installs the package with its extension.
 #
 #   make train            the main job; PRESET="digits cats" (or clusters), ARGS="--..." go to `python -m gangealing_fast.train`
-#   make test             all tests on WORKERS processes of one thread; PYTEST_ARGS="-m 'not slow'" and the like
+#   make test             all tests on WORKERS processes of one thread, then a quick selection of the benchmarks;
+#                         PYTEST_ARGS="-m 'not slow'" and the like
 #   make coverage         how much of the package's Python the tests run: a table and the total
 #   make fuzz             10 000 random calls of every operator against its float64 reference; FUZZ_EXAMPLES=... for another number
 #   make gpu-report       docs/gpu-report.md: what can be shown about the GPU kernels without a GPU (needs nvcc)
 #   make lint             ruff, mypy and clang-format
 #   make format           put Python and C++ into the form that lint asks for
-#   make bench            time operators and the training step on this CPU, write docs/performance.md (15 to 20 minutes)
+#   make bench            time operators and the training step on this CPU, with AVX-512 and as if it had AVX2 alone, write
+#                         docs/performance.md (about 20 minutes for each of the two)
 #   make bench-gpu        the same on a CUDA device, docs/performance-gpu.md
 #   make api              docs/api.md from the docstrings
 #   make rebuild          recompile what changed in csrc
@@ -46,6 +48,7 @@ train: $(STAMP)
 test: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) $(PYTEST_ARGS)
 	OMP_NUM_THREADS=1 TRITON_INTERPRET=1 $(BIN)/python -m pytest -n $(WORKERS) tests/triton
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest benchmarks -m quick --benchmark-disable
 
 coverage: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --cov --cov-report=term $(PYTEST_ARGS)
@@ -67,16 +70,10 @@ format: $(STAMP)
 
 # A variant that computes something else is an error, but what can be measured is measured and reported.
 bench: $(STAMP)
-	status=0; \
-	$(BIN)/python -m benchmarks --json docs/performance.json || status=1; \
-	$(BIN)/python -m benchmarks.training_step --json docs/performance.json || status=1; \
-	$(BIN)/python -m benchmarks.report docs/performance.json || status=1; \
-	exit $$status
+	$(BIN)/python -m benchmarks.suite --command "make bench"
 
 bench-gpu: $(STAMP)
-	$(BIN)/python -m benchmarks --device cuda --json docs/performance-gpu.json
-	$(BIN)/python -m benchmarks.training_step --device cuda --json docs/performance-gpu.json
-	$(BIN)/python -m benchmarks.report docs/performance-gpu.json --command "make bench-gpu"
+	$(BIN)/python -m benchmarks.suite --device cuda --command "make bench-gpu"
 
 env: $(STAMP)
 	$(BIN)/python -m gangealing_fast.env

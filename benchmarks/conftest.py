@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`pytest benchmarks`: what pytest-benchmark measures is said here, how in `test_operators.py` and `test_training_step.py`.
+"""`pytest benchmarks`: what pytest-benchmark measures is said here, how in `test_operators.py` and `test_whole_training_step.py`.
 
 Nothing here concerns `pytest` alone, which collects `tests/`.
 """
@@ -24,7 +24,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "quick: the selection that shows in about a minute that the benchmarks run")
     if not config.pluginmanager.hasplugin("benchmark"):
         raise pytest.UsageError("`pytest benchmarks` needs pytest-benchmark: `pip install -e '.[test]'` installs it")
     import torch
