@@ -195,21 +195,18 @@ def _operator(name: str, records: list[Record], found: Record) -> list[str]:
     return lines
 
 
-def label(found: Record) -> str:
-    """A machine and its level in a few words."""
-    machine = found["machine"]
-    if machine.get("device"):
-        return str(machine["device"])
-    return f"{machine.get('processor', 'an unknown processor')}, {machine.get('vectors', '')}".rstrip(", ")
-
-
 def labelled(files: list[Record]) -> dict[str, Record]:
-    """The results by `label`; what has the same one is counted."""
+    """The results by what the page calls them: the card, the processor and its level, or the level alone if all have one processor.
+    What would have the same name is counted."""
+    alone = len({found["machine"].get("processor") for found in files}) == 1
     machines: dict[str, Record] = {}
     for found in files:
-        name, number = label(found), 2
+        machine = found["machine"]
+        processor, level = machine.get("processor", "an unknown processor"), machine.get("vectors", "")
+        wanted = machine.get("device") or (level if alone and level else f"{processor}, {level}".rstrip(", "))
+        name, number = wanted, 2
         while name in machines:
-            name, number = f"{label(found)} ({number})", number + 1
+            name, number = f"{wanted} ({number})", number + 1
         machines[name] = found
     return machines
 
@@ -228,10 +225,11 @@ def _machine(machines: dict[str, Record]) -> list[str]:
     described = {name: found["machine"] for name, found in machines.items() if found["machine"]}
     if not described:
         return []
-    heads = ["machine", "level", "cores", "memory, GB", "system", "Python, torch", "commit", "malloc"]
+    heads = ["machine", "processor", "level", "cores", "memory, GB", "system", "Python, torch", "commit", "malloc"]
     rows = [
         [
             name,
+            machine["processor"],
             _level(machine),
             str(machine["cores"]),
             str(machine["memory_gb"]),
