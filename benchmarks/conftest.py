@@ -6,15 +6,11 @@ Nothing here concerns `pytest` alone, which collects `tests/`.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from benchmarks import levels
-
-levels.hold()  # before the modules that are collected import torch
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -26,6 +22,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     if not config.pluginmanager.hasplugin("benchmark"):
         raise pytest.UsageError("`pytest benchmarks` needs pytest-benchmark: `pip install -e '.[test]'` installs it")
+    try:
+        levels.hold()
+    except RuntimeError as error:
+        raise pytest.UsageError(str(error)) from None
     import torch
 
     from benchmarks import machine
@@ -41,21 +41,13 @@ def pytest_configure(config: pytest.Config) -> None:
     torch.set_num_threads(config.getoption("--threads"))
 
 
-def timer_of(device: str) -> Callable[[], float]:
-    """The clock of pytest-benchmark: on CUDA each reading waits for the device first, so that a round is launches and kernels."""
-
-    def synchronised() -> float:
-        import torch
-
-        torch.cuda.synchronize()
-        return time.perf_counter()
-
-    return synchronised if device == "cuda" else time.perf_counter
-
-
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """The clock for what has none of its own; of this folder alone, if others were collected with it."""
-    timer = timer_of(config.getoption("--device"))
+    import torch
+
+    from benchmarks.timing import timer_of
+
+    timer = timer_of(torch.device(config.getoption("--device")))
     for item in items:
         if item.path.is_relative_to(config.rootpath / "benchmarks") and not item.get_closest_marker("benchmark"):
             item.add_marker(pytest.mark.benchmark(timer=timer))

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -17,7 +18,7 @@ LEAST_CALLS = 16
 
 def record(runner: Runner, what: str) -> tuple[Callable[[], Any], int]:
     """Calls of a warm runner as a CUDA graph: what replays them, and how many they are. Each copy of the inputs has its turn."""
-    device, calls = runner.device, max(LEAST_CALLS, runner.copies)
+    device, calls = runner.device, math.ceil(LEAST_CALLS / runner.copies) * runner.copies
     # As torch asks for: work that is to be recorded has run before on a stream other than the default one.
     stream = torch.cuda.Stream(device)
     stream.wait_stream(torch.cuda.current_stream(device))

@@ -2,7 +2,7 @@
 """What `make bench` and `make bench-gpu` run: operators and the training step, at every level of the processor, then the page.
 
 A step that fails (a variant that computes something else, a process that ends) makes the exit status 1. What can be measured is
-measured and reported all the same. Only a command that could not begin, with no CUDA device for example, ends it.
+measured and reported all the same. If a command could not begin, for want of a CUDA device for example, its level is left out.
 """
 
 from __future__ import annotations
@@ -17,13 +17,24 @@ from benchmarks import levels
 
 REFUSED = 2
 FOLDER = Path("docs")
+OWN, CARD = "performance.json", "performance-gpu.json"
 
 
 def pages(device: str, folder: Path = FOLDER) -> dict[str, Path]:
-    """The results file of every level that is measured on this machine; "" is the processor's own."""
+    """The results file of every level that is measured: of the one that `GGF_CPU_LEVEL` asks for alone, or else of the processor's
+    own, which is "", and of those below."""
     if device == "cuda":
-        return {"": folder / "performance-gpu.json"}
-    return {"": folder / "performance.json", **{level: folder / f"performance-{level}.json" for level in levels.lower()}}
+        return {"": folder / CARD}
+    asked = os.environ.get(levels.VARIABLE)
+    if asked:
+        return {asked: folder / f"performance-{asked}.json"}
+    return {"": folder / OWN, **{level: folder / f"performance-{level}.json" for level in levels.lower()}}
+
+
+def shown(device: str, folder: Path) -> list[Path]:
+    """The results files that the page shows: those measured on other machines and put into the folder are sections of it too."""
+    others = sorted(path for path in folder.glob("performance-*.json") if path.name != CARD)
+    return [path for path in ([folder / CARD] if device == "cuda" else [folder / OWN, *others]) if path.exists()]
 
 
 def run(module: str, arguments: list[str], level: str = "") -> int:
@@ -40,19 +51,16 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--command", default="python -m benchmarks.suite", help="what the page says makes it")
     options = parser.parse_args(arguments)
     worst = 0
-    files = pages(options.device, options.out)
-    for level, path in files.items():
+    for level, path in pages(options.device, options.out).items():
         for module in ("benchmarks", "benchmarks.training_step"):
             status = run(module, ["--device", options.device, "--json", str(path)], level)
+            worst = max(worst, REFUSED if status == REFUSED else 1 if status else 0)
             if status == REFUSED:
-                return REFUSED
-            worst = max(worst, 1 if status else 0)
-    measured = [path for path in files.values() if path.exists()]
-    # Files that were measured on other machines and put beside them are sections of the same page.
-    others = sorted(options.out.glob("performance-*.json")) if options.device == "cpu" else []
-    others = [path for path in others if path not in measured and path.name != "performance-gpu.json"]
-    status = run("benchmarks.report", [*map(str, measured + others), "--command", options.command])
-    return max(worst, 1 if status else 0)
+                break
+    files = [str(path) for path in shown(options.device, options.out)]
+    if files and run("benchmarks.report", [*files, "--command", options.command]):
+        worst = max(worst, 1)
+    return worst
 
 
 if __name__ == "__main__":

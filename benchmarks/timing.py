@@ -71,6 +71,16 @@ def clock_of(device: torch.device) -> Clock:
     return events if device.type == "cuda" else wall
 
 
+def timer_of(device: torch.device) -> Callable[[], float]:
+    """The clock of pytest-benchmark: on CUDA each reading waits for the device first, so that a round is launches and kernels."""
+
+    def synchronised() -> float:
+        torch.cuda.synchronize(device)
+        return time.perf_counter()
+
+    return synchronised if device.type == "cuda" else time.perf_counter
+
+
 def interleave(
     calls: dict[str, Callable[[], Any]], plan: Plan, clock: Clock, known: dict[str, float] | None = None
 ) -> dict[str, list[float]]:

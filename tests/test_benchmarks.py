@@ -220,12 +220,14 @@ def _suite(monkeypatch, statuses, lower=()):
     def run(module, arguments, level=""):
         given = arguments[arguments.index("--json") + 1] if "--json" in arguments else arguments[0]
         ran.append((module.rpartition(".")[2], level, Path(given).name))
-        if "--json" in arguments and not Path(given).exists():
+        status = left.pop(0) if left else 0
+        if "--json" in arguments and status != suite.REFUSED:
             Path(given).write_text("{}")
-        return left.pop(0) if left else 0
+        return status
 
     monkeypatch.setattr(suite, "run", run)
     monkeypatch.setattr(levels, "lower", lambda: list(lower))
+    monkeypatch.delenv(levels.VARIABLE, raising=False)
     return ran
 
 
@@ -242,6 +244,9 @@ def test_the_suite_ends_where_nothing_could_begin(monkeypatch, tmp_path):
     ran = _suite(monkeypatch, [2])
     assert suite.main(["--device", "cuda", "--out", str(tmp_path)]) == 2
     assert len(ran) == 1
+    ran = _suite(monkeypatch, [0, 0, 2], lower=["avx2"])
+    assert suite.main(["--out", str(tmp_path)]) == 2
+    assert [module for module, *_ in ran] == ["benchmarks", "training_step", "benchmarks", "report"]
 
 
 def test_the_suite_measures_every_level_and_shows_what_other_machines_measured(monkeypatch, tmp_path):
@@ -257,6 +262,10 @@ def test_the_suite_measures_every_level_and_shows_what_other_machines_measured(m
     assert [level for module, level, _ in ran if module == "training_step"] == ["", "avx2"]
     files = [Path(argument).name for argument in shown[-1] if argument.endswith(".json")]
     assert files == ["performance.json", "performance-avx2.json", "performance-laptop.json"]
+    ran.clear()
+    monkeypatch.setenv(levels.VARIABLE, "avx2")
+    assert suite.main(["--out", str(tmp_path)]) == 0
+    assert ran[:2] == [(module, "avx2", "performance-avx2.json") for module in ("benchmarks", "training_step")] and len(ran) == 3
 
 
 def test_levels(monkeypatch, tmp_path):
@@ -272,7 +281,8 @@ def test_levels(monkeypatch, tmp_path):
 
 def test_torch_follows_the_level():
     code = "from benchmarks import levels; levels.hold(); import torch; print(torch.backends.cpu.get_cpu_capability())"
-    environment = {**os.environ, levels.VARIABLE: "default"}
+    named = levels.environment("default")
+    environment = {**{name: value for name, value in os.environ.items() if name not in named}, levels.VARIABLE: "default"}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, cwd=ROOT, check=True)
     assert done.stdout.strip() in ("DEFAULT", "NO AVX")
     code = "import torch; from benchmarks import levels; levels.hold()"
