@@ -11,86 +11,15 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import Any
 
 from benchmarks import results
+from benchmarks.verdicts import OTHERS, Record, fractions, number, share, verdicts
 from gangealing_fast.runtime.errors import UserError
 from gangealing_fast.storage.files import write_text
 
-Record = dict[str, Any]
 NOTES = "performance-notes.md"
 WORDS = {True: "met", False: "**missed**", None: "not measured"}
 GRAPH = "graph: "
-OTHERS = {"reference": "the reference", "torch": "torch's best", "compile": "`torch.compile`"}
-
-
-def _number(value: float | None, digits: int = 3) -> str:
-    if value is None:
-        return ""
-    if value >= 10 ** (digits - 1):
-        return f"{value:.0f}"
-    return f"{value:.{digits}g}"
-
-
-def _share(value: float | None) -> str:
-    return "" if value is None else f"{100 * value:.0f} %"
-
-
-def _times(value: float | None) -> str:
-    return "" if value is None else f"{_number(value)}x"
-
-
-def fractions(record: Record, limits: Record) -> Record:
-    """{"bandwidth": ..., "throughput": ...}: what ours reaches of the measured limits, where the case says what it must do."""
-    limit = limits.get(str(record["threads"]), {})
-    seconds = record["variants"]["ours"]["ms"] / 1e3
-    found = {}
-    if record.get("bytes") and limit.get("bandwidth"):
-        found["bandwidth"] = record["bytes"] / seconds / 1e9 / limit["bandwidth"]
-    if record.get("operations") and limit.get(record["dtype"]):
-        found["throughput"] = record["operations"] / seconds / 1e9 / limit[record["dtype"]]
-    return found
-
-
-def _verdict(operator: str, case: str, what: str, goal: float, measured: float | None, share: bool, most: bool = False) -> Record:
-    met = None if measured is None else measured <= goal if most else measured >= goal
-    show = _share if share else _times
-    return {
-        "operator": operator,
-        "case": case,
-        "what": what,
-        "goal": ("at most " if most else "") + show(goal),
-        "measured": show(measured),
-        "met": met,
-    }
-
-
-def verdicts(found: Record) -> list[Record]:
-    """Every target beside its figure as text: operator, case, what, goal, measured; met is None where nothing was measured."""
-    rows = []
-    memory = {(record["operator"], record["case"]): record["bytes"] for record in found["memory"]}
-    for record in found["records"]:
-        reached = fractions(record, found["limits"])
-        held = memory.get((record["operator"], record["case"]), {})
-        for name, goal in record["targets"].items():
-            threads = f", {record['threads']} threads" if record["threads"] > 1 else ""
-            case = f"{record['case']}, {record['dtype']}, {record['pass']}{threads}"
-            if name in ("bandwidth", "throughput"):
-                rows.append(_verdict(record["operator"], case, f"of the {name} limit", goal, reached.get(name), share=True))
-            elif name == "memory":
-                measured = held["ours"] / held["reference"] if held.get("reference") and "ours" in held else None
-                what = "peak memory against the reference"
-                rows.append(_verdict(record["operator"], case, what, goal, measured, share=True, most=True))
-            else:
-                measured = record["variants"].get(name, {}).get("ratio")
-                rows.append(_verdict(record["operator"], case, f"against {OTHERS.get(name, name)}", goal, measured, share=False))
-    for record in found["training_step"]:
-        case = f"{record['configuration']}, {record['variant']}, {record['allocator']} allocator"
-        for name, goal in record["targets"].items():
-            measured, memory_goal = record.get(name), name == "memory_ratio"
-            what = "peak memory against `--ops reference`" if memory_goal else "against `--ops reference`"
-            rows.append(_verdict("training step", case, what, goal, measured, share=memory_goal, most=memory_goal))
-    return rows
 
 
 def _table(head: list[str], rows: list[list[str]]) -> list[str]:
@@ -124,13 +53,13 @@ def _cell(values: Record | None) -> str:
         return ""
     if "ms" not in values:
         return "fails"
-    return f"{_number(values['ms'])}" + (f" ({_number(values['ratio'])}x)" if "ratio" in values else "")
+    return f"{number(values['ms'])}" + (f" ({number(values['ratio'])}x)" if "ratio" in values else "")
 
 
 def _spread(values: Record | None) -> str:
     if values is None or "ms" not in values:
         return _cell(values)
-    return f"{_number(values['ms'])} [{_number(values['lower_ms'])}, {_number(values['upper_ms'])}]"
+    return f"{number(values['ms'])} [{number(values['lower_ms'])}, {number(values['upper_ms'])}]"
 
 
 def _others(records: list[Record]) -> list[str]:
@@ -153,8 +82,8 @@ def _rows(records: list[Record], others: list[str], limits: Record) -> list[list
                 *(_cell(record["variants"].get(variant)) for variant in others),
                 _spread(graphs.get("ours")),
                 *(_cell(graphs.get(variant)) for variant in others),
-                _share(reached.get("bandwidth")),
-                _share(reached.get("throughput")),
+                share(reached.get("bandwidth")),
+                share(reached.get("throughput")),
             ]
         )
     return body
@@ -190,7 +119,7 @@ def _operator(name: str, records: list[Record], found: Record) -> list[str]:
     lines += _failures(records)
     for record in found["memory"]:
         if record["operator"] == name and record["bytes"]:
-            sizes = ", ".join(f"{variant} {_number(count / 2**20)} MiB" for variant, count in record["bytes"].items())
+            sizes = ", ".join(f"{variant} {number(count / 2**20)} MiB" for variant, count in record["bytes"].items())
             lines += [f"Peak memory beyond the inputs, {record['case']}, {record['pass']}: {sizes}.", ""]
     return lines
 
@@ -252,7 +181,7 @@ def _machine(machines: dict[str, Record]) -> list[str]:
         said += ["its caches, its clock and its memory are not those of a processor that has this level alone."]
     lines += [" ".join(said), ""]
     rows = [
-        [name, threads, *(_number(limit.get(what)) for what in ("bandwidth", "float32", "bfloat16"))]
+        [name, threads, *(number(limit.get(what)) for what in ("bandwidth", "float32", "bfloat16"))]
         for name, found in machines.items()
         for threads, limit in sorted(found["limits"].items())
     ]
@@ -267,10 +196,10 @@ def _training_step(machines: dict[str, Record]) -> list[str]:
             record["variant"],
             record["allocator"],
             str(record["threads"]),
-            f"{_number(record['seconds'])} [{_number(record['lower'])}, {_number(record['upper'])}]",
-            f"{_number(record['peak_bytes'] / 2**30)} GiB",
-            "" if record.get("ratio") is None else f"{_number(record['ratio'])}x",
-            _share(record.get("memory_ratio")),
+            f"{number(record['seconds'])} [{number(record['lower'])}, {number(record['upper'])}]",
+            f"{number(record['peak_bytes'] / 2**30)} GiB",
+            "" if record.get("ratio") is None else f"{number(record['ratio'])}x",
+            share(record.get("memory_ratio")),
         ]
         for name, found in machines.items()
         for record in found["training_step"]

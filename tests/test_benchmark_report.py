@@ -7,6 +7,7 @@ import copy
 
 from benchmarks import report, results, training_step
 from benchmarks.case import BOTH
+from benchmarks.verdicts import verdicts
 
 
 def _results():
@@ -39,7 +40,7 @@ def _results():
 
 
 def test_verdicts_of_the_report():
-    found = {(row["operator"], row["what"]): (row["goal"], row["measured"], row["met"]) for row in report.verdicts(_results())}
+    found = {(row["operator"], row["what"]): (row["goal"], row["measured"], row["met"]) for row in verdicts(_results())}
     assert found == {
         ("square", "against the reference"): ("10x", "12x", True),
         ("square", "against `torch.compile`"): ("5x", "", None),
