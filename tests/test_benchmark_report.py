@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import copy
 
-from benchmarks import report, results, training_step
+from benchmarks import report, results
 from benchmarks.case import BOTH
 from benchmarks.verdicts import verdicts
 
@@ -130,24 +130,3 @@ def test_cuda_graphs_are_columns_and_their_failures_sentences():
     assert "No CUDA graph of the reference, [3, 4], forward+backward: operation not permitted when stream is capturing" in page
     assert "Every variant is warm before its clock starts" in page
     assert "graph: " not in report.render([_results()], "", "make bench")
-
-
-def test_training_step_figures():
-    configuration = training_step.CONFIGURATIONS["256"]
-    seconds = {"ours, float32": [3.0, 2.0, 4.0], "reference, float32": [12.0, 15.0, 18.0]}
-    peaks = {"ours, float32": 4, "reference, float32": 10}
-    ours = training_step.record(configuration, "default", "ours, float32", seconds, peaks, "avx512")
-    assert (ours["seconds"], ours["ratio"], ours["memory_ratio"]) == (3.0, 5.0, 0.4)
-    assert ours["targets"] == {"ratio": 5.5, "memory_ratio": 0.45}
-    reference = training_step.record(configuration, "default", "reference, float32", seconds, peaks, "avx512")
-    assert "ratio" not in reference and reference["targets"] == {}
-    assert training_step.record(configuration, "same", "ours, float32", seconds, peaks, "avx512")["targets"] == {"ratio": 3.5}
-    assert training_step.record(configuration, "same", "ours, float32", seconds, peaks, None)["targets"] == {}
-
-
-def test_goals_of_the_training_step_follow_the_level():
-    configuration = training_step.CONFIGURATIONS["256"]
-    assert configuration.goals("ours, float32", "default", "avx512") == {"ratio": 5.5, "memory_ratio": 0.45}
-    assert configuration.goals("ours, float32", "default", "avx2") == {"ratio": 6.0, "memory_ratio": 0.45}
-    assert configuration.goals("ours, float32", "same", "avx2") == {}
-    assert training_step.CONFIGURATIONS["256-small"].goals("ours, float32", "default", "avx2")["ratio"] == 4.0
