@@ -19,6 +19,7 @@ from torch import Tensor
 
 from benchmarks import levels
 from benchmarks.runner import synchronise
+from gangealing_fast.ops.environment import cpu_level
 from gangealing_fast.runtime import memory
 from gangealing_fast.runtime.errors import UserError
 
@@ -161,7 +162,7 @@ def describe(device: torch.device) -> dict[str, Any]:
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "memory_gb": round(pages / 1e9, 1),
         "vectors": torch.backends.cpu.get_cpu_capability(),
-        "level": levels.current(),
+        "level": cpu_level(),
         "level_asked": os.environ.get(levels.VARIABLE) or None,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
         "system": platform.platform(),

@@ -144,9 +144,8 @@ def _level(machine: Record) -> str:
     """The level at which the kernels ran, and torch beside them."""
     if machine.get("device"):
         return ""
-    asked = f" (`GGF_CPU_LEVEL={machine['level_asked']}`)" if machine.get("level_asked") else ""
     kernels = f"; kernels {machine['level']}" if machine.get("level") else ""
-    return f"torch {machine['vectors']}{kernels}{asked}"
+    return f"torch {machine['vectors']}{kernels}"
 
 
 def _machine(machines: dict[str, Record]) -> list[str]:

@@ -79,7 +79,7 @@ def test_report_without_results(tmp_path, capsys):
 def _other():
     """What another machine measured: slower, with a goal of its own."""
     other = copy.deepcopy(_results())
-    other["machine"] |= {"processor": "Another processor", "level_asked": "avx2", "level": "avx2"}
+    other["machine"] |= {"processor": "Another processor", "level_asked": "avx2", "level": "avx2, chosen by GGF_CPU_LEVEL"}
     other["records"][0]["variants"]["reference"]["ratio"] = 8.0
     other["training_step"][0]["targets"] = {"ratio": 2.0}
     return other
@@ -100,7 +100,7 @@ def test_a_second_machine_is_a_column_of_the_targets_and_a_section_of_the_operat
     assert f"{step} 2.8x | 2.5x, **missed** |  |" in lines and f"{step} 2x |  | 2.5x, met |" in lines
     assert "## Operators, A processor, AVX2" in lines and "## Operators, Another processor, AVX2" in lines
     assert "## Not timed, Another processor, AVX2" in lines
-    assert "| Another processor, AVX2 | Another processor | torch AVX2; kernels avx2 (`GGF_CPU_LEVEL=avx2`) | 2 | 8 |" in page
+    assert "| Another processor, AVX2 | Another processor | torch AVX2; kernels avx2, chosen by GGF_CPU_LEVEL | 2 | 8 |" in page
     assert "its caches, its clock and its memory are not those" in page
     assert "| Another processor, AVX2 | 64²/64, batch 2 | ours, float32 | default | 2 |" in page
 
