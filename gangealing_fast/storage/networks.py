@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from gangealing_fast.runtime.errors import UserError
 from gangealing_fast.storage.exports import load_safetensors
@@ -16,6 +18,9 @@ from gangealing_fast.storage.pickles import Refused
 from gangealing_fast.storage.settings import check_settings
 from gangealing_fast.storage.torch_files import Damaged, read_torch_file
 
+# What a network needs beside its weights: filters, and the file that frozen features are read from.
+_SPARE = 1 << 26
+_MAKING = {torch.empty, torch.zeros, torch.ones, torch.rand, torch.randn, torch.full}
 Network = TypeVar("Network", bound=nn.Module)
 
 
@@ -24,8 +29,8 @@ def build_network(
 ) -> Network:
     """`kind(**settings)` with the weights `tensors`, frozen and in evaluation mode.
 
-    It is built without memory first (on torch's meta device), and compared with the tensors. As they are no larger than the file,
-    neither is the network then.
+    The network gets no more memory than tensors of its file's size need: what its settings ask for beyond that is refused before
+    it is allocated.
 
     constants: last parts of the names of tensors that are left out if the network has none of that name.
     Raises ValueError that names the setting or the tensor that is missing, too many, of another shape or kind, or not finite.
@@ -34,12 +39,29 @@ def build_network(
     depth = checked.get("mapping_layers", 0)
     if depth > len(tensors):
         raise ValueError(f"its header says mapping_layers {depth}, but it has {len(tensors)} tensors in all")
-    with torch.device("meta"):
-        wanted = kind(**checked).state_dict()
-    weights = fitting(tensors, wanted, constants=constants)
-    network = kind(**checked)
-    network.load_state_dict(weights)
+    with _Bounded(2 * sum(4 * value.numel() for value in tensors.values() if isinstance(value, Tensor)) + _SPARE):
+        network = kind(**checked)
+    network.load_state_dict(fitting(tensors, network.state_dict(), constants=constants))
     return network.eval().requires_grad_(False)
+
+
+class _Bounded(TorchFunctionMode):
+    """Refuses to make new tensors once those made inside the block need more than so many bytes.
+
+    Building on torch's meta device would say the same, but its first use loads torch's compiler, for 1.6 s of processor time.
+    """
+
+    def __init__(self, room: int) -> None:
+        super().__init__()
+        self._room = room
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in _MAKING:
+            size = args[0] if args and not isinstance(args[0], int) else args
+            self._room -= math.prod(size) * ((kwargs or {}).get("dtype") or torch.float32).itemsize
+            if self._room < 0:
+                raise ValueError("its settings ask for a larger network than the file holds tensors for")
+        return func(*args, **(kwargs or {}))
 
 
 def fitting(tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor], *, constants: Collection[str] = ()) -> dict[str, Tensor]:
