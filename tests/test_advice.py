@@ -68,7 +68,9 @@ def sentences() -> Iterator[tuple[Path, str]]:
 
 
 SENTENCES = [
-    (path, text) for path, text in sentences() if re.search(r"--[a-z]|python -m|pip install|\.(pt|safetensors|json)\b", text)
+    (path, text)
+    for path, text in sentences()
+    if path.name != "page.py" and re.search(r"--[a-z]|python -m|pip install|\.(pt|safetensors|json)\b", text)
 ]
 
 
