@@ -202,8 +202,7 @@ def _original(content: dict[str, Any]) -> Parts:
     state: dict[str, Tensor] = content["t_ema"] if "t_ema" in content else content["t"]
     if not any(key.startswith("stns.") for key in state):  # a single transformer is not wrapped there
         state = {f"stns.0.{key}": value for key, value in state.items()}
-    settings = recover.transformer_options(state, options.get("flow_size"))
-    transformer = _build(SpatialTransformer, settings, state)
+    transformer = _build(SpatialTransformer, recover.transformer_options(state, options.get("flow_size")), state)
     generator = _generator(content["g_ema"]) if "g_ema" in content else None
     target = _target(content["ll"], transformer.heads) if "ll" in content else None
     mean = None if target is None else target.lat_mean[0]
