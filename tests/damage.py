@@ -41,7 +41,7 @@ def valid_files(folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, tupl
     assert generator is not None and transformer is not None
     found: dict[str, tuple[Path, Reader]] = {}
     for to in ("original", "rosinality"):
-        write(parts, folder / f"written-{to}.pt", to)  # type: ignore[arg-type]
+        write(parts, folder / f"written-{to}.pt", to)
         found[f"written for {to}"] = folder / f"written-{to}.pt", read
     found["original"] = original_file(folder / "original.pt", parts), read
     torch.save({"g_ema": generator.state_dict()}, folder / "old.pt", _use_new_zipfile_serialization=False)
