@@ -25,8 +25,9 @@ from gangealing_fast.pretraining.config import PretrainConfig
 from gangealing_fast.runtime.config import EnvConfig
 from gangealing_fast.runtime.errors import UserError
 from gangealing_fast.storage import checkpoint
+from gangealing_fast.storage.claims import read_record
 from gangealing_fast.storage.files import read_json_lines
-from gangealing_fast.storage.runs import CHANGEABLE, FREE, open_run, read_record
+from gangealing_fast.storage.runs import CHANGEABLE, FREE, open_run
 from gangealing_fast.training.loop import Plan
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -104,6 +105,12 @@ def remedies() -> list[tuple[str, str]]:
     return [*found, ("classify", Plan("classify", 1, 1, 1).remedy), ("contrast", Plan("contrast", 1, 1, 1).remedy)]
 
 
+def opened(config, command: str) -> bool:
+    """Whether the folder is already this run's own."""
+    with open_run(config.out, command, config) as resuming:
+        return resuming
+
+
 @pytest.mark.parametrize(("command", "remedy"), remedies())
 def test_what_a_diverged_training_suggests_resumes_it(tmp_path, command, remedy):
     kind = CONFIGURATIONS[command]
@@ -115,14 +122,15 @@ def test_what_a_diverged_training_suggests_resumes_it(tmp_path, command, remedy)
         if f.default is dataclasses.MISSING and f.name in inspect.signature(kind).parameters
     }
     first = kind(**(required | {"out": tmp_path / "run"}))
-    assert not open_run(first.out, command, first)
+    assert not opened(first, command)
     for name in suggested:
         changed = dataclasses.replace(first, **{name: "float32" if name == "precision" else 1e-5})
-        assert open_run(first.out, command, changed), "another learning rate is the same run"
-        assert read_record(first.out / "config.json")["options"][name] == getattr(changed, name)
-        assert open_run(first.out, command, first), "and so is the rate from before"
+        assert opened(changed, command), "another learning rate is the same run"
+        record = read_record(first.out)
+        assert record is not None and record.options[name] == getattr(changed, name)
+        assert opened(first, command), "and so is the rate from before"
     with pytest.raises(UserError, match="holds another run \\(seed"):
-        open_run(first.out, command, dataclasses.replace(first, seed=5))
+        opened(dataclasses.replace(first, seed=5), command)
 
 
 def test_only_numbers_that_a_run_may_change_are_free():

@@ -133,7 +133,10 @@ def resume(work: Work, plan: Plan, folder: Path) -> Progress:
 
 
 def load_state(work: Work, plan: Plan, state: dict[str, Any]) -> None:
-    """Give `work`, and torch's generators if it draws from them, the state of a checkpoint. Raises UserError if it is one of other options, or makes no sense."""
+    """Give `work`, and torch's generators if it draws from them, the state of a checkpoint.
+
+    Raises UserError if it is one of other options, or makes no sense.
+    """
     try:
         work.load_state_dict(state)
         if plan.draws:
