@@ -58,7 +58,7 @@ def write_weights(folder: Path, size: int) -> None:
     from gangealing_fast.checkpoints.writing import export_generator
     from gangealing_fast.models import Generator
     from gangealing_fast.models.perceptual import Lpips
-    from gangealing_fast.storage.checkpoint import export_safetensors
+    from gangealing_fast.storage.exports import export_safetensors
 
     torch.manual_seed(0)
     export_generator(Generator(size), folder / "generator.safetensors", {}, half=False)

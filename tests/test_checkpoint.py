@@ -19,7 +19,7 @@ import pytest
 import torch
 
 from gangealing_fast.runtime.errors import UserError
-from gangealing_fast.storage import checkpoint, files
+from gangealing_fast.storage import checkpoint, exports, files
 
 
 def state(step: int, size: int = 64) -> dict:
@@ -265,28 +265,28 @@ def test_safetensors_round_trip(tmp_path, half):
     tensors = {"a": torch.randn(4, 3), "n": torch.arange(5)}
     tensors["b"] = tensors["a"].t()
     path = tmp_path / "g.safetensors"
-    checkpoint.export_safetensors(path, tensors, {"size": 64, "layers": [1, 2]}, half=half)
-    loaded, config = checkpoint.load_safetensors(path)
+    exports.export_safetensors(path, tensors, {"size": 64, "layers": [1, 2]}, half=half)
+    loaded, config = exports.load_safetensors(path)
     assert config == {"size": 64, "layers": [1, 2]}
     for name, tensor in tensors.items():
         expected = tensor.half().float() if half and tensor.is_floating_point() else tensor
         assert torch.equal(loaded[name], expected) and loaded[name].dtype == tensor.dtype
-    raw, _ = checkpoint.load_safetensors(path, dtype=None)
+    raw, _ = exports.load_safetensors(path, dtype=None)
     assert raw["a"].dtype == (torch.float16 if half else torch.float32)
 
 
 def test_safetensors_errors(tmp_path):
     path = tmp_path / "g.safetensors"
     with pytest.raises(ValueError, match="does not fit into half precision"):
-        checkpoint.export_safetensors(path, {"a": torch.tensor([1e6])}, {}, half=True)
+        exports.export_safetensors(path, {"a": torch.tensor([1e6])}, {}, half=True)
     with pytest.raises(UserError, match="no such file"):
-        checkpoint.load_safetensors(path)
-    checkpoint.export_safetensors(path, {"a": torch.ones(100)}, {})
+        exports.load_safetensors(path)
+    exports.export_safetensors(path, {"a": torch.ones(100)}, {})
     whole = path.read_bytes()
     for content in (b"", whole[:5], whole[:50], whole[:-10], b"PK" + whole):
         path.write_bytes(content)
         with pytest.raises(UserError, match="not a safetensors file"):
-            checkpoint.load_safetensors(path)
+            exports.load_safetensors(path)
 
 
 def test_torch_reads_our_files(tmp_path):

@@ -21,7 +21,7 @@ from gangealing_fast.checkpoints.writing import write
 from gangealing_fast.geometry.warping import Warping
 from gangealing_fast.models import ClusterClassifier, SpatialTransformer
 from gangealing_fast.runtime.errors import UserError
-from gangealing_fast.storage import checkpoint
+from gangealing_fast.storage import checkpoint, exports
 
 
 def transformer(**changes) -> SpatialTransformer:
@@ -108,10 +108,10 @@ def test_a_header_that_lies_about_its_size_is_refused(tmp_path: Path):
     write_generator(tmp_path / "generator.safetensors")
     config = train_config(tmp_path, trunk="efficientnet", transforms="similarity", steps=1)
     run(config)
-    tensors, about = checkpoint.load_safetensors(config.out / "aligner.safetensors")
+    tensors, about = exports.load_safetensors(config.out / "aligner.safetensors")
     about["transformer"]["flow_size"] = 4096
     broken = tmp_path / "broken.safetensors"
-    checkpoint.export_safetensors(broken, tensors, about, half=False)
+    exports.export_safetensors(broken, tensors, about, half=False)
     with pytest.raises(UserError, match="its header asks for"):
         read(broken)
 

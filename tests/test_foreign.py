@@ -41,7 +41,7 @@ def test_the_originals_checkpoint(tmp_path):
 @pytest.mark.parametrize("transforms", [("similarity",), ("flow",)])
 def test_the_originals_checkpoint_of_a_single_transform(tmp_path, transforms):
     parts = small_parts()
-    parts.transformer = SpatialTransformer(transforms, 32, channel_base=64, max_channels=8)
+    parts.transformer = SpatialTransformer(transforms, 32, channel_base=64, max_channels=8, heads=2)
     found = read(original_file(tmp_path / "a.pt", parts)).transformer
     assert found.transforms == transforms
     images = torch.rand(2, 3, 32, 32)

@@ -113,9 +113,48 @@ def test_killed_between_the_line_and_its_checkpoint_no_line_is_lost_or_doubled(t
 @pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
 def test_a_loss_that_is_not_finite_stops_with_one_sentence_and_the_last_checkpoint(tmp_path, value):
     plan = Plan("count", 9, tick=1, snapshot=2, remedy="try something else")
-    with pytest.raises(UserError, match=f"not finite at step 6 \\(loss is {value}\\).*{tmp_path}: try something else"):
+    with pytest.raises(UserError, match=f"not finite at step 6 \\(loss is {value}\\).*{tmp_path}/checkpoint.pt: try something"):
         loop.run(Counting(stop_at=5, broken=value), plan, tmp_path, Progress())
     assert checkpoint.load(tmp_path / "checkpoint.pt")["step"] == 4
+
+
+def test_without_a_checkpoint_no_good_state_is_promised(tmp_path):
+    with pytest.raises(UserError, match="there is no good state yet: .* starts anew"):
+        loop.run(Counting(stop_at=1, broken="nan"), Plan("count", 9, tick=1, snapshot=4), tmp_path, Progress())
+
+
+class Diverging(Counting):
+    """Work whose state is NaN after step 5, before any loss shows it."""
+
+    def state_dict(self):
+        return {"total": self.total, "weights": torch.tensor([math.nan if self.total > 6 else self.total])}
+
+
+def test_a_state_that_is_not_finite_is_neither_shown_nor_saved(tmp_path):
+    work = Diverging()
+    with pytest.raises(UserError, match=r"the state is not finite after step 6 \(weights\).*checkpoint.pt: "):
+        loop.run(work, Plan("count", 9, tick=1, snapshot=2), tmp_path, Progress())
+    assert work.shown == [2, 4] and checkpoint.load(tmp_path / "checkpoint.pt")["step"] == 4
+
+
+def test_a_checkpoint_that_is_not_finite_is_left_for_the_one_before(tmp_path, capsys):
+    """As earlier versions wrote it."""
+    for step, value in ((2, 1.0), (4, math.nan)):
+        checkpoint.save_latest(tmp_path, {"step": step, "total": 3.0, "weights": torch.tensor([value])}, kind="count")
+    assert loop.resume(Counting(), Plan("count", 9, tick=1, snapshot=2), tmp_path) == Progress(2, 2)
+    assert "values that are not finite (weights)" in capsys.readouterr().out
+    (tmp_path / "checkpoint.previous.pt").write_bytes(b"")
+    with pytest.raises(
+        UserError, match=r"no checkpoint in .* can be used \(checkpoint.pt holds values.*checkpoint.previous.pt is trunc"
+    ):
+        loop.resume(Counting(), Plan("count", 9, tick=1, snapshot=2), tmp_path)
+
+
+@pytest.mark.parametrize("state", [{}, {"step": -1}, {"step": "x"}, {"step": math.inf}, {"step": 1}, {"step": 1, "shown": 0.5}])
+def test_a_checkpoint_that_makes_no_sense_is_one_sentence(tmp_path, state):
+    checkpoint.save_latest(tmp_path, state, kind="count")
+    with pytest.raises(UserError, match="does not belong to these options"):
+        loop.resume(Counting(), Plan("count", 9, tick=1, snapshot=2), tmp_path)
 
 
 def test_means_begin_anew_and_refuse_what_is_not_finite():

@@ -50,6 +50,7 @@ SECTIONS = (
     Section("gangealing_fast.checkpoints.reading"),
     Section("gangealing_fast.checkpoints.writing", ("export_generator", "export_aligner", "write", "model_card")),
     Section("gangealing_fast.storage.checkpoint"),
+    Section("gangealing_fast.storage.exports"),
     Section("gangealing_fast.adversarial.objectives"),
     Section("gangealing_fast.adversarial.step"),
     Section("gangealing_fast.pretraining.classification", ("Classifier",)),

@@ -22,12 +22,12 @@ from gangealing_fast.checkpoints.recover import complete
 from gangealing_fast.checkpoints.writing import settings_of
 from gangealing_fast.models.spatial_transformer import FLOW_BLOCKS, halving_blocks
 from gangealing_fast.runtime.distributed import Group, join
-from gangealing_fast.runtime.errors import UserError
 from gangealing_fast.runtime.setup import prepare_process
 from gangealing_fast.storage.checkpoint import has_checkpoint, load_latest
 from gangealing_fast.storage.runs import open_run
 from gangealing_fast.training import loop
 from gangealing_fast.training.loop import Means, Plan, Progress
+from gangealing_fast.training.optim import restore
 
 COMMAND = "train"
 STORED = ("transformer", "average", "target", "transformer_optimizer", "target_optimizer", "loss_scale")
@@ -75,14 +75,10 @@ class Training:
 
     def load_state_dict(self, state: dict[str, Any], /) -> None:
         trainer = self.trainer
-        try:
-            for name in STORED:
-                getattr(trainer, name).load_state_dict(state[name])
-            # The step of that number is still to come, and begins with the split.
-            trainer.is_split = int(state["step"]) > trainer.clusters.single_steps or trainer.is_split
-        except (KeyError, RuntimeError, ValueError, TypeError) as error:
-            reason = str(error)[:120]
-            raise UserError(f"the checkpoint does not belong to these options ({reason}); choose another --out") from None
+        for name in STORED:
+            restore(getattr(trainer, name), state[name])
+        # The step of that number is still to come, and begins with the split.
+        trainer.is_split = int(state["step"]) > trainer.clusters.single_steps or trainer.is_split
 
 
 def plan_of(config: TrainConfig) -> Plan:
@@ -93,7 +89,7 @@ def plan_of(config: TrainConfig) -> Plan:
         tick=max(1, config.snapshot // 10),
         snapshot=config.snapshot,
         pictures=config.batch,
-        remedy="lower --learning-rate, raise --batch or use --precision float32 in a new --out",
+        remedy="lower --learning-rate and --target-learning-rate or use --precision float32",
         postfix={"loss": ".4f", "psi": ".2f"},
         tensorboard=config.tensorboard,
         kept=frozenset(
@@ -155,5 +151,5 @@ def _begin(work: Training, plan: Plan, group: Group, *, resuming: bool) -> Progr
         saved = begun if saved is None else saved
     first = loop.state_of(work, Progress(), plan) if saved is None else saved
     state = group.from_lead(first, "the first weights")
-    work.load_state_dict(state)
+    loop.load_state(work, plan, state)
     return loop.progress_of(state, plan)

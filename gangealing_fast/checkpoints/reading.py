@@ -18,9 +18,11 @@ from gangealing_fast.models import ClusterClassifier, DcganGenerator, Generator,
 from gangealing_fast.models.spatial_transformer import CONSTANT_BUFFERS
 from gangealing_fast.runtime.errors import UserError
 from gangealing_fast.storage import checkpoint
+from gangealing_fast.storage.exports import load_safetensors
+from gangealing_fast.storage.networks import build_network, fitting
+from gangealing_fast.storage.settings import check_settings
+from gangealing_fast.storage.torch_files import OLD_START
 
-# The first bytes of torch.save's old format: a pickled magic number.
-_OLD_TORCH = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 NO_STYLES = "its DCGAN generator has no styles to align by; train one with pretrain --architecture stylegan2"
 Network = TypeVar("Network", bound=nn.Module)
 _EXPORTS = ("generator.safetensors", "aligner.safetensors")
@@ -128,7 +130,7 @@ def _read(path: Path) -> Parts:
         start = b""
     if path.suffix == ".safetensors":
         return _safetensors(path)
-    if start[:2] != b"PK" and not start.startswith(_OLD_TORCH):
+    if start[:2] != b"PK" and not start.startswith(OLD_START):
         return _pickle(path, read_pickle(path))
     content = read_torch(path)
     if not isinstance(content, dict):
@@ -144,11 +146,10 @@ def _read(path: Path) -> Parts:
 
 
 def _safetensors(path: Path) -> Parts:
-    tensors, about = checkpoint.load_safetensors(path)
+    tensors, about = load_safetensors(path)
     if about.get("kind") == "generator":
-        generator = Generator(**recover.check(about["generator"], recover.generator_options(tensors)))
-        _load(generator, tensors)
-        return Parts("gangealing_fast generator", _frozen(generator), options=about.get("statistics", {}))
+        settings = recover.check(check_settings(about.get("generator")), recover.generator_options(tensors))
+        return Parts("gangealing_fast generator", _build(Generator, settings, tensors), options=about.get("statistics", {}))
     if about.get("kind") == "dcgan":
         raise ValueError(NO_STYLES)
     if about.get("kind") != "aligner":
@@ -156,38 +157,41 @@ def _safetensors(path: Path) -> Parts:
     prefixed: dict[str, dict[str, Tensor]] = {"transformer": {}, "target": {}, "classifier": {}}
     for key, value in tensors.items():
         part, _, name = key.partition(".")
+        if part not in prefixed or not name:
+            raise ValueError(f"{key} has no place in an aligner")
         prefixed[part][name] = value
-    transformer = SpatialTransformer(**recover.stated_transformer(about["transformer"], prefixed["transformer"]))
-    _load(transformer, prefixed["transformer"])
-    target = _target(prefixed["target"]) if prefixed["target"] else None
+    settings = recover.stated_transformer(check_settings(about.get("transformer")), prefixed["transformer"])
+    transformer = _build(SpatialTransformer, settings, prefixed["transformer"])
     classifier = None
     if prefixed["classifier"]:
-        classifier = _classifier(prefixed["classifier"], transformer.heads, about["classifier"])
+        classifier = _classifier(prefixed["classifier"], transformer.heads, check_settings(about.get("classifier")))
     return Parts(
         "gangealing_fast aligner",
-        transformer=_frozen(transformer),
-        target=target,
+        transformer=transformer,
+        target=_target(prefixed["target"], transformer.heads) if prefixed["target"] else None,
         classifier=classifier,
-        warping=Warping.of(about["padding_mode"], about["iters"]),
-        inject=about.get("inject"),
+        warping=Warping.of(about.get("padding_mode"), about.get("iters")),
+        inject=check_settings(about, names=["inject"]).get("inject"),
     )
 
 
 def _own(state: dict[str, Any], kind: str) -> Parts:
     if kind == "pretrain":
-        if "mapping_layers" not in state["config"]:
+        settings = check_settings(state["config"], where="its record of the network")
+        if "mapping_layers" not in settings:
             raise ValueError(NO_STYLES)
-        generator = Generator(**state["config"])
-        generator.load_state_dict(state["average"])
-        return Parts("gangealing_fast pretrain checkpoint", _frozen(generator))
+        return Parts("gangealing_fast pretrain checkpoint", _build(Generator, settings, state["average"]))
     if kind == "train":
-        transformer = SpatialTransformer(**recover.complete(state["transformer_config"]))
-        transformer.load_state_dict(state["average"])
-        parts = Parts("gangealing_fast train checkpoint", None, None, _frozen(transformer), _target(state["target"]))
+        settings = recover.complete(check_settings(state["transformer_config"], where="its record of the network"))
+        transformer = _build(SpatialTransformer, settings, state["average"])
+        target = _target(state["target"], transformer.heads)
+        parts = Parts("gangealing_fast train checkpoint", transformer=transformer, target=target)
         if "use" not in state:  # as earlier versions
             parts.assumed = ("padding_mode", "iters")
             return parts
-        parts.warping, parts.inject = Warping.of(state["use"]["padding_mode"], state["use"]["iters"]), state["use"]["inject"]
+        use = state["use"]
+        parts.warping = Warping.of(use["padding_mode"], use["iters"])
+        parts.inject = check_settings(use, names=["inject"], where="its record of use")["inject"]
         return parts
     raise ValueError(f"it is a checkpoint of kind {kind}, which holds no generator and no aligner")
 
@@ -198,10 +202,9 @@ def _original(content: dict[str, Any]) -> Parts:
     state: dict[str, Tensor] = content["t_ema"] if "t_ema" in content else content["t"]
     if not any(key.startswith("stns.") for key in state):  # a single transformer is not wrapped there
         state = {f"stns.0.{key}": value for key, value in state.items()}
-    transformer = SpatialTransformer(**recover.transformer_options(state, options.get("flow_size")))
-    _load(transformer, state)
+    transformer = _build(SpatialTransformer, recover.transformer_options(state, options.get("flow_size")), state)
     generator = _generator(content["g_ema"]) if "g_ema" in content else None
-    target = _target(content["ll"]) if "ll" in content else None
+    target = _target(content["ll"], transformer.heads) if "ll" in content else None
     mean = None if target is None else target.lat_mean[0]
     classifier = None
     if isinstance(content.get("classifier"), dict):
@@ -212,13 +215,13 @@ def _original(content: dict[str, Any]) -> Parts:
         "GANgealing (original)",
         generator,
         mean,
-        _frozen(transformer),
+        transformer,
         target,
         classifier,
         Warping.of(
             *(getattr(PUBLISHED, name) if options.get(name) is None else options[name] for name in ("padding_mode", "iters"))
         ),
-        int(options["inject"]) if "inject" in options else None,
+        check_settings(options, names=["inject"], where="its record of options").get("inject"),
         options,
         assumed,
     )
@@ -243,49 +246,38 @@ def _pickle(path: Path, content: object) -> Parts:
 
 
 def _generator(state: dict[str, Tensor]) -> Generator:
-    generator = Generator(**recover.generator_options(state))
-    _load(generator, state)
-    return _frozen(generator)
+    return _build(Generator, recover.generator_options(state), state)
 
 
 def _classifier(state: dict[str, Tensor], heads: int, stated: dict[str, Any] | None = None) -> ClusterClassifier:
     found = recover.classifier_options(state, heads)
-    classifier = ClusterClassifier(**(found if stated is None else recover.check(stated, found)))
-    _load(classifier, state)
-    return _frozen(classifier)
+    return _build(ClusterClassifier, found if stated is None else recover.check(stated, found), state)
 
 
-def _target(state: dict[str, Tensor]) -> LatentTarget:
-    target = LatentTarget(state["directions"].float(), state["lat_mean"].float(), heads=state["coefficients"].shape[0])
+def _target(state: dict[str, Tensor], heads: int) -> LatentTarget:
+    directions = state["directions"]
+    if not isinstance(directions, Tensor) or directions.ndim != 2:
+        raise ValueError("directions are no table")
+    components, width = directions.shape
+    shapes = {"coefficients": (heads, components), "directions": (components, width), "lat_mean": (1, width)}
+    state = fitting(state, {name: torch.empty(shape, device="meta") for name, shape in shapes.items()})
+    target = LatentTarget(state["directions"], state["lat_mean"], heads)
     target.load_state_dict(state)
     return target.requires_grad_(False)
 
 
-def _load(module: nn.Module, state: dict[str, Tensor]) -> None:
-    """Load all of `state` but filters and masks, which are constants here. Raises ValueError for anything that does not fit."""
-    own = module.state_dict()
-    weights = {k: v for k, v in state.items() if k in own or k.rsplit(".", 1)[-1] not in CONSTANT_BUFFERS}
-    missing = sorted(own.keys() - weights.keys())
-    unexpected = sorted(weights.keys() - own.keys())
-    if missing or unexpected:
-        raise ValueError(f"{missing[0]} is missing" if missing else f"{unexpected[0]} has no place in this network")
-    for name, value in weights.items():
-        if not isinstance(value, Tensor) or value.shape != own[name].shape:
-            raise ValueError(f"{name} does not have the shape {list(own[name].shape)}")
-        if not torch.isfinite(value).all():
-            raise ValueError(f"{name} holds values that are not finite")
-    module.load_state_dict({name: value.to(own[name].dtype) for name, value in weights.items()})
-
-
-def _frozen(module: Network) -> Network:
-    return module.eval().requires_grad_(False)
+def _build(kind: type[Network], settings: dict[str, Any], state: dict[str, Tensor]) -> Network:
+    """Filters and masks of other projects' files are constants here. Raises ValueError as `build_network`."""
+    return build_network(kind, settings, state, constants=CONSTANT_BUFFERS)
 
 
 def load_plain_generator(path: Path) -> DcganGenerator:
     """The DCGAN generator that `pretrain --architecture dcgan` exported. Raises UserError for anything else."""
-    tensors, about = checkpoint.load_safetensors(path)
+    tensors, about = load_safetensors(path)
+    advice = "give the generator.safetensors of pretrain --architecture dcgan"
     if about.get("kind") != "dcgan":
-        raise UserError(f"{path} holds no DCGAN generator; give the generator.safetensors of pretrain --architecture dcgan")
-    generator = DcganGenerator(**about["generator"])
-    generator.load_state_dict(tensors)
-    return generator.eval().requires_grad_(False)
+        raise UserError(f"{path} holds no DCGAN generator; {advice}")
+    try:
+        return build_network(DcganGenerator, about.get("generator"), tensors)
+    except ValueError as error:
+        raise UserError(f"{path} holds no DCGAN generator that fits ({str(error)[:120]}); {advice}") from None

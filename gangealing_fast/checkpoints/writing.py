@@ -18,7 +18,7 @@ from gangealing_fast.models.generator import Widths
 from gangealing_fast.models.spatial_transformer import FLOW_BLOCKS
 from gangealing_fast.ops import blur_filter
 from gangealing_fast.runtime.errors import UserError
-from gangealing_fast.storage import checkpoint
+from gangealing_fast.storage.exports import export_safetensors
 from gangealing_fast.storage.files import atomic_write, make_folder, write_text
 
 Format = Literal["safetensors", "rosinality", "original"]
@@ -135,13 +135,13 @@ def transformer_state(transformer: SpatialTransformer) -> dict[str, Tensor]:
 def export_generator(generator: Generator, path: Path, statistics: dict[str, Any], *, half: bool = True) -> None:
     """Write generator.safetensors: the generator alone, with its configuration and `statistics` in the header."""
     about = {"kind": "generator", "generator": generator.config(), "statistics": statistics}
-    checkpoint.export_safetensors(path, generator.state_dict(), about, half=half)
+    export_safetensors(path, generator.state_dict(), about, half=half)
 
 
 def export_plain_generator(generator: DcganGenerator, path: Path, statistics: dict[str, Any]) -> None:
     """Write generator.safetensors as `export_generator`, in half precision, for `reading.load_plain_generator`."""
     about = {"kind": "dcgan", "generator": generator.config(), "statistics": statistics}
-    checkpoint.export_safetensors(path, generator.state_dict(), about, half=True)
+    export_safetensors(path, generator.state_dict(), about, half=True)
 
 
 def settings_of(warping: Warping, inject: int | None) -> dict[str, Any]:
@@ -166,7 +166,7 @@ def export_aligner(
     modules = {"transformer": transformer, "target": target, "classifier": classifier}
     there = {name: module.state_dict() for name, module in modules.items() if module is not None}
     tensors = {f"{name}.{key}": value for name, state in there.items() for key, value in state.items()}
-    checkpoint.export_safetensors(path, tensors, about, half=half)
+    export_safetensors(path, tensors, about, half=half)
 
 
 def _safetensors(parts: Parts, out: Path, half: bool) -> list[Path]:

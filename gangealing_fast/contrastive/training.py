@@ -23,7 +23,7 @@ from gangealing_fast.runtime.precision import autocast, resolve
 from gangealing_fast.runtime.setup import choose_device, prepare_process
 from gangealing_fast.storage.runs import open_run
 from gangealing_fast.training.fitting import fit
-from gangealing_fast.training.loop import Stateful
+from gangealing_fast.training.optim import Stateful
 
 COMMAND = "contrast"
 PROJECTION = 64

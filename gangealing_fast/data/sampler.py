@@ -61,7 +61,10 @@ class InfiniteSampler:
             )
         if state["seed"] != self.seed:
             raise UserError(f"the run was started with seed {state['seed']}, not {self.seed}; resume with the same seed")
-        self.epoch, self.position = state["epoch"], state["position"]
+        epoch, position = state["epoch"], state["position"]
+        if type(epoch) is not int or type(position) is not int or epoch < 0 or not 0 <= position < self.n:
+            raise UserError(f"the run's place in the pictures is nonsense (epoch {epoch!r:.40}, {position!r:.40}); start a new run")
+        self.epoch, self.position = epoch, position
         self._order = self._shuffle()
 
 

@@ -8,29 +8,31 @@ from dataclasses import dataclass
 from typing import Literal, cast, get_args
 
 PaddingMode = Literal["zeros", "border", "reflection"]
+MOST_ITERS = 100
+"""More corrections change nothing, and a damaged number must not keep a machine busy for years."""
 
 
 @dataclass(frozen=True)
 class Warping:
     """padding_mode: what is read beyond the edge, as in `ops.mipmap_warp`. iters: how often the similarity runs, each time on its
-    own output.
+    own output, 1 to 100.
 
-    Raises ValueError for another padding or fewer than one iteration.
+    Raises ValueError for another padding or another number of iterations.
     """
 
     padding_mode: PaddingMode = "border"
     iters: int = 1
 
     def __post_init__(self) -> None:
-        if self.padding_mode not in get_args(PaddingMode):
-            raise ValueError(f"padding_mode must be one of {', '.join(get_args(PaddingMode))}, got {self.padding_mode!r}.")
-        if self.iters < 1:
-            raise ValueError(f"iters must be 1 or more, got {self.iters}.")
+        if not isinstance(self.padding_mode, str) or self.padding_mode not in get_args(PaddingMode):
+            raise ValueError(f"padding_mode must be one of {', '.join(get_args(PaddingMode))}, got {self.padding_mode!r:.40}.")
+        if type(self.iters) is not int or not 1 <= self.iters <= MOST_ITERS:
+            raise ValueError(f"iters must be a whole number from 1 to {MOST_ITERS}, got {self.iters!r:.40}.")
 
     @classmethod
-    def of(cls, padding_mode: str, iters: int) -> Warping:
+    def of(cls, padding_mode: object, iters: object) -> Warping:
         """From the plain values of a file, which are checked."""
-        return cls(cast(PaddingMode, padding_mode), iters)
+        return cls(cast(PaddingMode, padding_mode), cast(int, iters))
 
 
 DEFAULT = Warping()

@@ -21,6 +21,7 @@ from gangealing_fast.models.layers import FrozenCopies, activation_format, compu
 from gangealing_fast.ops._dispatch import reference_wanted
 from gangealing_fast.ops.lpips_distance import lpips_distance
 from gangealing_fast.runtime.errors import UserError
+from gangealing_fast.storage.networks import read_weights
 
 # (repeats, kernel, stride, expansion, channels) of the seven stages
 _STAGES = (
@@ -82,9 +83,15 @@ class _FoldedConv(nn.Module):
         self._copies = FrozenCopies()
 
     def fold(self, weight: Tensor, norm: dict[str, Tensor]) -> None:
+        if weight.shape != self.weight.shape or any(value.shape != self.bias.shape for value in norm.values()):
+            raise ValueError(f"a layer of {list(weight.shape)} stands in the place of one of {list(self.weight.shape)}")
         scale = norm["weight"].double() / (norm["running_var"].double() + _BATCH_NORM_EPS).sqrt()
-        self.weight.copy_(weight.double() * scale[:, None, None, None])
-        self.bias.copy_(norm["bias"].double() - norm["running_mean"].double() * scale)
+        folded = weight.double() * scale[:, None, None, None]
+        bias = norm["bias"].double() - norm["running_mean"].double() * scale
+        if not (folded.isfinite().all() and bias.isfinite().all()):
+            raise ValueError("a layer's values are not finite")
+        self.weight.copy_(folded)
+        self.bias.copy_(bias)
 
     def forward(self, x: Tensor) -> Tensor:
         weight = self._copies.cast(self.weight, computed_dtype(x))
@@ -159,12 +166,7 @@ class EfficientNetPerceptual(nn.Module):
 
     @torch.no_grad()
     def _load(self, blocks: Sequence[_Block], file: Path) -> None:
-        try:
-            state = torch.load(file, map_location="cpu", weights_only=True)
-        except FileNotFoundError:
-            raise UserError(f"the weight file {file} does not exist: give the path of an efficientnet-lite0 file.") from None
-        except Exception as error:
-            raise UserError(f"the weight file {file} cannot be read ({error}): is it a complete .pth file?") from error
+        state = read_weights(file, "weight")
 
         def fold(layer: _FoldedConv, conv: str, norm: str) -> None:
             names = ("weight", "bias", "running_mean", "running_var")
@@ -178,8 +180,10 @@ class EfficientNetPerceptual(nn.Module):
                     fold(block.expand, f"{prefix}._expand_conv", f"{prefix}._bn0")
                 fold(block.depthwise, f"{prefix}._depthwise_conv", f"{prefix}._bn1")
                 fold(block.project, f"{prefix}._project_conv", f"{prefix}._bn2")
-        except (KeyError, RuntimeError, TypeError) as error:
-            raise UserError(f"the weight file {file} is not an efficientnet-lite0 file: {error}.") from error
+        except KeyError as error:
+            raise UserError(f"the weight file {file} is not an efficientnet-lite0 file: {error.args[0]} is missing.") from None
+        except (AttributeError, ValueError, RuntimeError, TypeError) as error:
+            raise UserError(f"the weight file {file} is not an efficientnet-lite0 file: {error}.") from None
 
     def features(self, x: Tensor) -> list[Tensor]:
         """Feature maps of the tapped stages, finest first."""

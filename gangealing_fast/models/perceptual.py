@@ -20,6 +20,7 @@ from gangealing_fast.models.layers import FrozenCopies, activation_format, compu
 from gangealing_fast.models.self_supervised import UNCALIBRATED_DIVISOR, SelfSupervisedPerceptual
 from gangealing_fast.ops.lpips_distance import lpips_distance
 from gangealing_fast.runtime.errors import UserError
+from gangealing_fast.storage.networks import fitting, read_weights
 
 # (index in VGG16's list of layers, output channels) of the convolutions of each slice; a slice but the first starts
 # by pooling
@@ -32,23 +33,6 @@ _SLICES = (
 )
 BACKBONE_FILE = "vgg16-397923af.pth"
 PERCEPTUAL_NAMES = ("efficientnet", "lpips", "self")
-
-
-def _read(path: Path, what: str) -> dict[str, Tensor]:
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise UserError(f"the {what} file {path} does not exist: give the path of an existing file.") from None
-    except Exception as error:
-        raise UserError(f"the {what} file {path} cannot be read ({error}): is it a complete .pth or .safetensors file?") from error
-    state = state.get("state_dict", state) if isinstance(state, dict) else state
-    if not isinstance(state, dict):
-        raise UserError(f"the {what} file {path} holds no named tensors: give a file with a state dict.")
-    return state
 
 
 def _heads_file() -> Path | None:
@@ -156,7 +140,7 @@ class Lpips(nn.Module):
                 f"the VGG16 weights of the lpips distance were not found at {path}: put torchvision's {BACKBONE_FILE} "
                 "there, give its path, or use the efficientnet distance, whose weights are installed with this package."
             )
-        state = _read(path, "VGG16")
+        state = read_weights(path, "VGG16")
         if "features.0.weight" in state:
             numbers = {index: number for number, layers in enumerate(_SLICES, start=1) for index, _ in layers}
             state = {
@@ -168,7 +152,7 @@ class Lpips(nn.Module):
         if self.calibrated:
             found = Path(heads) if heads is not None else None if "lin0.model.1.weight" in state else _heads_file()
             if found is not None:
-                state = {**state, **{k: v for k, v in _read(found, "LPIPS heads").items() if k.startswith("lin")}}
+                state = {**state, **{k: v for k, v in read_weights(found, "LPIPS heads").items() if k.startswith("lin")}}
             elif "lin0.model.1.weight" not in state:
                 raise UserError(
                     "the heads of the lpips distance were not found: install the package lpips (pip install lpips), "
@@ -179,9 +163,10 @@ class Lpips(nn.Module):
         if missing := sorted(own - wanted.keys()):
             raise UserError(f"the VGG16 or LPIPS file {path} lacks {missing[0]}: give torchvision's {BACKBONE_FILE}.")
         try:
-            self.load_state_dict({k: wanted[k] for k in own}, strict=False)
-        except RuntimeError as error:
-            raise UserError(f"the VGG16 or LPIPS file {path} does not fit: {error}.") from error
+            stated = self.state_dict()
+            self.load_state_dict(fitting({k: wanted[k] for k in own}, {k: stated[k] for k in own}), strict=False)
+        except ValueError as error:
+            raise UserError(f"the VGG16 or LPIPS file {path} does not fit: {error}.") from None
 
     def features(self, x: Tensor) -> list[Tensor]:
         """The five feature maps, finest first."""

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from gangealing_fast.models.layers import activation_format
 from gangealing_fast.ops.lpips_distance import lpips_distance
 from gangealing_fast.runtime.errors import UserError
-from gangealing_fast.storage import checkpoint
+from gangealing_fast.storage.exports import export_safetensors, load_safetensors
+from gangealing_fast.storage.networks import build_network
 
 EXPORT_KIND = "perceptual"
 EXPORT_NAME = "perceptual.safetensors"
@@ -75,23 +76,19 @@ class SelfSupervisedPerceptual(nn.Module):
 
     def export(self, path: Path, statistics: dict[str, Any]) -> None:
         """Write the weights with their configuration, for `load`."""
-        checkpoint.export_safetensors(
-            path, self.state_dict(), {"kind": EXPORT_KIND, "network": self.config(), "statistics": statistics}
-        )
+        export_safetensors(path, self.state_dict(), {"kind": EXPORT_KIND, "network": self.config(), "statistics": statistics})
 
     @classmethod
     def load(cls, path: str | Path) -> SelfSupervisedPerceptual:
         """The frozen network in a file of `export` or the results folder that holds it. Raises UserError where there is none."""
         path = Path(path)
         file = path / EXPORT_NAME if path.is_dir() else path
-        tensors, about = checkpoint.load_safetensors(file)
+        tensors, about = load_safetensors(file)
         try:
-            if about["kind"] != EXPORT_KIND:
-                raise KeyError("kind")
-            network = cls(**about["network"])
-            network.load_state_dict(tensors)
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            if about.get("kind") != EXPORT_KIND:
+                raise ValueError("it is of another kind")
+            return build_network(cls, about.get("network"), tensors)
+        except ValueError as error:
             raise UserError(
                 f"{file} holds no perceptual network ({str(error)[:120]}); give what the contrast command wrote"
             ) from None
-        return network.eval().requires_grad_(False)

@@ -18,7 +18,9 @@ from gangealing_fast.models import DcganCritic, Discriminator
 from gangealing_fast.pretraining.config import PretrainConfig
 from gangealing_fast.runtime.errors import UserError
 from gangealing_fast.runtime.precision import autocast
-from gangealing_fast.storage import checkpoint
+from gangealing_fast.storage.exports import export_safetensors, load_safetensors
+from gangealing_fast.storage.networks import build_network
+from gangealing_fast.storage.settings import is_whole
 
 ARCHITECTURES: dict[str, type[DcganCritic] | type[Discriminator]] = {"dcgan": DcganCritic, "stylegan2": Discriminator}
 ASSIGNED = 10_000
@@ -84,19 +86,30 @@ class Classifier:
     @classmethod
     def load(cls, path: str | Path) -> Classifier:
         """What `pretrain` wrote as classifier.safetensors. Raises UserError for anything else."""
-        tensors, about = checkpoint.load_safetensors(path)
-        if about.get("kind") != "classifier" or about.get("architecture") not in ARCHITECTURES:
-            raise UserError(f"{path} holds no classifier; give the classifier.safetensors that pretrain --objective catgan writes")
-        network = ARCHITECTURES[about["architecture"]](**about["critic"])
-        network.load_state_dict(tensors)
-        return cls(network.eval().requires_grad_(False), about["names"])
+        tensors, about = load_safetensors(path)
+        advice = "give the classifier.safetensors that pretrain --objective catgan writes"
+        if about.get("kind") != "classifier" or about.get("architecture") not in list(ARCHITECTURES):
+            raise UserError(f"{path} holds no classifier; {advice}")
+        try:
+            network = build_network(ARCHITECTURES[about["architecture"]], about.get("critic"), tensors)
+            names = check_names(about.get("names"), about["critic"].get("outputs", 1))
+        except ValueError as error:
+            raise UserError(f"{path} holds no classifier that fits ({str(error)[:120]}); {advice}") from None
+        return cls(network, names)
+
+
+def check_names(names: object, outputs: int) -> list[int]:
+    """What the outputs of a classifier stand for, if a file says it as it has to. Raises ValueError if not."""
+    if not isinstance(names, list) or not 1 <= len(names) <= outputs or not all(is_whole(name, 0, outputs + 9) for name in names):
+        raise ValueError(f"its names must be 1 to {outputs} numbers of classes")
+    return names
 
 
 def export_classifier(network: DcganCritic | Discriminator, names: list[int], path: Path, statistics: dict[str, Any]) -> None:
     """Write what `Classifier.load` reads."""
     architecture = "dcgan" if isinstance(network, DcganCritic) else "stylegan2"
     about = {"kind": "classifier", "architecture": architecture, "critic": network.config(), "names": names}
-    checkpoint.export_safetensors(path, network.state_dict(), about | {"statistics": statistics})
+    export_safetensors(path, network.state_dict(), about | {"statistics": statistics})
 
 
 class Examination:

@@ -21,7 +21,7 @@ from gangealing_fast.pretraining.growing import start_from
 from gangealing_fast.pretraining.projected import ProjectedDiscriminator
 from gangealing_fast.pretraining.sampling import PictureGenerator
 from gangealing_fast.runtime.errors import UserError
-from gangealing_fast.training.optim import AdamEma, RmsPropEma
+from gangealing_fast.training.optim import AdamEma, RmsPropEma, restore
 
 Network = TypeVar("Network", bound=nn.Module)
 COMMAND = "pretrain"
@@ -48,8 +48,14 @@ class Networks:
         return {name: getattr(self, name).state_dict() for name in self._stored()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Everything but the learning rates, which are the options' of today."""
+        optimizers = (self.generator_optimizer, self.critic_optimizer)
+        rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
         for name in self._stored():
-            getattr(self, name).load_state_dict(state[name])
+            restore(getattr(self, name), state[name])
+        for optimizer, found in zip(optimizers, rates, strict=True):
+            for group, rate in zip(optimizer.param_groups, found, strict=True):
+                group["lr"] = rate
 
     @torch.no_grad()
     def follow(self) -> None:

@@ -93,7 +93,9 @@ class Pretraining:
         save_grid(shown, out / f"samples-{at.done // 1000:06d}.png", columns=columns(codes))
         score = line.get("score", -at.step)
         if score <= self.best:
-            export(self.networks.average, out / "generator.safetensors", dict(line))
+            # Not the time that was needed: equal runs write equal bytes.
+            figures = {name: value for name, value in line.items() if name != "seconds"}
+            export(self.networks.average, out / "generator.safetensors", figures)
             self.best = score
 
     def state_dict(self) -> dict[str, Any]:
@@ -111,6 +113,8 @@ class Pretraining:
         self.networks.load_state_dict(state)
         # Checkpoints from before objectives had a state count one critic update for each step.
         self.trainer.load_state_dict(state.get("objective", {"critic_count": state["step"], "generator_count": state["step"]}))
+        if not 0 <= state["augment_p"] <= 1:
+            raise ValueError(f"augment_p is {state['augment_p']}")
         self.augmentation.p = state["augment_p"]
         self.source.load_state_dict(state["source"])
 
@@ -168,7 +172,7 @@ def plan_of(config: PretrainConfig) -> Plan:
         unit="picture",
         pictures=1,
         units_per_step=config.batch,
-        remedy="lower the learning rates or use --precision float32, and resume",
+        remedy="lower --generator-learning-rate and --critic-learning-rate or use --precision float32",
         postfix={"score": ".3f", "augment_p": ".2f"},
         draws=True,
     )

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from typing import Any, Literal, get_args
@@ -95,5 +96,8 @@ class LossScale:
         return {"value": self.value, "good": self.good}
 
     def load_state_dict(self, state: dict[str, float]) -> None:
-        """Go on from where `state_dict` was taken."""
-        self.value, self.good = state["value"], int(state["good"])
+        """Go on from where `state_dict` was taken, if this precision scales anything. Raises ValueError for nonsense."""
+        if not (math.isfinite(state["value"]) and state["value"] > 0):
+            raise ValueError(f"a loss scaled by {state['value']}")
+        if self.active:
+            self.value, self.good = state["value"], int(state["good"])

@@ -3,17 +3,15 @@
 
 A checkpoint is a torch zip file holding `{"format": "gangealing_fast", "version": 1, "kind": ..., "state": {...}}`. The
 state is built of tensors, numbers, strings, booleans, None, lists, tuples and dictionaries only, so that it loads with
-`weights_only=True`. A results folder keeps the newest (`checkpoint.pt`) and the one before (`checkpoint.previous.pt`).
-Weights that are shipped go into safetensors files instead (`export_safetensors`).
+`weights_only=True` too. A results folder keeps the newest (`checkpoint.pt`) and the one before (`checkpoint.previous.pt`).
+Weights that are shipped go into safetensors files instead (`storage.exports`).
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
+import math
 import os
-import pickle
-import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -22,23 +20,30 @@ import torch
 
 from gangealing_fast.runtime.errors import UserError
 from gangealing_fast.storage.files import atomic_write, read_bytes, read_error
+from gangealing_fast.storage.pickles import Refused
+from gangealing_fast.storage.torch_files import Damaged, NoPickle, numbers_in, read_torch_file, tensors_in
 
 FORMAT = "gangealing_fast"
 VERSION = 1
 NEWEST = "checkpoint.pt"
 PREVIOUS = "checkpoint.previous.pt"
+_ZIP = b"PK\x03\x04"
 
 _PLAIN = (type(None), bool, int, float, str, bytes, torch.Tensor, torch.dtype, torch.Size)
 
 
 def _check_plain(value: object, place: str) -> None:
-    """Refuse what `weights_only=True` could not read back, by its place in the state."""
+    """Refuse what `load` could not read back, by its place in the state."""
     if type(value).__module__ == "numpy" or not isinstance(value, (*_PLAIN, list, tuple, Mapping)):
         raise TypeError(
             f"a checkpoint cannot hold {place} of type {type(value).__name__}: make it a tensor, number, string, list or dict"
         )
     if isinstance(value, Mapping):
         for key, item in value.items():
+            if isinstance(key, (tuple, torch.Tensor)):
+                raise TypeError(
+                    f"a checkpoint cannot hold {place} with a key of type {type(key).__name__}: make it a string or number"
+                )
             _check_plain(key, f"a key of {place}")
             _check_plain(item, f"{place}[{key!r}]")
     elif isinstance(value, (list, tuple)):
@@ -92,53 +97,69 @@ def _dump(content: dict[str, Any], file: IO[bytes]) -> None:
         raise
 
 
-def load(path: str | os.PathLike[str], *, kind: str | None = None, map_location: torch.device | str = "cpu") -> dict[str, Any]:
-    """The state that `save` wrote; no code in the file is run.
+def load(path: str | os.PathLike[str], *, kind: str | None = None) -> dict[str, Any]:
+    """The state that `save` wrote, on the CPU; no code in the file is run.
 
     Args:
         path: the file.
         kind: the kind expected, or None for any.
-        map_location: as in `torch.load`.
 
     Raises:
-        UserError: missing, truncated, corrupt, not a checkpoint of this package, of another version or another kind.
+        UserError: missing, truncated, corrupt, not a checkpoint of this package, of another version or another kind, or with
+            values that are not finite.
     """
-    header = _read(Path(path), map_location)
+    header = _read(Path(path))
     if kind is not None and header["kind"] != kind:
         raise UserError(
             f"{path} is a checkpoint of kind '{header['kind']}', but one of kind '{kind}' is needed here; "
             f"give the checkpoint that '{kind}' wrote"
         )
+    name = not_finite(header["state"])
+    if name is not None:
+        raise UserError(f"{path} holds values that are not finite ({name}), as training has diverged; {_instead(Path(path))}")
     return header["state"]
 
 
 def kind_of(path: str | os.PathLike[str]) -> str:
-    """The kind that a checkpoint was saved with; errors as in `load`."""
-    return _read(Path(path), "cpu")["kind"]
+    """The kind that a checkpoint was saved with; errors as in `load`, but values that are not finite."""
+    return _read(Path(path))["kind"]
 
 
-def _read(path: Path, map_location: torch.device | str) -> dict[str, Any]:
-    damaged = f"the checkpoint {path} is truncated or corrupt; use {PREVIOUS} beside it or start anew"
+def not_finite(state: Mapping[str, Any]) -> str | None:
+    """The name of a tensor in `state` with values that are not finite, or of a number that is NaN; None if there is none.
+
+    A number may be infinite: the best score before there is one, for example.
+    """
+    for name, tensor in tensors_in(state):
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            return name
+    return next((name for name, value in numbers_in(state) if math.isnan(value)), None)
+
+
+def _instead(path: Path) -> str:
+    """What to do about a checkpoint that cannot be used."""
+    beside = path.with_name(PREVIOUS)
+    if path.name == NEWEST and beside.exists():
+        return f"use {PREVIOUS} beside it or start anew"
+    return "give another file or start anew"
+
+
+def _read(path: Path) -> dict[str, Any]:
     foreign = f"{path} is not a checkpoint of gangealing_fast; give a file that one of its commands wrote"
     try:
         with open(path, "rb") as file:
             start = file.read(4)
-        if start != b"PK\x03\x04":
-            raise UserError(damaged if not start else foreign)
-        with zipfile.ZipFile(path) as archive:
-            if archive.testzip() is not None:  # torch itself does not compare the tensors' checksums
-                raise UserError(damaged)
-            if not any(name.endswith("data.pkl") for name in archive.namelist()):
-                raise UserError(foreign)
-        header = torch.load(path, map_location=map_location, weights_only=True)
+        if start and start != _ZIP:
+            raise UserError(foreign)
+        header = read_torch_file(path)
     except OSError as error:
         raise read_error(path, error) from error
-    except pickle.UnpicklingError as error:
+    except Refused as error:
         raise UserError(f"{foreign} (it holds objects that would have to run code to load)") from error
-    except (zipfile.BadZipFile, RuntimeError, EOFError, ValueError, KeyError, NotImplementedError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(damaged) from error
+    except NoPickle as error:
+        raise UserError(foreign) from error
+    except Damaged as error:
+        raise UserError(f"the checkpoint {path} is truncated or corrupt ({error}); {_instead(path)}") from error
     if not isinstance(header, dict) or header.get("format") != FORMAT or not isinstance(header.get("state"), dict):
         raise UserError(foreign)
     if header.get("version") != VERSION:
@@ -146,6 +167,8 @@ def _read(path: Path, map_location: torch.device | str) -> dict[str, Any]:
             f"{path} has checkpoint version {header.get('version')}, this package reads version {VERSION}; "
             "install the release that wrote it"
         )
+    if not isinstance(header.get("kind"), str):
+        raise UserError(foreign)
     return header
 
 
@@ -199,20 +222,13 @@ def keep_newest(folder: str | os.PathLike[str], name: str) -> Path:
     return kept
 
 
-def load_latest(
-    folder: str | os.PathLike[str],
-    *,
-    kind: str | None = None,
-    map_location: torch.device | str = "cpu",
-    say: Callable[[str], None] = print,
-) -> dict[str, Any]:
-    """The state of `folder/checkpoint.pt`, or of `checkpoint.previous.pt` where the newest is missing or damaged.
+def load_latest(folder: str | os.PathLike[str], *, kind: str | None = None, say: Callable[[str], None] = print) -> dict[str, Any]:
+    """The state of `folder/checkpoint.pt`, or of `checkpoint.previous.pt` if the newest is missing, damaged or not finite.
 
     Args:
         folder: a results folder.
         kind: as in `load`.
-        map_location: as in `torch.load`.
-        say: called with one sentence when the previous checkpoint had to be used.
+        say: called with one sentence if the previous checkpoint had to be used.
 
     Raises:
         UserError: no checkpoint there, or neither can be used.
@@ -221,83 +237,24 @@ def load_latest(
     if not newest.exists() and not previous.exists():
         raise UserError(f"there is no {NEWEST} in {folder}; give the results folder of an earlier run, or start a new run")
     try:
-        return load(newest, kind=kind, map_location=map_location)
+        return load(newest, kind=kind)
     except UserError as error:
         if not previous.exists():
             raise
         try:
-            state = load(previous, kind=kind, map_location=map_location)
-        except UserError:
-            raise error from None
-        say(
-            f"{newest} cannot be used ({'missing' if not newest.exists() else 'truncated or corrupt'}): "
-            f"going on from {previous.name}"
-        )
+            state = load(previous, kind=kind)
+        except UserError as second:
+            reasons = f"{_reason(newest, error)}; {_reason(previous, second)}"
+            raise UserError(f"no checkpoint in {folder} can be used ({reasons}); start a new run in another folder") from None
+        say(f"{newest} cannot be used ({_reason(newest, error)}): going on from {previous.name}")
         return state
+
+
+def _reason(path: Path, error: UserError) -> str:
+    """Why a checkpoint cannot be used, without the advice that follows."""
+    return str(error).rpartition("; ")[0].replace(str(path), path.name) if path.exists() else f"{path.name} is missing"
 
 
 def has_checkpoint(folder: str | os.PathLike[str]) -> bool:
     """Whether `load_latest` would find a file to try."""
     return (Path(folder) / NEWEST).exists() or (Path(folder) / PREVIOUS).exists()
-
-
-def export_safetensors(
-    path: str | os.PathLike[str], tensors: Mapping[str, torch.Tensor], config: Mapping[str, Any], *, half: bool = False
-) -> None:
-    """Write weights to ship: tensors and a JSON configuration, in one safetensors file.
-
-    Args:
-        path: the file, named `*.safetensors`.
-        tensors: a state dict; stored on the CPU, contiguous.
-        config: JSON values only (what is needed to build the model, data, steps, score).
-        half: store floating tensors in float16 (values beyond its range raise ValueError).
-
-    Raises:
-        UserError: the file cannot be written.
-    """
-    from safetensors.torch import save as serialise
-
-    stored: dict[str, torch.Tensor] = {}
-    for name, tensor in tensors.items():
-        tensor = tensor.detach().cpu()
-        if half and tensor.is_floating_point():
-            narrow = tensor.half()
-            if not torch.equal(torch.isfinite(narrow), torch.isfinite(tensor)):
-                raise ValueError(f"tensor {name} does not fit into half precision (largest value {tensor.abs().max():.3g})")
-            tensor = narrow
-        stored[name] = tensor.contiguous().clone()  # safetensors refuses tensors that share memory
-    metadata = {"format": "pt", "producer": FORMAT, "config": json.dumps(dict(config), sort_keys=True, allow_nan=False)}
-    content = serialise(stored, metadata=metadata)
-    with atomic_write(path) as file:
-        file.write(content)
-
-
-def load_safetensors(
-    path: str | os.PathLike[str], *, dtype: torch.dtype | None = torch.float32
-) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """The tensors and configuration that `export_safetensors` wrote.
-
-    Args:
-        path: the file.
-        dtype: floating tensors are converted to it; None keeps them as stored.
-
-    Returns:
-        `(tensors, config)`; `config` is {} where a foreign file has none.
-
-    Raises:
-        UserError: missing, truncated or not a safetensors file.
-    """
-    from safetensors import SafetensorError
-    from safetensors.torch import load as deserialise
-
-    content = read_bytes(path)
-    try:
-        tensors = deserialise(content)
-        length = int.from_bytes(content[:8], "little")
-        metadata = json.loads(content[8 : 8 + length]).get("__metadata__", {})
-        config = json.loads(metadata.get("config", "{}"))
-    except (SafetensorError, ValueError) as error:
-        raise UserError(f"{path} is truncated or not a safetensors file; restore it or install the package again") from error
-    if dtype is not None:
-        tensors = {name: t.to(dtype) if t.is_floating_point() else t for name, t in tensors.items()}
-    return tensors, config

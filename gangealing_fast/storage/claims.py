@@ -29,10 +29,11 @@ RECORD = "config.json"
 
 
 class Record(NamedTuple):
-    """What a results folder says about itself."""
+    """What a results folder says about itself. changes: what resuming changed of the options, in order."""
 
     command: str
     options: dict[str, Any]
+    changes: list[dict[str, Any]]
 
 
 def plain(config: DataclassInstance) -> dict[str, Any]:
@@ -47,16 +48,24 @@ def read_record(folder: Path) -> Record | None:
         return None
     try:
         found = read_json(path)
-    except UserError:
+    except (UserError, RecursionError):
         found = None
     if isinstance(found, dict) and isinstance(found.get("command"), str) and isinstance(found.get("options"), dict):
-        return Record(found["command"], found["options"])
+        changes = found.get("changes", [])
+        if isinstance(changes, list) and all(isinstance(c, dict) and c.keys() >= {"option", "from", "to"} for c in changes):
+            return Record(found["command"], found["options"], changes)
     raise UserError(f"{path} is not a run's configuration; choose another --out or delete the folder")
 
 
 def write_record(folder: Path, command: str, config: DataclassInstance) -> None:
     """Make `folder` the command's own."""
-    write_text(folder / RECORD, json.dumps({"command": command, "options": plain(config)}, indent=1) + "\n")
+    rewrite_record(folder, Record(command, plain(config), []))
+
+
+def rewrite_record(folder: Path, record: Record) -> None:
+    """Write a folder's record; one without changes does not mention them."""
+    content = {"command": record.command, "options": record.options} | ({"changes": record.changes} if record.changes else {})
+    write_text(folder / RECORD, json.dumps(content, indent=1) + "\n")
 
 
 def keep_apart(out: Path, pictures: Mapping[str, Path | None]) -> None:

@@ -34,8 +34,8 @@ def write_error(path: str | os.PathLike[str], error: OSError) -> UserError:
     path = Path(path)
     if error.errno in _FULL:
         return UserError(
-            f"cannot write {path}: the disk is full; free some space or choose another folder, then resume "
-            "(an earlier version of the file is unchanged)"
+            f"cannot write {path}: the disk is full; free some space and give the same command again, or choose another "
+            "folder (an earlier version of the file is unchanged)"
         )
     if error.errno in _FORBIDDEN:
         return UserError(f"cannot write {path}: no permission; choose a folder you may write to")

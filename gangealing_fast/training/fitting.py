@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from gangealing_fast.training import loop
-from gangealing_fast.training.loop import Means, Plan, Progress, Stateful
+from gangealing_fast.training.loop import Means, Plan, Progress
+from gangealing_fast.training.optim import Stateful, restore
 
 Lesson = Callable[[], tuple[Tensor, float]]
 
@@ -65,7 +66,7 @@ class Fitting:
 
     def load_state_dict(self, state: dict[str, Any], /) -> None:
         for name, part in self.parts.items():
-            part.load_state_dict(state[name])
+            restore(part, state[name])
 
 
 def fit(

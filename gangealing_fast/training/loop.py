@@ -23,6 +23,9 @@ from gangealing_fast.runtime.errors import UserError
 from gangealing_fast.runtime.text import printable
 from gangealing_fast.storage import checkpoint
 from gangealing_fast.storage.files import JsonLines
+from gangealing_fast.storage.runs import changes_to_log, mark_logged
+from gangealing_fast.storage.settings import is_whole
+from gangealing_fast.training.optim import Stateful
 
 
 class NotFinite(RuntimeError):
@@ -59,14 +62,6 @@ class Means:
         return means
 
 
-class Stateful(Protocol):
-    """Whatever a checkpoint holds under one name: networks, optimisers, samplers."""
-
-    def state_dict(self) -> dict[str, Any]: ...
-
-    def load_state_dict(self, state: dict[str, Any], /) -> Any: ...
-
-
 class Work(Stateful, Protocol):
     """What a command does in the loop; its state is what a resumed run needs, beside the number of the step."""
 
@@ -97,7 +92,7 @@ class Plan:
     units_per_step: int = 1
     """Units in a step, for checkpoints that hold the number of the step alone."""
     remedy: str = "lower --learning-rate or use --precision float32"
-    """What to do about a loss that is not finite."""
+    """What to do about a loss that is not finite: options that a resumed run may change (`storage.runs.CHANGEABLE`)."""
     postfix: Mapping[str, str] = field(default_factory=dict)
     """Figures beside the progress bar, by name, and how they are formatted."""
     tensorboard: bool = False
@@ -112,7 +107,12 @@ def saved_state(folder: Path, plan: Plan) -> dict[str, Any] | None:
     if not checkpoint.has_checkpoint(folder):
         return None
     state = checkpoint.load_latest(folder, kind=plan.command)
-    progress = progress_of(state, plan)
+    try:
+        progress = progress_of(state, plan)
+        if not (is_whole(progress.step, 0, 1 << 53) and is_whole(progress.done, 0, 1 << 53)):
+            raise ValueError("its step is no number of a step")
+    except (KeyError, ValueError, TypeError, OverflowError) as error:
+        raise _unsuitable(error) from None
     print(f"resuming {printable(folder)} at {plan.unit} {progress.done} of {plan.total}")
     return state
 
@@ -128,10 +128,28 @@ def resume(work: Work, plan: Plan, folder: Path) -> Progress:
     state = saved_state(folder, plan)
     if state is None:
         return Progress()
-    work.load_state_dict(state)
-    if plan.draws:
-        randomness.restore_generators(state)
+    load_state(work, plan, state)
     return progress_of(state, plan)
+
+
+def load_state(work: Work, plan: Plan, state: dict[str, Any]) -> None:
+    """Give `work`, and torch's generators if it draws from them, the state of a checkpoint.
+
+    Raises UserError if it is one of other options, or makes no sense.
+    """
+    try:
+        work.load_state_dict(state)
+        if plan.draws:
+            randomness.restore_generators(state)
+    except UserError:
+        raise
+    except (KeyError, IndexError, RuntimeError, ValueError, TypeError, AttributeError) as error:
+        raise _unsuitable(error) from None
+
+
+def _unsuitable(error: Exception) -> UserError:
+    missing = f"{error.args[0]} is missing" if isinstance(error, KeyError) and error.args else str(error)
+    return UserError(f"the checkpoint does not belong to these options ({' '.join(missing.split())[:120]}); choose another --out")
 
 
 def run(work: Work, plan: Plan, folder: Path, start: Progress) -> None:
@@ -143,10 +161,13 @@ def run(work: Work, plan: Plan, folder: Path, start: Progress) -> None:
     board = _tensorboard(folder) if plan.tensorboard else None
     bar = tqdm(total=plan.total, initial=at.done, unit=plan.unit, desc=plan.command, mininterval=1.0, dynamic_ncols=True)
     with bar, JsonLines(folder / "log.jsonl", resume_step=at.step) as log:
+        _log_changes(log, folder, at)
         while at.done < plan.total:
             before, at = at, advance(work, plan, folder, at, means)
             bar.update(at.done - before.done)
             saving = at.done >= plan.total or _passed(before, at, plan.snapshot) or at.step in plan.kept
+            if saving:
+                _check_state(work, plan, folder, at)
             if not saving and not _passed(before, at, plan.tick):
                 continue
             line: dict[str, Any] = {"step": at.step}
@@ -172,12 +193,35 @@ def advance(work: Work, plan: Plan, folder: Path, at: Progress, means: Means) ->
     try:
         return Progress(at.step + 1, at.done + work.step(at, means))
     except NotFinite as error:
-        raise UserError(
-            f"the loss is not finite at step {at.step + 1} ({error}), so training stopped and the last good state is in {folder}: "
-            f"{plan.remedy}"
-        ) from None
+        raise _stopped(plan, folder, f"the loss is not finite at step {at.step + 1} ({error})") from None
     finally:
         memory.trim()
+
+
+def _check_state(work: Work, plan: Plan, folder: Path, at: Progress) -> None:
+    """Raise UserError instead of showing, exporting and saving weights that are not finite: the checkpoint before stays."""
+    name = checkpoint.not_finite(state_of(work, at, plan))
+    if name is not None:
+        raise _stopped(plan, folder, f"the state is not finite after step {at.step} ({name})")
+
+
+def _stopped(plan: Plan, folder: Path, what: str) -> UserError:
+    """The sentence for a training that has diverged, with the advice that can be followed there."""
+    if checkpoint.has_checkpoint(folder):
+        kept = f"the last good state is in {folder / checkpoint.NEWEST}"
+        advice = f"{plan.remedy} and give the same command again, which resumes from there, or start anew in another --out"
+    else:
+        kept = "there is no good state yet"
+        advice = f"{plan.remedy} and give the same command again, which starts anew"
+    return UserError(f"{what}, so training stopped, and {kept}: {advice}")
+
+
+def _log_changes(log: JsonLines, folder: Path, at: Progress) -> None:
+    """A line of the log for options that resuming changed. It comes before the note that it is there, so that none is lost."""
+    changes = changes_to_log(folder)
+    if changes:
+        log.append({"step": at.step, "changed": {change["option"]: [change["from"], change["to"]] for change in changes}})
+        mark_logged(folder, at.step)
 
 
 def state_of(work: Work, at: Progress, plan: Plan) -> dict[str, Any]:

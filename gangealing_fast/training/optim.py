@@ -4,13 +4,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any, overload
+from typing import Any, Protocol, overload
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from gangealing_fast.ops.adam_ema import adam_ema
+
+
+class Stateful(Protocol):
+    """Whatever a checkpoint holds under one name: networks, optimisers, samplers."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any], /) -> Any: ...
 
 
 class AdamEma(torch.optim.Adam):
@@ -147,3 +155,23 @@ class RmsPropEma(torch.optim.RMSprop):
         if self._followed:
             torch._foreach_lerp_(self._averages, self._followed, 1 - (self._decay if decay is None else decay))
         return loss
+
+
+def restore(part: Stateful, state: dict[str, Any]) -> None:
+    """`part.load_state_dict(state)`, an optimiser's after its moments were compared with the parameters, which torch does not do.
+
+    Raises ValueError for a state of other shapes or settings, and whatever `load_state_dict` raises.
+    """
+    if isinstance(part, torch.optim.Optimizer):
+        parameters = [parameter for group in part.param_groups for parameter in group["params"]]
+        for index, moments in state["state"].items():
+            for name, value in moments.items():
+                if isinstance(value, Tensor) and value.ndim and value.shape != parameters[index].shape:
+                    raise ValueError(f"{name} of parameter {index} does not have the shape {list(parameters[index].shape)}")
+        for group in state["param_groups"]:
+            for name in ("betas", "eps", "alpha", "weight_decay"):
+                value = group.get(name, 0.0)
+                numbers = value if isinstance(value, tuple) else (value,)
+                if not all(type(number) in (int, float) and 0 <= number <= 1 for number in numbers):
+                    raise ValueError(f"{name} of an optimiser is {str(value)[:40]}")
+    part.load_state_dict(state)
