@@ -30,13 +30,19 @@ BUILD_INPUTS := pyproject.toml setup.py $(wildcard _build/*.py) $(shell find csr
 
 .PHONY: train test coverage fuzz gpu-report lint format bench bench-gpu rebuild env clean install api
 
-install: $(STAMP)
-
 ifeq ($(NO_INSTALL),)
 BIN := $(VENV)/bin
 RUN := $(BIN)/python
 STAMP := $(VENV)/.installed
+else
+RUN := $(PYTHON)
+BIN := $(patsubst %/,%,$(dir $(shell command -v $(PYTHON))))
+STAMP := build/.in-place
+endif
 
+install: $(STAMP)
+
+ifeq ($(NO_INSTALL),)
 $(RUN):
 	$(PYTHON) -m venv $(VENV)
 
@@ -46,10 +52,6 @@ $(STAMP): $(RUN) $(BUILD_INPUTS)
 	$(RUN) -m pip install --editable '.[test,lint]'
 	touch $(STAMP)
 else
-RUN := $(PYTHON)
-BIN := $(patsubst %/,%,$(dir $(shell command -v $(PYTHON))))
-STAMP := build/.in-place
-
 $(STAMP): $(BUILD_INPUTS)
 	GGF_REQUIRE_EXTENSION=1 $(RUN) setup.py build_ext --inplace
 	mkdir -p build && touch $(STAMP)

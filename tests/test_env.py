@@ -117,7 +117,6 @@ SMALL = {
 @pytest.mark.parametrize("command", SMALL)
 def test_whatever_trains_says_in_its_first_line_that_references_serve(command, tmp_path):
     """The command itself may then refuse its options: the sentence comes before."""
-    options = (*SMALL[command], "--out", str(tmp_path / "out"))
     command_line = ("-m", f"gangealing_fast.{command}", *SMALL[command], "--out", str(tmp_path / "out"))
     first = python(*command_line, GGF_DISABLE_EXTENSION="1").stdout.splitlines()[:1]
     assert first and "references serve" in first[0] and "3 to 7 times" in first[0] and "GGF_DISABLE_EXTENSION is set" in first[0]
