@@ -4,6 +4,7 @@
 #   make train            the main job; PRESET="digits cats" (or clusters), ARGS="--..." go to `python -m gangealing_fast.train`
 #   make test             all tests on WORKERS processes of one thread; PYTEST_ARGS="-m 'not slow'" and the like
 #   make coverage         how much of the package's Python the tests run: a table and the total
+#   make versions         compile against the headers of torch 2.10 and 2.11; operators and Triton kernels under torch 2.11, Triton 3.6
 #   make fuzz             10 000 random calls of every operator against its float64 reference; FUZZ_EXAMPLES=... for another number
 #   make gpu-report       docs/gpu-report.md: what can be shown about the GPU kernels without a GPU (needs nvcc)
 #   make lint             ruff, mypy and clang-format
@@ -28,7 +29,7 @@ NO_INSTALL ?=
 
 BUILD_INPUTS := pyproject.toml setup.py $(wildcard _build/*.py) $(shell find csrc -type f 2>/dev/null)
 
-.PHONY: train test coverage fuzz gpu-report lint format bench bench-gpu rebuild env clean install api
+.PHONY: train test coverage fuzz gpu-report lint format bench bench-gpu versions rebuild env clean install api
 
 ifeq ($(NO_INSTALL),)
 BIN := $(VENV)/bin
@@ -95,6 +96,9 @@ bench-gpu: $(STAMP)
 	$(RUN) -m benchmarks --device cuda --json docs/performance-gpu.json
 	$(RUN) -m benchmarks.training_step --device cuda --json docs/performance-gpu.json
 	$(RUN) -m benchmarks.report docs/performance-gpu.json --command "make bench-gpu"
+
+versions: $(STAMP)
+	$(RUN) -m tools.check_torch_versions
 
 env: $(STAMP)
 	$(RUN) -m gangealing_fast.env

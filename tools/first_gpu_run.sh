@@ -64,7 +64,7 @@ stage device 20 "$PYTHON" -c 'import torch; assert torch.cuda.is_available(), "t
 stage build 150 make NO_INSTALL=1 PYTHON="$PYTHON" install
 stage environment 20 "$PYTHON" -m gangealing_fast.env
 stage json 20 "$PYTHON" -m gangealing_fast.env --json
-stage tests 115 "$PYTHON" -m pytest -q -p no:cacheprovider -m gpu --junitxml "$OUT/tests.xml" tests/test_gpu.py tests/triton
+stage tests 115 "$PYTHON" -m pytest -q -p no:cacheprovider -m gpu --junitxml "$OUT/tests.xml" tests/test_gpu.py tests/triton_kernels
 sanitizer=$(command -v compute-sanitizer || ls "${CUDA_HOME:-/usr/local/cuda}/bin/compute-sanitizer" 2>/dev/null)
 if [ -n "$sanitizer" ]; then
   stage sanitizer 60 "$sanitizer" --tool memcheck --error-exitcode 9 "$PYTHON" -m pytest -q -x -p no:cacheprovider -m gpu \
