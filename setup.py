@@ -22,7 +22,6 @@ import shutil
 import subprocess
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from setuptools import Extension, find_packages, setup
@@ -33,6 +32,7 @@ from setuptools.errors import CompileError, OptionError
 ROOT = Path(__file__).resolve().parent
 sys.path.insert(0, str(ROOT / "_build"))
 
+import ninja_build  # noqa: E402
 import toolchain  # noqa: E402
 
 # The stable ABI of torch 2.10: the library loads there and in every later torch, whether built for CPU or CUDA.
@@ -44,18 +44,6 @@ SANITIZE = ["-fsanitize=address,undefined,float-cast-overflow", "-fno-sanitize-r
 
 def enabled(name: str) -> bool:
     return os.environ.get(name, "0") not in ("", "0")
-
-
-def run(command: list[str]) -> None:
-    """Run a compiler; its failure becomes a CompileError that carries what it said."""
-    try:
-        result = subprocess.run(command, capture_output=True, text=True)
-    except OSError as error:
-        raise CompileError(f"cannot run {command[0]}: {error}") from error
-    if result.stdout or result.stderr:
-        print(result.stdout + result.stderr, file=sys.stderr, flush=True)
-    if result.returncode:
-        raise CompileError(f"{' '.join(command)}\nfailed:\n{result.stderr[-4000:]}")
 
 
 def _number(architecture: str) -> str:
@@ -71,7 +59,7 @@ class Wheel(bdist_wheel):
 
 
 class Build(build_ext):
-    """Compiles every file of csrc/cpu and csrc/cuda, in parallel and only where something changed."""
+    """Compiles every file of csrc/cpu and csrc/cuda through ninja, in parallel and only where something changed."""
 
     def finalize_options(self) -> None:
         super().finalize_options()
@@ -109,7 +97,7 @@ class Build(build_ext):
         output.parent.mkdir(parents=True, exist_ok=True)
         try:
             report = self.compile(objects, output)
-        except (CompileError, RuntimeError) as error:
+        except (CompileError, ninja_build.BuildError, RuntimeError) as error:
             output.unlink(missing_ok=True)
             self.write_report(output, {"library": False, "reason": str(error)})
             if enabled("GGF_REQUIRE_EXTENSION") or enabled("FORCE_CUDA"):
@@ -142,12 +130,14 @@ class Build(build_ext):
         jobs = [([compiler, *flags, *includes, "-c"], source) for source in sources]
         cuda_jobs, link, cuda = self.cuda_jobs(includes)
 
-        version_tag = f"{toolchain.torch_version(torch_root)} {torch_root}"
-        with ThreadPoolExecutor(int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)) as pool:
-            made = list(pool.map(lambda job: self.compile_one(*job, objects, version_tag), jobs + cuda_jobs))
+        before = [compiler, "-shared", *sanitize]
+        after = [f"-L{torch_root / 'lib'}", "-Wl,--no-as-needed", "-ltorch_cpu", "-lc10", "-Wl,--as-needed", *link]
+        tag = f"{toolchain.torch_version(torch_root)} {torch_root}"
+        library = ninja_build.write(objects, jobs + cuda_jobs, (before, after), tag)
+        ninja_build.run(objects, int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1), anew=bool(self.force))
+        # Replaced, not overwritten: a running process keeps the file it has mapped.
         partial = output.with_suffix(f".so.{os.getpid()}")
-        libraries = [f"-L{torch_root / 'lib'}", "-Wl,--no-as-needed", "-ltorch_cpu", "-lc10", "-Wl,--as-needed", *link]
-        run([compiler, "-shared", *sanitize, *map(str, made), "-o", str(partial), *libraries])
+        shutil.copyfile(library, partial)
         partial.replace(output)
         compiler_version = subprocess.run([compiler, "--version"], capture_output=True, text=True).stdout.splitlines()[0]
         return {
@@ -160,23 +150,6 @@ class Build(build_ext):
             "cuda": cuda,
             "seconds": round(time.monotonic() - started, 1),
         }
-
-    def compile_one(self, command: list[str], source: Path, objects: Path, version_tag: str) -> Path:
-        """The object file of `source`; kept from the last build where source, headers and command are older."""
-        target = objects / f"{source.parent.name}_{source.stem}.o"
-        record = target.with_suffix(".cmd")
-        line = [*command, str(source), "-o", str(target)]
-        text = version_tag + "\n" + " ".join(line)
-        inputs = [source, *(ROOT / "csrc").glob("*.h"), *source.parent.glob("*.h"), *source.parent.glob("*.cuh")]
-        newest = max(path.stat().st_mtime for path in inputs)
-        if self.force or not (
-            target.exists() and target.stat().st_mtime > newest and record.exists() and record.read_text() == text
-        ):
-            record.unlink(missing_ok=True)
-            print(f"compiling {source.relative_to(ROOT)}", flush=True)
-            run(line)
-            record.write_text(text)
-        return target
 
     def cuda_jobs(self, includes: list[str]) -> tuple[list[tuple[list[str], Path]], list[str], dict[str, object]]:
         """Commands for csrc/cuda, what to link for them, and what the report says about them."""

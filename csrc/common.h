@@ -26,6 +26,12 @@
 #define GGF_INLINE GGF_HOST_DEVICE __attribute__((always_inline)) inline
 #define GGF_INLINE_LAMBDA __attribute__((always_inline))
 #define GGF_RESTRICT __restrict__
+// A failed call of torch's C functions throws. The newer check says why the call failed; torch 2.10 and 2.11 lack it.
+#if defined(STABLE_TORCH_ERROR_CODE_CHECK)
+#define GGF_TORCH_CHECK STABLE_TORCH_ERROR_CODE_CHECK
+#else
+#define GGF_TORCH_CHECK TORCH_ERROR_CODE_CHECK
+#endif
 
 namespace ggf {
 
@@ -150,9 +156,9 @@ inline Tensor empty(const std::vector<int64_t>& size, ScalarType type, bool chan
     for (size_t axis = size.size(); axis-- > 0;) take(axis);
   }
   AtenTensorHandle handle = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(size.size()), size.data(), stride.data(),
-                                                         torch::stable::detail::to<int32_t>(torch::stable::detail::from(type)),
-                                                         aoti_torch_device_type_cpu(), 0, &handle));
+  GGF_TORCH_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(size.size()), size.data(), stride.data(),
+                                           torch::stable::detail::to<int32_t>(torch::stable::detail::from(type)),
+                                           aoti_torch_device_type_cpu(), 0, &handle));
   return Tensor(handle);
 }
 

@@ -3,5 +3,5 @@
 
 One module per operator, with a function of the name and signature of each registered operator that it serves. The kernels
 are plain `@triton.jit` functions; every launch goes through `_launch.launch`, so that the GPU report sees what really runs.
-They work on CUDA tensors, and on CPU tensors where `TRITON_INTERPRET=1` was set before Triton was imported (tests/triton).
+They work on CUDA tensors, and on CPU tensors where `TRITON_INTERPRET=1` was set before Triton was imported (tests/triton_kernels).
 """

@@ -104,3 +104,33 @@ def test_a_broken_library_raises(tmp_path):
     result = python("-c", "from gangealing_fast import ops", path=tmp_path)
     assert result.returncode != 0
     assert "ImportError: The compiled library" in result.stderr and "pip install -e ." in result.stderr
+
+
+SMALL = {
+    "train": ("--steps", "0", "--generator", "none"),
+    "pretrain": ("--batch", "1", "--data", "none"),
+    "classify": ("--batch", "1", "--checkpoint", "none"),
+    "contrast": ("--batch", "1"),
+}
+
+
+@pytest.mark.parametrize("command", SMALL)
+def test_whatever_trains_says_in_its_first_line_that_references_serve(command, tmp_path):
+    """The command itself may then refuse its options: the sentence comes before."""
+    command_line = ("-m", f"gangealing_fast.{command}", *SMALL[command], "--out", str(tmp_path / "out"))
+    first = python(*command_line, GGF_DISABLE_EXTENSION="1").stdout.splitlines()[:1]
+    assert first and "references serve" in first[0] and "3 to 7 times" in first[0] and "GGF_DISABLE_EXTENSION is set" in first[0]
+    chosen = python(*command_line, "--ops", "reference", GGF_DISABLE_EXTENSION="1")
+    assert "references serve" not in chosen.stdout
+
+
+def test_the_notice_names_a_checkout_that_was_never_built(tmp_path):
+    code = "from gangealing_fast.ops.environment import notice; print(notice('fused')); print(notice('reference'))"
+    said = python("-c", code, path=copy_of_package(tmp_path)).stdout.splitlines()
+    assert "it was never built" in said[0] and "pip install -e ." in said[0] and said[1] == "None"
+
+
+def test_the_factors_of_the_notice_are_those_that_were_measured():
+    measured = json.loads((PACKAGE.parent / "docs" / "performance.json").read_text())["training_step"]
+    ratios = [row["ratio"] for row in measured if row["variant"] == "ours, float32" and row["allocator"] == "default"]
+    assert 3 <= min(ratios) and max(ratios) <= 7

@@ -17,7 +17,7 @@ struct Geometry {
 template <typename... Arguments>
 auto call(const char* name, const Arguments&... arguments) {
   std::array<StableIValue, sizeof...(Arguments)> stack{torch::stable::detail::from(arguments)...};
-  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher(name, "", stack.data(), TORCH_ABI_VERSION));
+  GGF_TORCH_CHECK(torch_call_dispatcher(name, "", stack.data(), TORCH_ABI_VERSION));
   return stack;
 }
 
@@ -49,7 +49,7 @@ inline std::tuple<Tensor, Tensor> convolution_backward(const Tensor& grad, const
       torch::stable::detail::from(zero),
       torch::stable::detail::from(int64_t(1)),
       torch::stable::detail::from(torch::headeronly::HeaderOnlyArrayRef<bool>(mask.data(), mask.size()))};
-  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::convolution_backward", "", stack.data(), TORCH_ABI_VERSION));
+  GGF_TORCH_CHECK(torch_call_dispatcher("aten::convolution_backward", "", stack.data(), TORCH_ABI_VERSION));
   // All three results are owned by the stack, undefined ones included.
   Tensor results[3] = {torch::stable::detail::to<Tensor>(stack[0]), torch::stable::detail::to<Tensor>(stack[1]),
                        torch::stable::detail::to<Tensor>(stack[2])};

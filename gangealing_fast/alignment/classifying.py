@@ -28,6 +28,7 @@ from gangealing_fast.metrics.perceptual import Distance
 from gangealing_fast.models import ClusterClassifier, Generator, LatentTarget, SpatialTransformer
 from gangealing_fast.models.generator import truncate
 from gangealing_fast.models.perceptual import build_perceptual
+from gangealing_fast.ops.environment import print_notice
 from gangealing_fast.report.run import write_run_report
 from gangealing_fast.runtime.errors import UserError
 from gangealing_fast.runtime.precision import autocast, resolve
@@ -82,6 +83,7 @@ def recorded_options(folder: Path) -> dict[str, Any]:
 
 def run(config: ClassifyConfig) -> Path:
     """Train the classifier, or go on; returns the folder with the complete aligner. Raises UserError for a user's mistakes."""
+    print_notice(config.ops)
     with open_run(config.out, COMMAND, config, pictures={"--data": config.data}) as resuming:
         return _run(config, resuming)
 

@@ -21,6 +21,7 @@ from gangealing_fast.alignment.taking_over import taken_over
 from gangealing_fast.checkpoints.recover import complete
 from gangealing_fast.checkpoints.writing import settings_of
 from gangealing_fast.models.spatial_transformer import FLOW_BLOCKS, halving_blocks
+from gangealing_fast.ops.environment import print_notice
 from gangealing_fast.runtime.distributed import Group, join
 from gangealing_fast.runtime.setup import prepare_process
 from gangealing_fast.storage.checkpoint import has_checkpoint, load_latest
@@ -103,6 +104,7 @@ def run(config: TrainConfig) -> Evaluation | None:
 
     Raises UserError for a user's mistakes.
     """
+    print_notice(config.ops)
     with join(config.device, config.patience) as group:
         return _run(config, group)
 

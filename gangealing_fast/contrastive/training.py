@@ -18,6 +18,7 @@ from gangealing_fast.data.sampler import InfiniteSampler
 from gangealing_fast.models import Generator
 from gangealing_fast.models.layers import resize_to
 from gangealing_fast.models.self_supervised import EXPORT_NAME, SelfSupervisedPerceptual
+from gangealing_fast.ops.environment import print_notice
 from gangealing_fast.runtime.errors import UserError
 from gangealing_fast.runtime.precision import autocast, resolve
 from gangealing_fast.runtime.setup import choose_device, prepare_process
@@ -70,6 +71,7 @@ class Mixture:
 
 def run(config: ContrastConfig) -> Path:
     """Learn, or go on learning; returns the exported file. Raises UserError for a user's mistakes."""
+    print_notice(config.ops)
     with open_run(config.out, COMMAND, config, pictures={"--data": config.data}) as resuming:
         return _run(config, resuming)
 

@@ -21,6 +21,15 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
+def magnitude(x: Tensor) -> Tensor:
+    """`|x|`, with the derivative of `abs`: the sign of `x`, 0 at 0.
+
+    The references use it instead of `abs`: torch 2.10 and 2.11 cannot trace the second derivative of `abs` within nested
+    `torch.func.vjp` ("cannot access PyObject for Tensor"), because it is a zero without memory.
+    """
+    return x * x.detach().sign()
+
+
 def output_format(x: Tensor) -> torch.memory_format:
     """The layout of an operator's output: channels-last where `x` is (and is not contiguous as well), else contiguous."""
     if x.dim() == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last):

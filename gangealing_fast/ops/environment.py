@@ -46,6 +46,26 @@ def cpu_level() -> str | None:
     return f"{_levels.in_use()}{chosen}"
 
 
+def notice(kind: str) -> str | None:
+    """The first line of a command that trains on kernels (`kind` "fused") if there are none; None if there is nothing to say.
+
+    The factors are those of whole float32 steps, `python -m benchmarks.training_step` in docs/performance.md.
+    """
+    if kind != "fused" or (state := library_state())["loaded"]:
+        return None
+    reason = str(state["reason"]).splitlines()[0]
+    return (
+        "warning: the plain references serve instead of the compiled kernels, so that a training step on a CPU takes 3 to 7 times "
+        f"as long (docs/performance.md, python -m benchmarks.training_step): {reason}"
+    )
+
+
+def print_notice(kind: str) -> None:
+    """Print `notice(kind)`, if there is one, in the first of several processes."""
+    if os.environ.get("RANK", "0") == "0" and (line := notice(kind)):
+        print(line, flush=True)
+
+
 def operators() -> list[str]:
     """Names of all registered operators of this package."""
     import torch

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gangealing_fast.ops._common import check_tensor, compute_dtype
+from gangealing_fast.ops._common import check_tensor, compute_dtype, magnitude
 from gangealing_fast.ops._dispatch import reference_wanted, run_reference
 from gangealing_fast.ops._eager import eager, register_derivative
 from gangealing_fast.ops._reference import reference_vjp
@@ -25,8 +25,8 @@ from gangealing_fast.ops._triton import serve_cuda
 
 
 def _huber(difference: Tensor) -> Tensor:
-    magnitude = difference.abs()
-    return torch.where(magnitude <= 1, difference.square() / 2, magnitude - 0.5)
+    size = magnitude(difference)
+    return torch.where(size <= 1, difference.square() / 2, size - 0.5)
 
 
 def flow_regularizer_reference(flow: Tensor) -> tuple[Tensor, Tensor]:

@@ -18,7 +18,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gangealing_fast.ops._common import check_device, check_tensor
+from gangealing_fast.ops._common import check_device, check_tensor, magnitude
 from gangealing_fast.ops._dispatch import reference_wanted, run_reference
 from gangealing_fast.ops._sampling import register_sampler
 
@@ -45,7 +45,7 @@ def _into_image(position: Tensor, size: int, padding_mode: str, align_corners: b
         if span == 0:
             position = torch.zeros_like(position)
         else:
-            folded = (position - low).abs().remainder(2 * span)
+            folded = magnitude(position - low).remainder(2 * span)
             position = torch.where(folded > span, 2 * span - folded, folded) + low
     last = torch.full_like(position, size - 1)
     # Strict comparisons: on the border itself the derivative is 0, as in torch.nn.functional.grid_sample.

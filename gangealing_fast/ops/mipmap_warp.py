@@ -25,6 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gangealing_fast.ops._common import magnitude
 from gangealing_fast.ops._dispatch import reference_wanted, run_reference
 from gangealing_fast.ops._sampling import register_sampler
 from gangealing_fast.ops.grid_sample import (
@@ -100,7 +101,7 @@ def mipmap_warp_reference(x: Tensor, grid: Tensor, *, padding_mode: str = "borde
         enlarged = F.interpolate(small, size, mode="bilinear", align_corners=False)
         enlarged = enlarged[:, :, top : top + height, left : left + width]
         sample = grid_sample_reference(enlarged, grid, padding_mode=padding_mode)
-        result = result + sample * (1 - (level - index).abs()).clamp(min=0)
+        result = result + sample * (1 - magnitude(level - index)).clamp(min=0)
     return torch.where(broken.unsqueeze(1), torch.nan, result).to(x.dtype)
 
 

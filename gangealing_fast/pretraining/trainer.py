@@ -16,6 +16,7 @@ from gangealing_fast.adversarial.augment import Augmentation
 from gangealing_fast.adversarial.objectives import Objective
 from gangealing_fast.adversarial.step import AdversarialStep
 from gangealing_fast.models import DcganCritic, Discriminator
+from gangealing_fast.ops.environment import print_notice
 from gangealing_fast.pretraining.classification import Examination, export_classifier, settle_statistics
 from gangealing_fast.pretraining.config import PretrainConfig
 from gangealing_fast.pretraining.networks import CLASSIFIER_DECAY, COMMAND, Networks, build, export
@@ -139,6 +140,7 @@ class Pretraining:
 
 def run(config: PretrainConfig) -> Path:
     """Train, or go on training; returns the exported generator's path. Raises UserError for a user's mistakes."""
+    print_notice(config.ops)
     device = choose_device(config.device)
     objective = make_objective(config)
     config = resolved(config, objective)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,17 @@ sys.path.insert(0, str(ROOT))
 from tools.checkout import use_kernels  # noqa: E402
 
 use_kernels()
+
+
+def pytest_configure() -> None:
+    """Triton 3.6's interpreter turns arrays of one element into whole numbers, which NumPy 2.4 and later refuse."""
+    if os.environ.get("TRITON_INTERPRET") != "1":
+        return
+    installed = {name: tuple(map(int, version(name).split(".")[:2])) for name in ("triton", "numpy")}
+    if installed["triton"] < (3, 7) and installed["numpy"] >= (2, 4):
+        raise pytest.UsageError(
+            f"the interpreter of Triton {version('triton')} does not work with NumPy {version('numpy')}; install numpy<2.4"
+        )
 
 
 @pytest.hookimpl(tryfirst=True)
