@@ -122,7 +122,8 @@ def check_tests(python: Path) -> None:
     query = "import numpy, torch, triton; print(torch.__version__, triton.__version__, numpy.__version__)"
     versions = _run([str(python), "-c", query], "the older torch cannot be imported").split()
     named = f"torch {versions[0]}, Triton {versions[1]}, NumPy {versions[2]}"
-    pytest = [str(python), "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+    workers = os.environ.get("MAX_JOBS") or str(os.cpu_count() or 1)
+    pytest = [str(python), "-m", "pytest", "-q", "-p", "no:cacheprovider", "-n", workers]
     variables = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     said = _run([*pytest, "-k", OPERATOR_TESTS, *operator_tests()], f"operators fail under {named}", **variables)
     print(f"{named}: operators: {said.strip().splitlines()[-1]}", flush=True)
