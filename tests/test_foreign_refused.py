@@ -165,7 +165,12 @@ def test_the_command(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["convert", "--source", str(source), "--out", str(tmp_path / "out"), "--half"])
     convert.main()
     assert "GANgealing (original), generator and transformer and target latent" in capsys.readouterr().out
-    assert {f.name for f in (tmp_path / "out").iterdir()} == {"generator.safetensors", "aligner.safetensors", "README.md"}
+    assert {f.name for f in (tmp_path / "out").iterdir()} == {
+        "generator.safetensors",
+        "aligner.safetensors",
+        "README.md",
+        "config.json",
+    }
     monkeypatch.setattr(sys, "argv", ["convert", "--source", str(tmp_path / "none.pt"), "--out", str(tmp_path / "out")])
     with pytest.raises(SystemExit) as stopped:
         convert.main()

@@ -90,7 +90,7 @@ def test_hooks_before_a_commit_are_those_of_make_lint():
     recipe = re.search(r"^lint:.*\n((?:\t.*\n)+)", makefile, re.MULTILINE)
     assert recipe
     (local,) = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
-    entries = [hook["entry"].replace(".venv/bin/", "$(BIN)/") for hook in local["hooks"]]
+    entries = [hook["entry"].replace(".venv/bin/python", "$(RUN)").replace(".venv/bin/", "$(BIN)/") for hook in local["hooks"]]
     assert entries == [line.strip().removesuffix(" $(CPP)") for line in recipe[1].splitlines()]
     pattern = local["hooks"][-1]["files"]
     files = [file for folder in ("csrc", "tests") for file in (ROOT / folder).rglob("*")]

@@ -106,7 +106,7 @@ def test_what_is_no_truncation_is_one_sentence(folder, monkeypatch, capsys, comm
     }[command]
     assert call(monkeypatch, command, *arguments, "--out", folder / "out", "--truncation", value) == 2
     error = capsys.readouterr().err
-    assert "--truncation must be in [0, 1]" in error and error.count("\n") == 1 and not (folder / "out").exists()
+    assert "--truncation must be at least 0 and at most 1" in error and error.count("\n") == 1 and not (folder / "out").exists()
 
 
 def test_a_generator_without_styles_is_not_truncated(folder, monkeypatch, capsys):
