@@ -20,7 +20,7 @@ from cases import (
     splat2d,
     upfirdn2d,
 )
-from support import DTYPES, TOLERANCE
+from support import DTYPES, TOLERANCE, check_values
 from torch import Tensor
 
 from gangealing_fast import ops
@@ -46,6 +46,11 @@ class Problem:
     images: tuple[int, ...] = (0,)
     dtypes: tuple[torch.dtype, ...] = DTYPES
     tolerance: dict[torch.dtype, tuple[float, float]] = field(default_factory=lambda: TOLERANCE)
+
+    def check(self, dtypes: tuple[torch.dtype, ...] | None = None) -> None:
+        """Outputs and gradients against the reference in every layout and dtype, or in these dtypes alone."""
+        inputs, chosen = self.tensors(torch.float64), self.dtypes if dtypes is None else dtypes
+        check_values(self.function, self.reference, inputs, {}, self.differentiable, self.images, chosen, self.tolerance)
 
     def __str__(self) -> str:
         return f"{self.operator}-{self.name}"

@@ -13,7 +13,7 @@ import torch
 from cases import invert_grid, nearest_grid_point
 from emptied import emptied, made, run
 from problems import problems
-from support import assert_close, check_values
+from support import assert_close
 
 from gangealing_fast import ops
 
@@ -43,16 +43,7 @@ def test_values(problem, monkeypatch):
     """Outputs and gradients in every dtype and layout; every kernel of the operator must have run."""
     in_some_order(monkeypatch, problem.name)
     with emulation.active() as served:
-        check_values(
-            problem.function,
-            problem.reference,
-            problem.tensors(torch.float64),
-            {},
-            problem.differentiable,
-            problem.images,
-            problem.dtypes,
-            problem.tolerance,
-        )
+        problem.check()
     assert served == problem.kernels
 
 

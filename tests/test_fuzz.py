@@ -4,8 +4,8 @@
 from __future__ import annotations
 
 import pytest
-from fuzzing import EXAMPLES, Draw, grids, hold, hold_transforms, images
-from hypothesis import HealthCheck, assume, given, settings
+from fuzzing import EXAMPLES, RANDOM, Draw, grids, hold, hold_transforms, images
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from gangealing_fast import ops
@@ -14,7 +14,7 @@ DRAWN = {function.__name__: function for function in (*images.OPERATORS, *grids.
 
 
 @pytest.mark.parametrize("operator", DRAWN)
-@settings(max_examples=EXAMPLES, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+@RANDOM
 @given(data=st.data())
 def test_operator(operator, data):
     draw = Draw(data)
@@ -23,12 +23,12 @@ def test_operator(operator, data):
     hold(drawn, draw)
 
 
-FEWER = settings(max_examples=max(EXAMPLES // 10, 1))
+FEWER = settings(RANDOM, max_examples=max(EXAMPLES // 10, 1))
 TRANSFORMED = [name for name in DRAWN if name not in ("adam_ema", "nearest_grid_point")]
 
 
 @pytest.mark.parametrize("operator", TRANSFORMED)
-@settings(FEWER, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+@FEWER
 @given(data=st.data())
 def test_transforms(operator, data):
     """The same calls under torch.func; the two left out have no derivative."""

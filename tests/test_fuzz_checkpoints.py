@@ -6,8 +6,8 @@ from __future__ import annotations
 import pytest
 import torch
 from damage import KINDS, records, rewrite, valid_files, weights_in
-from fuzzing import EXAMPLES
-from hypothesis import HealthCheck, given, settings
+from fuzzing import EXAMPLES, RANDOM
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gangealing_fast.runtime.errors import UserError
@@ -20,7 +20,6 @@ NUMBERS = st.one_of(
     st.text(max_size=20),
     st.lists(st.integers(-2, 2**40), max_size=3),
 )
-FREE = {"deadline": None, "derandomize": True, "database": None, "suppress_health_check": list(HealthCheck)}
 # Formats of other projects that have no checksum: damaged numbers in them are read as numbers.
 UNCHECKED = ("old torch", "stylegan2-ada")
 
@@ -47,7 +46,7 @@ def hold(file, *, equal=False):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(max_examples=EXAMPLES, **FREE)
+@RANDOM
 @given(data=st.data())
 def test_bytes(files, kind, data):
     path, whole, _, _ = files[kind]
@@ -70,7 +69,7 @@ def test_bytes(files, kind, data):
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "stylegan2-ada"])
-@settings(max_examples=max(5, EXAMPLES // 3), **FREE)
+@settings(RANDOM, max_examples=max(5, EXAMPLES // 3))
 @given(data=st.data())
 def test_settings_and_shapes(files, kind, data):
     def change(tensors):

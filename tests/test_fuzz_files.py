@@ -7,10 +7,10 @@ import os
 import tempfile
 from pathlib import Path
 
-from fuzzing import EXAMPLES, Draw
+from fuzzing import RANDOM, Draw
 from fuzzing.files import damaged_tar, draw_name
 from hostile_files import encoded, write_named
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from gangealing_fast.applications.naming import result_name
@@ -19,10 +19,8 @@ from gangealing_fast.data.pictures import open_pictures
 from gangealing_fast.data.preparing import run as prepare
 from gangealing_fast.runtime.errors import UserError
 
-OPTIONS = settings(max_examples=EXAMPLES, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
 
-
-@OPTIONS
+@RANDOM
 @given(data=st.data())
 def test_names(data, capsys):
     draw = Draw(data)
@@ -45,7 +43,7 @@ def test_names(data, capsys):
             write_named(Path(place), b"." + os.fsencode(result_name(number, name)) + b".tmp", b"")
 
 
-@OPTIONS
+@RANDOM
 @given(data=st.data())
 def test_tars(data):
     """A damaged header, a cut or an addition is named; a damaged picture is skipped or, if its checksum allows, read."""

@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 import torch
 from problems import WIDE, Problem, problems
-from support import check_values
 
 from gangealing_fast.ops import _extension, _levels
 from gangealing_fast.runtime.errors import UserError
@@ -56,16 +55,7 @@ def python(code: str, level: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize("problem", problems(), ids=str)
 def test_values(problem: Problem, level: str) -> None:
     """Outputs and gradients of every shared case, contiguous and channels-last. The narrow types are among the random calls."""
-    check_values(
-        problem.function,
-        problem.reference,
-        problem.tensors(torch.float64),
-        {},
-        problem.differentiable,
-        problem.images,
-        tuple(dtype for dtype in problem.dtypes if dtype in WIDE),
-        problem.tolerance,
-    )
+    problem.check(tuple(dtype for dtype in problem.dtypes if dtype in WIDE))
     assert _levels.in_use() == level
 
 

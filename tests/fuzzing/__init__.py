@@ -12,10 +12,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 EXAMPLES = int(os.environ.get("GGF_FUZZ_EXAMPLES") or 50)
+# How Hypothesis draws in all of these tests: the same calls in every run, however long one takes.
+RANDOM = settings(max_examples=EXAMPLES, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
 DTYPES = (torch.float64, torch.float32, torch.float32, torch.bfloat16, torch.float16)
 # What an operator may err by beside a few times what its reference errs by, in units of the last place. A narrow result is
 # rounded once, its sums are float32.
