@@ -12,12 +12,13 @@ from typing import Any
 import pytest
 import torch
 from calls import CALLS
-from support import assert_close
+from support import Recorder, assert_close
 from torch import Tensor
 from torch.autograd import forward_ad
 
 from gangealing_fast import ops
 from gangealing_fast.models.layers import FrozenCopies
+from gangealing_fast.ops._forward_mode import registered
 
 # The low-pass filters are constants.
 ARGUMENTS = [(o, n) for o, call in CALLS.items() if call.differentiable for n in call.tensors if n != "f"]
@@ -232,3 +233,53 @@ def test_copies_of_frozen_weights_do_not_lose_tangents():
     assert torch.equal(tangent, torch.ones(3, 3, dtype=torch.float64))
     several = torch.func.vmap(lambda w: copies.cast(w, torch.float64))(weight[None])
     assert torch.equal(several[0], weight.double())
+
+
+def registered_calls() -> dict[str, tuple[tuple[Any, ...], dict[str, Any]]]:
+    """One call of every registered operator, as the public functions make it, forward and backward."""
+    with Recorder() as recorder:
+        for made in CALLS.values():
+            tensors = made.make()
+            leaves = {n: t.requires_grad_(made.differentiable and n != "f") for n, t in tensors.items()}
+            y = made.function(**leaves, **made.keywords)
+            if made.differentiable:
+                torch.cat([t.flatten() for t in ([y] if isinstance(y, Tensor) else y)]).sum().backward()
+    return {function._schema.name.split("::")[1]: call for function, call in recorder.calls.items()}
+
+
+def dual(arguments: Any, tangents: bool) -> Any:
+    """The floating tensors of `arguments`, detached, the first one with a tangent if asked for."""
+    if isinstance(arguments, Tensor):
+        value = arguments.detach().clone()
+        return forward_ad.make_dual(value, torch.ones_like(value)) if tangents and value.is_floating_point() else value
+    if isinstance(arguments, list | tuple):
+        return type(arguments)(dual(argument, tangents) for argument in arguments)
+    return arguments
+
+
+def test_no_registered_operator_drops_a_tangent() -> None:
+    """Called directly, each refuses a tangent by its name; without tangents it computes inside of a dual level."""
+    calls = registered_calls()
+    assert sorted(calls) == registered()
+    for name, (arguments, keywords) in calls.items():
+        operator = getattr(torch.ops.gangealing_fast, name)
+        with torch.no_grad(), forward_ad.dual_level():
+            operator(*dual(arguments, False), **keywords)
+            with pytest.raises(
+                NotImplementedError, match=rf"^torch\.ops\.gangealing_fast\.{name} has no derivative in forward mode"
+            ):
+                operator(*dual(arguments, True), **keywords)
+
+
+def test_no_registered_operator_drops_a_tangent_of_a_transform() -> None:
+    x, f = torch.randn(1, 1, 6, 6), torch.ones(2, 2)
+
+    def direct(x: Tensor) -> Tensor:
+        return torch.ops.gangealing_fast.upfirdn2d(x, f, 1, 1, 0, 0, 0, 0, 1.0, False)
+
+    for transformed in (direct, torch.func.vmap(lambda row: direct(row[None])[0]), lambda y: torch.func.jvp(direct, (y,), (x,))[1]):
+        with pytest.raises(NotImplementedError, match="has no derivative in forward mode"):
+            torch.func.jvp(transformed, (x,), (x,))
+    # A constant beside what is moved carries none.
+    value, tangent = torch.func.jvp(lambda y: direct(x) * y, (torch.ones(()),), (torch.ones(()),))
+    assert torch.equal(value, tangent) and tangent.any()

@@ -10,6 +10,7 @@ kernels; a new operator joins in by the two lines shown in `ops/_dispatch.py`.
 
 from __future__ import annotations
 
+from gangealing_fast.ops._forward_mode import refuse_tangents
 from gangealing_fast.ops.adain import adain, adain_reference
 from gangealing_fast.ops.adam_ema import adam_ema, adam_ema_reference
 from gangealing_fast.ops.bias_act import bias_act, bias_act_reference
@@ -25,6 +26,9 @@ from gangealing_fast.ops.nearest_grid_point import nearest_grid_point, nearest_g
 from gangealing_fast.ops.splat2d import splat2d, splat2d_reference
 from gangealing_fast.ops.upfirdn2d import blur_filter, upfirdn2d, upfirdn2d_reference
 from gangealing_fast.runtime.implementation import fused, reference, use, used
+
+# When all modules above have registered theirs.
+_refusing = refuse_tangents()
 
 __all__ = [
     "adain",
