@@ -64,10 +64,12 @@ TRAIN := $(RUN) -m gangealing_fast.train
 train: $(STAMP)
 	$(foreach preset,$(PRESET),$(TRAIN) --preset $(preset) $(ARGS) &&) $(if $(PRESET),true,$(TRAIN) $(ARGS))
 
+# Each process takes its half in order, slow tests first, and what is left of another's when it is done.
+SHARED_OUT := -n $(WORKERS) --dist worksteal
 test: $(STAMP)
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(WORKERS) $(PYTEST_ARGS)
-	OMP_NUM_THREADS=1 TRITON_INTERPRET=1 $(RUN) -m pytest -n $(WORKERS) tests/triton_kernels
-	OMP_NUM_THREADS=1 $(RUN) -m pytest benchmarks -m quick --benchmark-disable
+	OMP_NUM_THREADS=1 $(RUN) -m pytest $(SHARED_OUT) $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 TRITON_INTERPRET=1 $(RUN) -m pytest $(SHARED_OUT) tests/triton_kernels
+	OMP_NUM_THREADS=1 $(RUN) -m pytest $(SHARED_OUT) benchmarks -m quick --benchmark-disable
 
 coverage: $(STAMP)
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(WORKERS) --cov --cov-report=term $(PYTEST_ARGS)

@@ -99,18 +99,20 @@ GGF_INLINE Half store<Half>(float value) {
 #endif
 }
 
-// Calls body.operator()<T>() for the element type of a floating tensor.
+// Calls body.operator()<T>() for the element type of a floating tensor. A build that only ever runs in float32 compiles no more.
 template <typename Body>
 decltype(auto) dispatch_floating(ScalarType type, const char* operation, const Body& body) {
   switch (type) {
     case ScalarType::Float:
       return body.template operator()<float>();
+#ifndef GGF_FLOAT_ALONE
     case ScalarType::Double:
       return body.template operator()<double>();
     case ScalarType::BFloat16:
       return body.template operator()<BFloat16>();
     case ScalarType::Half:
       return body.template operator()<Half>();
+#endif
     default:
       STD_TORCH_CHECK(false, operation, ": unsupported dtype ", torch::headeronly::toString(type));
   }

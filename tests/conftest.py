@@ -30,6 +30,11 @@ def reproducible(request: pytest.FixtureRequest):
     torch.use_deterministic_algorithms(False)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What is marked slow begins, so that no process is still at it when the others have nothing left to do."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     line = why_skipped(terminalreporter.stats.get("skipped", []))
     if line:

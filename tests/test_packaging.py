@@ -208,3 +208,10 @@ def test_ci_has_the_library():
     if os.environ.get("GGF_REQUIRE_EXTENSION", "0") in ("", "0"):
         pytest.skip("GGF_REQUIRE_EXTENSION is not set")
     assert LIBRARY.exists()
+
+
+def test_ci_compiles_for_the_oldest_and_the_newest_architecture():
+    """And the oldest one's intermediate code serves all of those that a build has."""
+    (chosen,) = re.findall(r"TORCH_CUDA_ARCH_LIST:-([^}]*)}", (ROOT / ".ci" / "run").read_text())
+    (everything,) = re.findall(r'^CUDA_ARCHITECTURES = "(.*)"$', (ROOT / "setup.py").read_text(), re.MULTILINE)
+    assert chosen.split() == [everything.split()[0], everything.split()[-1]]

@@ -114,7 +114,7 @@ def test_classes_reach_both_networks(tmp_path):
 
 RESUMED = {
     "stylegan2": {"augment_target": -1.0},
-    "projected": {"discriminator": "projected", "augment_target": -1.0},
+    "projected": {"discriminator": "projected", "augment_target": -1.0, "kimg": 0.024},
     "path length": {"path_length": 2.0},
     "acgan on digits": {
         **{"objective": "acgan", "data": "mnist", "digit": (3, 7), "warp": False, "size": 32, "score_pictures": 8},

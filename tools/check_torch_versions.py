@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -21,6 +22,7 @@ import zipfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 ROOT = Path(__file__).resolve().parents[1]
 CACHE = ROOT / "build" / "versions"
@@ -75,16 +77,36 @@ def sources() -> list[Path]:
     return [folder / "register.cpp", *sorted((folder / "cpu").glob("*.cpp")), *sorted((folder / "cuda").glob("*.cu"))]
 
 
+def _compiled_once(compiler: str, include: Path, folder: Path) -> list[str]:
+    """What makes the compiler take torch's headers as `folder` holds them, parsed once; nothing where they do not parse alone."""
+    text = "\n".join(file.read_text() for file in sorted((ROOT / "csrc").rglob("*.[ch]*")))
+    header = folder / "torch_headers.h"
+    header.write_text(
+        "".join(f"#include <{name}>\n" for name in sorted(set(re.findall(r"^#include <(torch/.*)>", text, re.MULTILINE))))
+    )
+    command = [
+        compiler,
+        *(flag for flag in FLAGS if flag != "-fsyntax-only"),
+        f"-isystem{include}",
+        "-x",
+        "c++-header",
+        str(header),
+    ]
+    compiled = subprocess.run([*command, "-o", f"{header}.gch"], capture_output=True)
+    return [] if compiled.returncode else ["-include", str(header)]
+
+
 def check_headers(version: str, include: Path) -> None:
     """Compile every source, syntax alone, against `include`. Raises CheckError with the compiler's words."""
     compiler = os.environ.get("CXX") or "g++"
 
     def check(source: Path) -> None:
         extra = CUDA_FLAGS if source.suffix == ".cu" else ()
-        command = [compiler, *FLAGS, *extra, f"-isystem{include}", f"-I{ROOT / 'csrc'}", str(source)]
+        command = [compiler, *FLAGS, *extra, f"-isystem{include}", f"-I{ROOT / 'csrc'}", *once, str(source)]
         _run(command, f"{source.relative_to(ROOT)} does not compile against torch {version}")
 
-    with ThreadPoolExecutor(int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)) as pool:
+    with TemporaryDirectory() as folder, ThreadPoolExecutor(int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)) as pool:
+        once = _compiled_once(compiler, include, Path(folder))
         list(pool.map(check, sources()))
     print(f"torch {version}: {len(sources())} sources compile against its headers", flush=True)
 
@@ -96,7 +118,8 @@ def environment() -> Path:
     if not (folder / "complete").exists():
         shutil.rmtree(folder, ignore_errors=True)
         _run([sys.executable, "-m", "venv", str(folder)], "no environment could be made")
-        pip = [str(python), "-m", "pip", "install", "--quiet"]
+        # Most of torch's Python is never imported here: what is, Python compiles then.
+        pip = [str(python), "-m", "pip", "install", "--quiet", "--no-compile"]
         old = [str(wheel(OLD["torch"].split("==")[1])), OLD["triton"], OLD["numpy"]]
         _run([*pip, "--no-deps", *old], f"{', '.join(OLD.values())} cannot be had, so that nothing is known about them")
         # Found last, after what was installed above: shared, not copied.
@@ -142,8 +165,11 @@ def main() -> None:
     CACHE.mkdir(parents=True, exist_ok=True)
     try:
         if options.only != "tests":
-            for version in HEADERS:
-                check_headers(version, headers(version))
+            with ThreadPoolExecutor(1) as pool:
+                # One is fetched while the compiler checks the other.
+                fetched = [pool.submit(headers, version) for version in HEADERS]
+                for version, include in zip(HEADERS, fetched, strict=True):
+                    check_headers(version, include.result())
         if options.only != "headers":
             check_tests(environment())
     except CheckError as error:

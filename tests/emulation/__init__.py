@@ -31,7 +31,9 @@ SOURCES = ROOT / "csrc"
 NAMESPACE = "gangealing_fast_emulated"
 WARNINGS = ("-Wall", "-Wextra", "-Wno-unused-parameter", "-Wno-unknown-pragmas")
 FLAGS = ("-std=c++20", "-O1", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", *WARNINGS)
-SANITIZE = ("-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer")
+# What runs under the sanitizers is float32. Without the other types and without optimisation it compiles in a third of the time.
+SANITIZE = ("-O0", "-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer")
+SANITIZE += ("-DGGF_FLOAT_ALONE",)
 TARGET_VERSION = "0x020a000000000000"
 
 
