@@ -16,6 +16,9 @@ from benchmarks import levels
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("operators and training steps")
     group.addoption("--device", choices=("cpu", "cuda"), default="cpu", help="where the benchmarks run (cpu)")
+    group.addoption(
+        "--compiled-steps", action="store_true", help="also the compiled training steps: many minutes of compiling each"
+    )
     group.addoption("--threads", type=int, default=1, metavar="N", help="threads of torch (1)")
 
 

@@ -15,7 +15,7 @@ import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from benchmarks.step_process import Made, StepProcess, disagreement, write_weights
-from benchmarks.training_step import ALL_VARIANTS, BASE, CONFIGURATIONS, GRAPHS, step_of
+from benchmarks.training_step import ALL_VARIANTS, BASE, COMPILED, CONFIGURATIONS, GRAPHS, step_of
 
 QUICK = ("64", ("ours, float32", BASE))
 ROUNDS = 3
@@ -89,7 +89,11 @@ def everything() -> Iterator[object]:
 
 @pytest.mark.benchmark(timer=said_by_the_processes)
 @pytest.mark.parametrize(("key", "variant"), list(everything()))
-def test_training_step(key: str, variant: str, expected: Expected, benchmark: BenchmarkFixture) -> None:
+def test_training_step(
+    key: str, variant: str, expected: Expected, benchmark: BenchmarkFixture, request: pytest.FixtureRequest
+) -> None:
+    if variant in COMPILED and not request.config.getoption("--compiled-steps"):
+        pytest.skip("a training step takes many minutes to compile; --compiled-steps runs it")
     if variant in GRAPHS and expected.device != "cuda":
         pytest.skip("CUDA graphs need --device cuda")
     process = expected.process(key, variant)
