@@ -295,7 +295,7 @@ def test_nothing_to_classify(folder):
 
 
 def test_clusters_of_digits_are_measured(folder):
-    config = train_config(folder, clusters=2, digit=(3, 7), transforms="similarity", steps=2, snapshot=2)
+    config = train_config(folder, clusters=2, digit=(3, 7), transforms="similarity", steps=2, snapshot=2, cluster_candidates=4)
     run(config)
     page = (config.out / "report.html").read_text()
     assert "Cluster purity" in page and "Pair error, cluster 1" in page
