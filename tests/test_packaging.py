@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+import zipfile
 from importlib import metadata
 from pathlib import Path
 
@@ -129,6 +131,45 @@ def test_library_uses_only_the_stable_abi():
     assert any(symbol.startswith(("aoti_torch", "torch_")) for symbol in symbols)
     unstable = [symbol for symbol in symbols if re.match(r"_ZNK?(2at|3c10|5torch)|Py", symbol)]
     assert not unstable
+
+
+@pytest.mark.slow
+def test_a_wheel_runs_on_a_machine_without_a_compiler(tmp_path):
+    """Built from what `make` has compiled, unpacked elsewhere, run without any program on the path."""
+    if not any((ROOT / "build").glob("objects-*/*.o")) or not LIBRARY.exists():
+        pytest.skip("needs the objects of a build in this checkout: make rebuild")
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "--quiet",
+        "--no-deps",
+        "--no-build-isolation",
+        "--wheel-dir",
+        str(tmp_path),
+        ".",
+    ]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
+    assert result.returncode == 0, result.stderr
+    (wheel,) = tmp_path.glob("*.whl")
+    assert "-py3-none-" in wheel.name
+    unpacked = tmp_path / "unpacked"
+    zipfile.ZipFile(wheel).extractall(unpacked)
+    variables = {**os.environ, "PATH": "", "PYTHONPATH": str(unpacked)}
+    command = [sys.executable, "-m", "gangealing_fast.env", "--json"]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=variables, timeout=120)
+    assert result.returncode == 0, result.stderr
+    library = json.loads(result.stdout)["library"]
+    assert library["loaded"] and library["path"].startswith(str(unpacked))
+
+
+def test_the_image_is_built_from_what_is_there_and_from_nothing_else():
+    recipe = (ROOT / "Dockerfile").read_text()
+    copied = {name for line in re.findall(r"^COPY (?!--from)(.*) \S+$", recipe, re.MULTILINE) for name in line.split()}
+    assert {"pyproject.toml", "setup.py", "gangealing_fast", "csrc"} <= copied and all((ROOT / name).exists() for name in copied)
+    let_through = set(re.findall(r"^!(\S+)$", (ROOT / ".dockerignore").read_text(), re.MULTILINE))
+    assert let_through == copied
 
 
 @pytest.fixture

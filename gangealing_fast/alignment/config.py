@@ -129,7 +129,6 @@ class TrainConfig(ProcessOptions):
     """Record the passes of a step as CUDA graphs and replay them."""
     patience: Positive = 1800.0
     """With several processes (torchrun): for how many seconds one waits for the others before it ends with an error."""
-    tensorboard: bool = False
     goals: Annotated[Mapping[str, float | tuple[float, float]], tyro.conf.Suppress] = field(default_factory=dict)
     """What a preset's figures are held to, shown beside them in the report: no option of the command line."""
 

@@ -92,7 +92,7 @@ def plan_of(config: TrainConfig) -> Plan:
         pictures=config.batch,
         remedy="lower --learning-rate and --target-learning-rate or use --precision float32",
         postfix={"loss": ".4f", "psi": ".2f"},
-        tensorboard=config.tensorboard,
+        tracker=config.tracker,
         kept=frozenset(
             zero_learning_rate_steps(config.anneal_psi, config.period, config.steps) if config.zero_learning_rate else ()
         ),

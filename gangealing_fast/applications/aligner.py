@@ -5,13 +5,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple, get_args
+from typing import Any, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
+from gangealing_fast import __version__
 from gangealing_fast.alignment.clustering import align_assigned
-from gangealing_fast.applications import exporting
+from gangealing_fast.applications import exporting, hub
 from gangealing_fast.applications.squares import Square, check_pictures, check_points, to_square
 from gangealing_fast.checkpoints.reading import Parts, read
 from gangealing_fast.geometry import points as points_of
@@ -115,6 +116,38 @@ class Aligner:
         if parts.transformer is None:
             raise UserError(f"{path} holds no aligner; give a results folder of the train command or the original's checkpoint")
         return cls(parts.transformer, parts.warping, parts.classifier, flips=flips, cluster=cluster, points=points)
+
+    @classmethod
+    def from_pretrained(cls, source: str | Path, *, revision: str | None = None, token: str | None = None, **use: Any) -> Aligner:
+        """From a folder that `save_pretrained` wrote, from whatever `load` takes, or a model NAME/MODEL of the Hugging Face hub.
+
+        revision: a branch, tag or commit there; token: for private models. use: arguments of `load`, in place of those that were
+        saved. Raises UserError if there is no such folder or model, or it cannot be downloaded, and as `load`.
+        """
+        path = hub.local(source, revision, token)
+        return cls.load(path, **(hub.saved_use(path) | use if path.is_dir() else use))
+
+    def save_pretrained(self, folder: str | Path) -> Path:
+        """Write aligner.safetensors, config.json and a model card (README.md) to `folder`, for `from_pretrained`; returns it.
+
+        Raises UserError if a file cannot be written.
+        """
+        return hub.save(self._parts(), self._use(), folder)
+
+    def push_to_hub(self, name: str, *, private: bool = False, token: str | None = None, message: str = "Upload an aligner") -> str:
+        """Upload what `save_pretrained` writes as the model NAME/MODEL of the Hugging Face hub; returns the address.
+
+        Raises UserError if the package huggingface_hub is missing, or the hub refuses or cannot be reached.
+        """
+        return hub.push(self._parts(), self._use(), name, private=private, token=token, message=message)
+
+    def _parts(self) -> Parts:
+        return Parts(
+            f"gangealing_fast {__version__}", transformer=self.transformer, classifier=self.classifier, warping=self.warping
+        )
+
+    def _use(self) -> hub.Use:
+        return hub.Use(self.flips, self.cluster, self.points)
 
     def export(self, path: str | Path, *, side: int | None = None, output_resolution: int | None = None) -> Path:
         """Write this aligner as a program that runs without this package: NAME.onnx, or NAME.pt2 for `torch.export.load`.

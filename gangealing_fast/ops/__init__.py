@@ -13,6 +13,7 @@ from __future__ import annotations
 from gangealing_fast.ops._forward_mode import refuse_tangents
 from gangealing_fast.ops.adain import adain, adain_reference
 from gangealing_fast.ops.adam_ema import adam_ema, adam_ema_reference
+from gangealing_fast.ops.antialiased_warp import antialiased_warp
 from gangealing_fast.ops.bias_act import bias_act, bias_act_reference
 from gangealing_fast.ops.bilinear_downsample import bilinear_downsample, bilinear_downsample_reference
 from gangealing_fast.ops.convex_upsample import convex_upsample, convex_upsample_reference
@@ -35,6 +36,7 @@ __all__ = [
     "adain_reference",
     "adam_ema",
     "adam_ema_reference",
+    "antialiased_warp",
     "bias_act",
     "bias_act_reference",
     "bilinear_downsample",

@@ -177,6 +177,7 @@ def plan_of(config: PretrainConfig) -> Plan:
         remedy="lower --generator-learning-rate and --critic-learning-rate or use --precision float32",
         postfix={"score": ".3f", "augment_p": ".2f"},
         draws=True,
+        tracker=config.tracker,
     )
 
 

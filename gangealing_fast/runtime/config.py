@@ -11,6 +11,7 @@ from gangealing_fast.runtime.ranges import Iterations, Range, Threads
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
+TrackerName = Literal["none", "tensorboard", "wandb", "trackio"]
 Config = TypeVar("Config", bound="DataclassInstance")
 
 
@@ -35,6 +36,8 @@ class ProcessOptions:
     """CPU threads; 0 leaves torch's choice."""
     device: str = "auto"
     """auto: CUDA if there is a device, else the CPU."""
+    tracker: TrackerName = "none"
+    """Hand figures and pictures to a tracker of experiments too; log.jsonl and report.html hold them in any case."""
 
 
 @dataclass(frozen=True, kw_only=True)

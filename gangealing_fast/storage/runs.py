@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 # What a resumed run may change without becoming another run.
-FREE = {"threads", "out", "tensorboard", "reuse_memory", "patience", "cuda_graphs", "goals"}
+FREE = {"threads", "out", "tracker", "reuse_memory", "patience", "cuda_graphs", "goals"}
 # What it may change too, as a training that diverges asks for it. The run then has other numbers, so log.jsonl says from where on.
 CHANGEABLE = {"learning_rate", "target_learning_rate", "generator_learning_rate", "critic_learning_rate", "precision"}
 

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from gangealing_fast.runtime.config import TrackerName
 from gangealing_fast.training import loop
 from gangealing_fast.training.loop import Means, Plan, Progress
 from gangealing_fast.training.optim import Stateful, restore
@@ -30,6 +31,8 @@ class FitConfig(Protocol):
     def snapshot(self) -> int: ...
     @property
     def learning_rate(self) -> float: ...
+    @property
+    def tracker(self) -> TrackerName: ...
 
 
 @dataclass
@@ -88,5 +91,13 @@ def fit(
     """
     everything = {**parts, "optimizer": optimizer}
     work = Fitting(config, optimizer, everything, lesson, figure, exported)
-    plan = Plan(command, config.steps, config.snapshot, config.snapshot, postfix={"loss": ".3f", figure: ".2f"}, draws=True)
+    plan = Plan(
+        command,
+        config.steps,
+        config.snapshot,
+        config.snapshot,
+        postfix={"loss": ".3f", figure: ".2f"},
+        draws=True,
+        tracker=config.tracker,
+    )
     loop.run(work, plan, config.out, loop.resume(work, plan, config.out) if resuming else Progress())

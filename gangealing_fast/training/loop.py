@@ -19,6 +19,7 @@ from typing import Any, NamedTuple, Protocol
 from tqdm import tqdm
 
 from gangealing_fast.runtime import memory, randomness
+from gangealing_fast.runtime.config import TrackerName
 from gangealing_fast.runtime.errors import UserError
 from gangealing_fast.runtime.text import printable
 from gangealing_fast.storage import checkpoint
@@ -26,6 +27,7 @@ from gangealing_fast.storage.files import JsonLines
 from gangealing_fast.storage.runs import changes_to_log, mark_logged
 from gangealing_fast.storage.settings import is_whole
 from gangealing_fast.training.optim import Stateful
+from gangealing_fast.training.trackers import tracking
 
 
 class NotFinite(RuntimeError):
@@ -95,7 +97,7 @@ class Plan:
     """What to do about a loss that is not finite: options that a resumed run may change (`storage.runs.CHANGEABLE`)."""
     postfix: Mapping[str, str] = field(default_factory=dict)
     """Figures beside the progress bar, by name, and how they are formatted."""
-    tensorboard: bool = False
+    tracker: TrackerName = "none"
     kept: frozenset[int] = frozenset()
     """After these steps there is a checkpoint too, which stays under a name of its own."""
     draws: bool = False
@@ -158,9 +160,8 @@ def run(work: Work, plan: Plan, folder: Path, start: Progress) -> None:
     Raises UserError if a statistic is not finite, a file cannot be written or a package is missing; the last checkpoint stays.
     """
     at, means, began = start, Means(), time.perf_counter()
-    board = _tensorboard(folder) if plan.tensorboard else None
     bar = tqdm(total=plan.total, initial=at.done, unit=plan.unit, desc=plan.command, mininterval=1.0, dynamic_ncols=True)
-    with bar, JsonLines(folder / "log.jsonl", resume_step=at.step) as log:
+    with tracking(plan.tracker, folder) as tracker, bar, JsonLines(folder / "log.jsonl", resume_step=at.step) as log:
         _log_changes(log, folder, at)
         while at.done < plan.total:
             before, at = at, advance(work, plan, folder, at, means)
@@ -177,12 +178,11 @@ def run(work: Work, plan: Plan, folder: Path, start: Progress) -> None:
             work.measure(at, line)
             line["seconds"] = time.perf_counter() - began
             log.append(line)
-            if board is not None:
-                for name, value in line.items():
-                    board.add_scalar(name, value, at.step)
+            tracker.figures(line, at.step)
             bar.set_postfix({name: format(line[name], form) for name, form in plan.postfix.items() if name in line})
             if saving:
                 work.show(at, line)
+                tracker.pictures(at.step)
                 checkpoint.save_latest(folder, state_of(work, at, plan), kind=plan.command)
                 if at.step in plan.kept:
                     checkpoint.keep_newest(folder, f"checkpoint-{at.step:07d}.pt")
@@ -232,11 +232,3 @@ def state_of(work: Work, at: Progress, plan: Plan) -> dict[str, Any]:
 def _passed(before: Progress, at: Progress, interval: int) -> bool:
     """Whether a multiple of `interval` units was reached since `before`."""
     return at.done // interval > before.done // interval
-
-
-def _tensorboard(folder: Path) -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        raise UserError("--tensorboard needs the package tensorboard (pip install tensorboard)") from None
-    return SummaryWriter(str(folder / "tensorboard"))
