@@ -269,7 +269,7 @@ LETTERS = warped_letters(known_warps(4)) * 2 - 1
         (LETTERS * 127, {}, r"picture 0 has values outside \[-1, 1\]"),
         (LETTERS * math.nan, {}, "outside"),
         (LETTERS.repeat(1, 5, 1, 1), {}, "1 or 3 channels"),
-        ([LETTERS[0], LETTERS[1].repeat(3, 1, 1)], {}, "picture 1 has 3 channels, the first picture 1"),
+        ([LETTERS[0], LETTERS[1].repeat(3, 1, 1), LETTERS[2]], {}, "picture 1 has 3 channels, the first picture 1"),
         (LETTERS, {"pixels": "colour"}, "use pixels='grey'"),
         (LETTERS, {"pixels": "sepia"}, "sepia"),
         (LETTERS, {"model": "homography"}, "homography"),

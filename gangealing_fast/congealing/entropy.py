@@ -63,7 +63,7 @@ def congeal_entropy(
             them. N >= 3.
         model: what is found for each picture.
         pixels: what a pixel's entropy is of: ink or none ("binary"), grey values, or the values of each channel. "auto" looks.
-        side: pixels of the squares that it works on, from 8 to 64. None: 32 if no picture is larger than 64 pixels, else 48.
+        side: pixels of the squares that it works on, from 8 to 64. None: 32 if the first picture has at most 64, else 48.
         sweeps: over the elementary transforms at each of 5 blurs.
         penalty: what a far transform costs, see `PENALTY`.
         names: of the pictures, for messages.
@@ -75,11 +75,10 @@ def congeal_entropy(
     Raises UserError for fewer than 3 pictures, empty ones, pictures that are all the same, and options out of range.
     """
     _check(model, side, sweeps, penalty)
-    longest = max((max(images[k].shape[1:]) for k in range(len(images))), default=0)
-    side = side or (SMALL if longest <= 64 else MIDDLE)
-    squares, placing = small_squares(images, side, names)
-    if len(squares) < 3:
-        check_stack(squares, names)
+    if len(images) < 3:
+        raise UserError(f"there are {len(images)} pictures: joint alignment needs 3 or more")
+    side = side or (SMALL if max(images[0].shape[1:], default=0) <= 64 else MIDDLE)
+    squares, placing, longest = small_squares(images, side, names)
     look = look_of(squares, pixels)
     stack = as_values(squares, look)
     del squares

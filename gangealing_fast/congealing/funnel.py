@@ -96,7 +96,7 @@ class Funnel:
         Raises UserError for another number of channels, other shapes, and values outside [-1, 1].
         """
         side = self.descent.shares.shape[-1]
-        squares, placing = small_squares(images, side, names)
+        squares, placing, _ = small_squares(images, side, names)
         if not len(squares):
             squares = squares.new_zeros(0, self.look.channels, side, side)
         stack = as_values(squares, self.look)

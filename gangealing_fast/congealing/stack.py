@@ -30,17 +30,21 @@ class Look:
 
 def small_squares(
     images: Tensor | Pictures | Sequence[Tensor], side: int, names: Sequence[str] | None = None
-) -> tuple[Tensor, Tensor]:
-    """Pictures in the middles of squares, `[N, C, side, side]` in [0, 1], and where they lie: `[N, 3, 3]` float64.
+) -> tuple[Tensor, Tensor, int]:
+    """Pictures in the middles of squares, `[N, C, side, side]` in [0, 1], where they lie, `[N, 3, 3]`, and their longest side.
 
-    The matrices map a picture's pixels to its square, whose edges lie at -1 and 1. Around a picture its edge goes on; what its mask
-    (a second or fourth channel) leaves out is dark. Raises UserError for other shapes and for values outside [-1, 1].
+    The matrices, float64, map a picture's pixels to its square, whose edges lie at -1 and 1. Around a picture its edge goes on; what
+    its mask (a second or fourth channel) leaves out is dark. Every picture is read once. Raises UserError for other shapes and for
+    values outside [-1, 1].
     """
     rows: list[Tensor] = []
     places: list[Tensor] = []
+    longest = 0
     for index in range(len(images)):
         name = f"picture {index}" if names is None else str(names[index])
-        picture, place = _square(images[index], side, name)
+        original = images[index]
+        longest = max(longest, *original.shape[1:])
+        picture, place = _square(original, side, name)
         if rows and picture.shape != rows[0].shape:
             raise UserError(
                 f"{name} has {picture.shape[0]} channels, the first picture {rows[0].shape[0]}: give all the same number"
@@ -48,8 +52,8 @@ def small_squares(
         rows.append(picture)
         places.append(place)
     if not rows:
-        return torch.zeros(0, 1, side, side), torch.zeros(0, 3, 3, dtype=torch.float64)
-    return torch.stack(rows), torch.stack(places)
+        return torch.zeros(0, 1, side, side), torch.zeros(0, 3, 3, dtype=torch.float64), 0
+    return torch.stack(rows), torch.stack(places), longest
 
 
 def _square(picture: Tensor, side: int, name: str) -> tuple[Tensor, Tensor]:
@@ -109,10 +113,8 @@ def as_values(squares: Tensor, look: Look) -> Tensor:
 
 
 def check_stack(stack: Tensor, names: Sequence[str] | None = None) -> None:
-    """Raises UserError for fewer than 3 pictures, for empty ones, and if all are the same."""
+    """Raises UserError for empty pictures, and if all are the same."""
     count = len(stack)
-    if count < 3:
-        raise UserError(f"there are {count} pictures: joint alignment needs 3 or more")
     flat = stack.flatten(1)
     empty = (flat.amax(1) - flat.amin(1) < _ALIKE).nonzero().flatten().tolist()
     if empty:
