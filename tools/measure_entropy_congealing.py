@@ -3,9 +3,9 @@
 
 python tools/measure_entropy_congealing.py --mnist FOLDER [--classes 1 2 3 4 7] [--threads 2]
 
-300 training digits of each class are congealed, as they are and in random poses (seed: the class). The next 200 go through the
-funnel in two random poses each. Then the package's held-out threes: congealed with both of their warps, as the baseline of `train`,
-and by funnels of 300 training threes. Ratios are after over before.
+First the package's held-out threes: congealed with both of their warps, as the baseline of `train`, and by funnels of 300 training
+threes. Then 300 training digits of each class are congealed, as they are and in random poses (seed: the class). The next 200 go
+through the funnel in two random poses each. Ratios are after over before.
 """
 
 from __future__ import annotations
@@ -71,10 +71,12 @@ def through(funnel: Funnel, digits: Tensor, known: list[Tensor]) -> Row:
     return stack_figures(pictures[0], found[0]) | warp_figures(known, found, object_box(digits))
 
 
-def table(rows: list[Row]) -> str:
-    names = list(rows[0])
-    lines = ["| " + " | ".join(names) + " |", "|---" * len(names) + "|"]
-    return "\n".join(lines + ["| " + " | ".join(row[name] for name in names) + " |" for row in rows])
+def print_table(rows: Iterator[Row]) -> None:
+    """Markdown, row by row as they are measured."""
+    for number, row in enumerate(rows):
+        if number == 0:
+            print("\n| " + " | ".join(row) + " |\n" + "|---" * len(row) + "|")
+        print("| " + " | ".join(row.values()) + " |", flush=True)
 
 
 def poses(count: int, generator: torch.Generator, times: int) -> list[Tensor]:
@@ -121,8 +123,8 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     images = find_images(options.mnist)
-    print(table(list(of_classes(images, options.classes))), flush=True)
-    print("\n" + table(list(of_held_out(images))))
+    print_table(of_held_out(images))
+    print_table(of_classes(images, options.classes))
 
 
 if __name__ == "__main__":

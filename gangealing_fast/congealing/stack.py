@@ -33,7 +33,7 @@ def small_squares(
 ) -> tuple[Tensor, Tensor, int]:
     """Pictures in the middles of squares, `[N, C, side, side]` in [0, 1], where they lie, `[N, 3, 3]`, and their longest side.
 
-    The matrices, float64, map a picture's pixels to its square, whose edges lie at -1 and 1. Around a picture its edge goes on; what
+    The matrices map a picture's pixels to its square, whose edges lie at -1 and 1. Around a picture its edge goes on; what
     its mask (a second or fourth channel) leaves out is dark. Every picture is read once. Raises UserError for other shapes and for
     values outside [-1, 1].
     """
