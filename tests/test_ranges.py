@@ -15,6 +15,7 @@ from gangealing_fast.__main__ import COMMANDS
 from gangealing_fast.alignment.config import PRESETS as TRAIN_PRESETS
 from gangealing_fast.alignment.config import ClassifyConfig, TrainConfig
 from gangealing_fast.applications.config import AlignConfig, ConvertConfig, PropagateConfig
+from gangealing_fast.congealing.config import CongealConfig
 from gangealing_fast.contrastive.config import ContrastConfig
 from gangealing_fast.data.config import PrepareConfig
 from gangealing_fast.pretraining.config import PRESETS as PRETRAIN_PRESETS
@@ -24,6 +25,7 @@ from gangealing_fast.runtime.errors import UserError
 from gangealing_fast.runtime.ranges import Range, check_ranges, ranges_in
 
 CONFIGURATIONS: dict[str, type] = {
+    "congeal": CongealConfig,
     "prepare": PrepareConfig,
     "pretrain": PretrainConfig,
     "contrast": ContrastConfig,
