@@ -130,9 +130,10 @@ class Aligner:
         """An aligner that starts from what this one finds and brings it to the pixel.
 
         images: pictures `[N, 3, H, W]`, or a list of pictures `[3, H, W]` of any sizes, 3 or more, of the kind that is to be
-        aligned; a hundred are enough. They are aligned by this aligner, then jointly (`congealing.congeal`): what comes of that is
-        the template that any picture is then registered to, near the place that this aligner finds. flow: find a residual flow
-        too. Template points are pixels of the new template. Raises UserError if the pictures have nothing in common.
+        aligned; a hundred are enough. As this aligner aligns them they make a template, in the frame of this one's. Any picture is
+        then registered to it, near the place that this aligner finds. flow: find a residual flow too; this aligner's own is left
+        out. seed: of what is drawn at random. Raises UserError if there are too few pictures, ValueError for an aligner without a
+        similarity.
         """
         return Aligner.by(refined(self.finder, images, flow=flow, seed=seed))
 

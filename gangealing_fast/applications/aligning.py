@@ -16,6 +16,7 @@ from gangealing_fast.applications.aligner import Aligner, Look, flow_scores_of
 from gangealing_fast.applications.choosing import aligner_of
 from gangealing_fast.applications.config import AlignConfig
 from gangealing_fast.applications.naming import result_name
+from gangealing_fast.applications.refining import refined_by
 from gangealing_fast.data.pictures import PictureStream, to_float
 from gangealing_fast.models.layers import resize_to
 from gangealing_fast.report.pictures import save_grid
@@ -67,6 +68,8 @@ def run(config: AlignConfig) -> None:
     if config.crop == "none" and config.size:
         raise UserError("--size is the side of cropped pictures: leave it out, or leave --crop none out")
     aligner = aligner_of(config.checkpoint, config)
+    if config.refine:
+        aligner = refined_by(aligner, config)
     size = None if config.crop == "none" else config.size or aligner.reads
     resolution = config.resolution or aligner.size
     pictures = PictureStream(config.data, size=size, batch=1 if size is None else config.batch, limit=config.limit)

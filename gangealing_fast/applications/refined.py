@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a finder found, brought to the pixel: pictures are registered to a template of pictures that it had aligned before."""
+"""What a finder found, brought to the pixel: pictures are registered to a template of pictures that it had aligned before.
+
+The template keeps the finder's frame, so that places of its template stay where they are.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,9 @@ from gangealing_fast.models.cluster_classifier import ClusterClassifier
 from gangealing_fast.models.spatial_transformer import Alignment, SpatialTransformer
 from gangealing_fast.runtime.errors import UserError
 
-FEWEST, SIDE = 3, 256
+FEWEST = 3
+SIDE = 256
+"""Pixels of a template a side while pictures are registered to it."""
 
 
 def refined(base: Finder, images: Tensor | Sequence[Tensor], *, flow: bool = True, seed: int = 0) -> Refined:
@@ -64,7 +69,10 @@ class Refined:
 
     def __init__(self, base: Finder, registers: Mapping[int, Register]) -> None:
         self.base, self._registers = base, registers
-        self.size = SIDE
+
+    @property
+    def size(self) -> int:
+        return self.base.size
 
     @property
     def warping(self) -> Warping:
@@ -129,9 +137,10 @@ class Refined:
     @torch.no_grad()
     def _find(self, images: Tensor, first: Look) -> Registered:
         """How pictures `[N, 3, H, W]` lie on the refined templates, given the first look at them."""
-        start = scaling(self.base.size, self.size) @ starting_matrix(first, self.base.size)
-        found = [self._find_one(images[k], first, start, k) for k in range(len(images))]
-        return joined_places(found)
+        start = scaling(self.size, SIDE) @ starting_matrix(first, self.size)
+        found = joined_places([self._find_one(images[k], first, start, k) for k in range(len(images))])
+        matrix = scaling(SIDE, self.size) @ found.matrix
+        return dataclasses.replace(found, matrix=matrix, flow=found.flow * (self.size / SIDE))
 
     def _find_one(self, image: Tensor, first: Look, start: Tensor, k: int) -> Registered:
         cluster, mirrored = first.cluster[k : k + 1], first.mirrored[k : k + 1]
@@ -151,7 +160,7 @@ class Refined:
         self, images: Tensor, square: Square, *, output_resolution: int | None = None, alpha: float = 1.0
     ) -> list[Alignment]:
         """What the finder finds, and then the same refined."""
-        first = self.base.look(images, square, output_resolution=output_resolution or self.size, alpha=alpha)
+        first = self.base.look(images, square, output_resolution=output_resolution, alpha=alpha)
         then = self.look(images, square, output_resolution=output_resolution, alpha=alpha)
         return [first.alignment, then.alignment]
 
