@@ -7,7 +7,7 @@ from torch import Tensor
 
 from gangealing_fast.applications.aligner import Aligner
 from gangealing_fast.applications.config import AlignConfig
-from gangealing_fast.congealing.registering import reduced
+from gangealing_fast.congealing.newcomers import reduced
 from gangealing_fast.data.pictures import PictureStream, to_float
 from gangealing_fast.runtime.errors import UserError
 

@@ -27,7 +27,7 @@ class Stages:
     """
 
     def __init__(self, folder: Path, options: Mapping[str, Any], pictures: Sequence[tuple[str, str]]) -> None:
-        self._folder = folder / FOLDER
+        self._folder, self._said = folder / FOLDER, False
         now = {"options": dict(options), "pictures": [list(picture) for picture in pictures]}
         before = self._before()
         if before is not None and before["options"] == now["options"]:
@@ -54,7 +54,9 @@ class Stages:
             tensors, _ = load_safetensors(path, dtype=None)
         except UserError:
             return None
-        print(f"{stage}: taken from the run before")
+        if not self._said:
+            print(f"going on after {stage}, as the run before left it")
+            self._said = True
         return tensors
 
     def save(self, stage: str, tensors: Mapping[str, Tensor]) -> None:
