@@ -13,8 +13,8 @@ from gangealing_fast.applications.placed import placed_look
 from gangealing_fast.applications.squares import Square, to_square
 from gangealing_fast.congealing import FeatureNetwork
 from gangealing_fast.congealing.folder import SavedSet, fingerprint
-from gangealing_fast.congealing.records import Registered
 from gangealing_fast.congealing.newcomers import Register, joined_places, register_of
+from gangealing_fast.congealing.records import Registered
 from gangealing_fast.data.originals import Originals
 from gangealing_fast.data.pictures import to_float, to_uint8
 from gangealing_fast.geometry.warping import PaddingMode, Warping

@@ -16,9 +16,9 @@ from torch import Tensor
 from gangealing_fast.applications.looks import Finder, Look
 from gangealing_fast.applications.placed import placed_look, starting_matrix
 from gangealing_fast.applications.squares import Square, check_pictures, to_square
+from gangealing_fast.congealing.newcomers import Register, joined_places, template_of
 from gangealing_fast.congealing.placing import scaling
 from gangealing_fast.congealing.records import Registered
-from gangealing_fast.congealing.newcomers import Register, joined_places, template_of
 from gangealing_fast.geometry.warping import Warping
 from gangealing_fast.models.cluster_classifier import ClusterClassifier
 from gangealing_fast.models.spatial_transformer import Alignment, SpatialTransformer

@@ -118,7 +118,7 @@ def draw_matches(picture: Tensor, template: Tensor, matches: Tensor, most: int =
         pen.line([start, end], fill=colour, width=1 + round(strength))
         for cx, cy in (start, end):
             pen.ellipse([cx - 3, cy - 3, cx + 3, cy + 3], outline=colour)
-    return sheet
+    return sheet.resize((round(0.7 * sheet.width), round(0.7 * sheet.height)), Image.Resampling.LANCZOS)
 
 
 def _outliers(found: Congealed, names: Sequence[str], shown: Shown) -> list[Section]:
