@@ -54,7 +54,7 @@ SECTIONS = (
     Section("gangealing_fast.adversarial.objectives"),
     Section("gangealing_fast.adversarial.step"),
     Section("gangealing_fast.pretraining.classification", ("Classifier",)),
-    Section("gangealing_fast.congealing", ("congeal",)),
+    Section("gangealing_fast.congealing", ("congeal_entropy", "Funnel", "congeal_stack")),
 )
 
 INTRODUCTION = """# Python interface

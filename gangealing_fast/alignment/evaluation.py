@@ -13,7 +13,7 @@ from torch import Tensor
 from gangealing_fast import metrics
 from gangealing_fast.alignment.clustering import align_assigned
 from gangealing_fast.alignment.poses import POSE_NUMBERS, PoseRange, show
-from gangealing_fast.congealing.similarity import congeal
+from gangealing_fast.congealing.entropy import congeal_stack
 from gangealing_fast.data.digits import SIZE as DIGIT_SIZE
 from gangealing_fast.data.digits import load_heldout_digits, object_box, random_similarity, warp_digits
 from gangealing_fast.data.pictures import Pictures, to_float
@@ -121,7 +121,7 @@ def evaluate_digits(
     figures |= _look(distance, pictures[0], aligned[0].image)
     compared: Figures = {}
     if baseline:
-        classical = congeal((torch.cat([image[:, :1] for image in pictures]) + 1) / 2)
+        classical, _ = congeal_stack((torch.cat([image[:, :1] for image in pictures]) + 1) / 2)
         parts = list(classical.split(len(corners)))
         compared = _warp_figures(warps, parts, corners) | _stack_figures(pictures[0], show(pictures[0], parts[0], "border"))
     cluster = torch.zeros(len(corners), dtype=torch.long)

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The classical entropy method of joint alignment, the baseline."""
+"""Joint alignment of a set by the classical entropy method, and the funnel that aligns new pictures to it."""
 
 from __future__ import annotations
 
-from gangealing_fast.congealing.similarity import congeal, soft_stack_entropy
+from gangealing_fast.congealing.entropy import congeal_entropy, congeal_stack
+from gangealing_fast.congealing.funnel import Funnel
+from gangealing_fast.congealing.records import Congealed, Pictures, Registered
 
-__all__ = ["congeal", "soft_stack_entropy"]
+__all__ = ["Congealed", "Funnel", "Pictures", "Registered", "congeal_entropy", "congeal_stack"]
