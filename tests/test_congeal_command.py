@@ -264,3 +264,25 @@ def test_a_set_of_a_users_network_never_runs_it(place, tmp_path):
     assert aligner.align(["0.png"]).shape == (1, 3, 64, 64)
     with pytest.raises(UserError, match="whose file runs code when it is read"):
         aligner.align(shown(1)[None])
+
+
+def test_digits_are_aligned_by_entropy(tmp_path, monkeypatch, capsys):
+    """The other method makes the same folder; its funnel aligns new pictures."""
+    (tmp_path / "pictures").mkdir()
+    for number in range(6):
+        bar = torch.full((3, 28, 28), -1.0)
+        bar[:, 5:23, 9 + number : 13 + number] = 1
+        save_picture(tmp_path / "pictures" / f"{number}.png", bar)
+    options = ["--data", tmp_path / "pictures", "--out", tmp_path / "set", "--method", "entropy", "--model", "similarity"]
+    assert call(monkeypatch, congeal, *options, "--threads", 1) == 0
+    aligner = Aligner.load(tmp_path / "set")
+    names = list(aligner.names)
+    middle = torch.tensor([[[10.5 + k, 14.0]] for k in range(6)])
+    spread = aligner.to_template(names, middle)[:, 0, 0].std()
+    assert spread < 0.4 * middle[:, 0, 0].std()
+    new = torch.full((1, 3, 28, 28), -1.0)
+    new[:, :, 6:24, 10:14] = 1
+    found = aligner.to_template(new, torch.tensor([[[11.5, 14.0]]]))[0, 0, 0]
+    assert abs(found - aligner.to_template(names, middle)[:, 0, 0].mean()) < 1.5
+    assert call(monkeypatch, congeal, *options[:-2], "--clusters", 2) == 2
+    assert "makes one template" in capsys.readouterr().err

@@ -11,7 +11,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from gangealing_fast.congealing import FeatureNetwork, congeal, efficientnet_features, load_features, self_supervised_features
+from gangealing_fast.congealing import (
+    FeatureNetwork,
+    congeal,
+    congeal_entropy,
+    efficientnet_features,
+    load_features,
+    self_supervised_features,
+)
 from gangealing_fast.congealing.config import CongealConfig
 from gangealing_fast.congealing.records import Congealed
 from gangealing_fast.congealing.stages import Stages
@@ -78,11 +85,11 @@ def _in_squares(matches: Tensor, picture: Tensor, side: int) -> Tensor:
 
 
 def _by_entropy(config: CongealConfig, pictures: Reduced, progress: Progress) -> Made:
-    from gangealing_fast.congealing.entropy import congeal_entropy
-
+    if clusters_of(config.clusters) not in ("auto", 1):
+        raise UserError("--method entropy makes one template: leave out --clusters")
     if config.model == "homography":
         raise UserError("--method entropy finds a similarity or an affine map: give --model similarity or --model affine")
-    found, funnel = congeal_entropy(pictures, model=config.model, progress=progress)
+    found, funnel = congeal_entropy(pictures, model=config.model, names=pictures.names, progress=progress)
     return Made(found, funnel.state(), {"flow": False})
 
 

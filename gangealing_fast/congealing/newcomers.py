@@ -14,6 +14,7 @@ from torch import Tensor
 
 from gangealing_fast.congealing import (
     FeatureNetwork,
+    Funnel,
     Templates,
     build_templates,
     efficientnet_features,
@@ -68,8 +69,6 @@ class ByFunnel:
     """Registers by the funnel of the entropy method."""
 
     def __init__(self, saved: SavedSet) -> None:
-        from gangealing_fast.congealing.entropy import Funnel
-
         self._funnel = Funnel.from_state(saved.state)
 
     def __call__(self, image: Tensor, *, start: Tensor | None = None) -> Registered:
