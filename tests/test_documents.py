@@ -65,7 +65,7 @@ FOREIGN = {
     "congeal_dataset.py",
 }
 # What runs, builds and users make; never files of the repository.
-MADE = ("runs/", "weights/v0.1/", "photos/", "converted/", "aligned/", "edited/", "~/")
+MADE = ("runs/", "weights/v0.1/", "photos/", "converted/", "aligned/", "edited/", "set/", "~/")
 
 
 def document(name: str) -> str:

@@ -92,12 +92,11 @@ def _say_what_was_read(config: CongealConfig, pictures: Reduced, originals: Orig
 def _of_originals(made: Made, pictures: Reduced) -> Made:
     """What was found of reduced pictures, of the pictures themselves."""
     found = made.found
-    matrix = torch.stack(
-        [
-            resized(row, (picture.shape[2], picture.shape[1]), size)
-            for row, picture, size in zip(found.matrix, pictures, pictures.sizes, strict=True)
-        ]
-    )
+    rows = []
+    for k, size in enumerate(pictures.sizes):
+        height, width = pictures[k].shape[1:]
+        rows.append(resized(found.matrix[k], (width, height), size))
+    matrix = torch.stack(rows)
     return dataclasses.replace(made, found=dataclasses.replace(found, matrix=matrix))
 
 
@@ -177,8 +176,3 @@ def _say_what_was_found(found: Congealed, names: list[str], folder: Path) -> Non
     print(
         f"{len(names) - len(outliers)} pictures were aligned; mean confidence {float(found.confidence[~found.outlier].mean()):.2f}"
     )
-
-
-def thumbnails(images: Tensor, side: int) -> Tensor:
-    """Pictures at `side` pixels, for a report."""
-    return resize_to(images, side).clamp(-1, 1)

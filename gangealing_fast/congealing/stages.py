@@ -28,10 +28,11 @@ class Stages:
 
     def __init__(self, folder: Path, options: Mapping[str, Any], pictures: Sequence[tuple[str, str]]) -> None:
         self._folder, self._said = folder / FOLDER, False
-        now = {"options": dict(options), "pictures": [list(picture) for picture in pictures]}
+        there = [list(picture) for picture in pictures]
+        now = {"options": dict(options), "pictures": there}
         before = self._before()
         if before is not None and before["options"] == now["options"]:
-            _check_same(folder, before["pictures"], now["pictures"])
+            _check_same(folder, before["pictures"], there)
         else:
             self.remove()
         make_folder(self._folder)
