@@ -71,7 +71,7 @@ def test_every_command_is_gone_over():
 def test_what_lies_outside_is_one_sentence(command, option, monkeypatch, capsys):
     kind = CONFIGURATIONS[command]
     hint = get_type_hints(kind, include_extras=True)[option]
-    shape = (1, 1) if "tuple" in str(hint) else 1
+    shape = (1,) * (2 if Ellipsis in get_args(hint) else len(get_args(hint))) if "tuple" in str(hint) else 1
     ranges = [found for found, _ in ranges_in(hint, shape)]
     assert all(isinstance(found, Range) for found in ranges), "a number without a range"
     range_ = ranges[0]
@@ -81,7 +81,7 @@ def test_what_lies_outside_is_one_sentence(command, option, monkeypatch, capsys)
     name = "--" + option.replace("_", "-")
     module = importlib.import_module(f"gangealing_fast.{command}")
     for value in wrong:
-        given = (value, value) if isinstance(shape, tuple) else value
+        given = (value,) * len(shape) if isinstance(shape, tuple) else value
         assert call(monkeypatch, module, *needed(kind), name, *words_of(given)) == 2
         said = capsys.readouterr()
         assert said.err.count("\n") == 1 and said.err.startswith(f"error: {name} must be "), said.err

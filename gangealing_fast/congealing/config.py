@@ -9,11 +9,8 @@ from typing import Annotated, Literal
 
 from gangealing_fast.runtime.ranges import Count, Range, SideOrDefault, Threads
 
-Channels3 = tuple[
-    Annotated[float, Range(-1e3, 1e3)],
-    Annotated[float, Range(-1e3, 1e3)],
-    Annotated[float, Range(-1e3, 1e3)],
-]
+Mean = Annotated[float, Range(-1e3, 1e3)]
+Deviation = Annotated[float, Range(0, 1e3, above=True)]
 
 
 @dataclass(frozen=True)
@@ -37,9 +34,9 @@ class CongealConfig:
     file or folder with a network of yours (TorchScript, torch.export, torch.hub). Reading such a file runs its code."""
     features_stride: Annotated[int, Range(0, 256)] = 0
     """Of a network of yours: pixels from one place of its features to the next."""
-    features_mean: Channels3 = (0.485, 0.456, 0.406)
+    features_mean: tuple[Mean, Mean, Mean] = (0.485, 0.456, 0.406)
     """Of a network of yours: what it wants subtracted from red, green and blue in [0, 1]."""
-    features_std: Channels3 = (0.229, 0.224, 0.225)
+    features_std: tuple[Deviation, Deviation, Deviation] = (0.229, 0.224, 0.225)
     """Of a network of yours: what it wants them divided by then."""
     masks: Path | None = None
     """Folder with masks: a picture of the same name (any ending), white where the thing is. Pictures without a mask count whole."""
