@@ -11,9 +11,10 @@ from gangealing_fast.runtime.commands import run_command
 from gangealing_fast.runtime.errors import UserError
 
 # In the order of use. What stands in brackets can be left out.
+FIRST = "congeal"
 STEPS = ("prepare", "pretrain", "[contrast]", "train", "[classify]", "align", "propagate")
 BESIDE = ("convert", "env")
-COMMANDS = (*(step.strip("[]") for step in STEPS), *BESIDE)
+COMMANDS = (FIRST, *(step.strip("[]") for step in STEPS), *BESIDE)
 
 
 def summary(command: str) -> str:
@@ -27,7 +28,12 @@ def listing() -> str:
     width = max(map(len, COMMANDS))
     lines = ["python -m gangealing_fast.COMMAND --help shows the options of a command."]
     lines += [f"  {command:{width}}  {summary(command)}" for command in COMMANDS]
-    lines += [f"In this order: {' -> '.join(STEPS)}.", "What is in brackets can be left out.", f"Beside them: {', '.join(BESIDE)}."]
+    lines += [f"For a set of photographs: {FIRST} -> align, propagate. Nothing is trained."]
+    lines += [
+        f"For collections that keep growing: {' -> '.join(STEPS)}.",
+        "What is in brackets can be left out.",
+        f"Beside them: {', '.join(BESIDE)}.",
+    ]
     return "\n".join(lines)
 
 

@@ -18,6 +18,7 @@ from runs import pretrain_config, train_config, write_generator, write_pictures
 
 from gangealing_fast.alignment.config import ClassifyConfig, TrainConfig
 from gangealing_fast.applications.config import AlignConfig, ConvertConfig, PropagateConfig
+from gangealing_fast.congealing.config import CongealConfig
 from gangealing_fast.contrastive.config import ContrastConfig
 from gangealing_fast.data.config import PrepareConfig
 from gangealing_fast.metrics import WarpHealth
@@ -33,6 +34,7 @@ from gangealing_fast.training.loop import Plan
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "gangealing_fast"
 CONFIGURATIONS = {
+    "congeal": CongealConfig,
     "prepare": PrepareConfig,
     "pretrain": PretrainConfig,
     "train": TrainConfig,

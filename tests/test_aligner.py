@@ -143,7 +143,7 @@ class Calls:
 def test_a_picture_is_squared_once_and_goes_through_each_network_once(monkeypatch, flips):
     """However much is asked about it: with flips once as it is and once as its mirror image."""
     model = aligner(("similarity", "flow"))
-    model.flips = flips
+    model = Aligner(model.transformer, model.warping, flips=flips)
     forward = Calls(model.transformer.forward)
     squared = Calls(aligner_module.to_square)
     monkeypatch.setattr(model.transformer, "forward", forward)

@@ -78,7 +78,8 @@ def test_every_method_is_here():
 
     public: Iterable[str] = (name for name in vars(Aligner) if not name.startswith("_"))
     callables = {name for name in public if callable(getattr(Aligner, name))}
-    assert {name for name in callables if takes_pictures(getattr(Aligner, name))} <= set(METHODS)
+    asked = {name for name in callables if takes_pictures(getattr(Aligner, name))} - {"refine"}  # which makes another aligner
+    assert asked <= set(METHODS)
 
 
 @pytest.mark.parametrize(("model", "method"), CASES)

@@ -26,7 +26,7 @@ from gangealing_fast.runtime.errors import UserError
 from gangealing_fast.storage.claims import RECORD, results_folder
 from gangealing_fast.storage.locks import lock_path, locked
 
-FOLDERS = ("pretrain", "contrast", "train", "classify", "align", "propagate", "convert")
+FOLDERS = ("congeal", "pretrain", "contrast", "train", "classify", "align", "propagate", "convert")
 QUICK = ("align", "propagate", "convert")
 
 
@@ -47,6 +47,7 @@ def arguments(command: str, place: Path) -> list[object]:
     """What a user would type, without --out."""
     data, generator, learned = place / "pictures", place / "generator.safetensors", place / "aligner.safetensors"
     return {
+        "congeal": ["--data", data],
         "prepare": ["--source", data, "--size", 16],
         "pretrain": ["--data", data, "--size", 16, "--kimg", 0.01],
         "contrast": ["--data", data, "--generator", generator, "--size", 16, "--steps", 1],

@@ -18,6 +18,7 @@ import pytest
 from gangealing_fast.alignment.config import PRESETS as TRAIN_PRESETS
 from gangealing_fast.alignment.config import ClassifyConfig, TrainConfig
 from gangealing_fast.applications.config import AlignConfig, ConvertConfig, PropagateConfig
+from gangealing_fast.congealing.config import CongealConfig
 from gangealing_fast.contrastive.config import ContrastConfig
 from gangealing_fast.data.config import PrepareConfig
 from gangealing_fast.metrics import WarpHealth
@@ -34,6 +35,7 @@ DOORS = {path.stem for path in (ROOT / "gangealing_fast").glob("*.py")} - {"__in
 # The pages that tell how to get from photographs to an aligner.
 RECIPE = ("README.md", "docs/quickstart.md", "docs/training.md")
 CONFIGURATIONS: dict[str, tuple[type, dict[str, Any]]] = {
+    "congeal": (CongealConfig, {}),
     "prepare": (PrepareConfig, {}),
     "pretrain": (PretrainConfig, PRETRAIN_PRESETS),
     "train": (TrainConfig, TRAIN_PRESETS),
@@ -63,7 +65,7 @@ FOREIGN = {
     "congeal_dataset.py",
 }
 # What runs, builds and users make; never files of the repository.
-MADE = ("runs/", "weights/v0.1/", "photos/", "converted/", "aligned/", "edited/", "~/")
+MADE = ("runs/", "weights/v0.1/", "photos/", "converted/", "aligned/", "edited/", "set/", "~/")
 
 
 def document(name: str) -> str:

@@ -53,7 +53,7 @@ def test_what_cannot_be_exported_is_one_sentence(tmp_path, monkeypatch):
     model = clustered()
     with pytest.raises(UserError, match="end in .onnx or .pt2"):
         model.export(tmp_path / "aligner.pb")
-    model.classifier = None
+    model = Aligner(model.transformer, model.warping)
     with pytest.raises(UserError, match="2 clusters but no classifier"):
         model.export(tmp_path / "aligner.pt2")
     flipped = Aligner(aligner(("similarity", "flow")).transformer, flips=True)

@@ -60,7 +60,7 @@ def test_a_saved_aligner_aligns_as_before(tmp_path, make):
 
 def test_how_it_is_used_is_saved_and_may_be_changed(tmp_path):
     model = composed()
-    model.flips, model.points = True, "published"
+    model = Aligner(model.transformer, model.warping, flips=True, points="published")
     folder = model.save_pretrained(tmp_path)
     again = Aligner.from_pretrained(folder)
     assert again.flips and again.points == "published"

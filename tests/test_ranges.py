@@ -15,6 +15,7 @@ from gangealing_fast.__main__ import COMMANDS
 from gangealing_fast.alignment.config import PRESETS as TRAIN_PRESETS
 from gangealing_fast.alignment.config import ClassifyConfig, TrainConfig
 from gangealing_fast.applications.config import AlignConfig, ConvertConfig, PropagateConfig
+from gangealing_fast.congealing.config import CongealConfig
 from gangealing_fast.contrastive.config import ContrastConfig
 from gangealing_fast.data.config import PrepareConfig
 from gangealing_fast.pretraining.config import PRESETS as PRETRAIN_PRESETS
@@ -24,6 +25,7 @@ from gangealing_fast.runtime.errors import UserError
 from gangealing_fast.runtime.ranges import Range, check_ranges, ranges_in
 
 CONFIGURATIONS: dict[str, type] = {
+    "congeal": CongealConfig,
     "prepare": PrepareConfig,
     "pretrain": PretrainConfig,
     "contrast": ContrastConfig,
@@ -69,7 +71,7 @@ def test_every_command_is_gone_over():
 def test_what_lies_outside_is_one_sentence(command, option, monkeypatch, capsys):
     kind = CONFIGURATIONS[command]
     hint = get_type_hints(kind, include_extras=True)[option]
-    shape = (1, 1) if "tuple" in str(hint) else 1
+    shape = (1,) * (2 if Ellipsis in get_args(hint) else len(get_args(hint))) if "tuple" in str(hint) else 1
     ranges = [found for found, _ in ranges_in(hint, shape)]
     assert all(isinstance(found, Range) for found in ranges), "a number without a range"
     range_ = ranges[0]
@@ -79,7 +81,7 @@ def test_what_lies_outside_is_one_sentence(command, option, monkeypatch, capsys)
     name = "--" + option.replace("_", "-")
     module = importlib.import_module(f"gangealing_fast.{command}")
     for value in wrong:
-        given = (value, value) if isinstance(shape, tuple) else value
+        given = (value,) * len(shape) if isinstance(shape, tuple) else value
         assert call(monkeypatch, module, *needed(kind), name, *words_of(given)) == 2
         said = capsys.readouterr()
         assert said.err.count("\n") == 1 and said.err.startswith(f"error: {name} must be "), said.err

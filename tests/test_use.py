@@ -266,7 +266,7 @@ def test_clusters_that_there_are_not():
 @pytest.mark.parametrize("command", [align, propagate], ids=["align", "propagate"])
 def test_the_commands_take_a_cluster(tmp_path, monkeypatch, capsys, command):
     model = clustered()
-    model.classifier = None
+    model = Aligner(model.transformer, model.warping)
     arguments = ["--checkpoint", saved(tmp_path / "a.safetensors", model), "--data", pictures(tmp_path / "pictures")]
     arguments += ["--edit", edit(tmp_path / "edit.png")] if command is propagate else []
     for name, options, status in (("without", [], 2), ("one", ["--cluster", 1], 0), ("many", ["--cluster", 2], 2)):

@@ -46,6 +46,8 @@ class Arrow(NamedTuple):
 
 COMMANDS = (
     Box("file", 85, 110, 130, ("your pictures", "folder or .tar")),
+    Box("command", 85, 210, 110, ("congeal",)),
+    Box("file", 235, 210, 130, ("set.safetensors",)),
     Box("command", 245, 110, 100, ("prepare",)),
     Box("file", 385, 110, 110, ("photos.tar",)),
     Box("command", 385, 210, 110, ("pretrain",)),
@@ -65,6 +67,10 @@ COMMANDS = (
 )
 COMMAND_ARROWS = (
     Arrow(((150, 110), (195, 110))),
+    Arrow(((85, 135), (85, 193))),
+    Arrow(((140, 210), (170, 210))),
+    Arrow(((235, 227), (235, 255), (385, 255), (385, 283))),
+    Arrow(((235, 227), (235, 255), (555, 255), (555, 283))),
     Arrow(((295, 110), (330, 110))),
     Arrow(((385, 127), (385, 193))),
     Arrow(((440, 210), (475, 210))),

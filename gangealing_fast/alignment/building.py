@@ -41,6 +41,7 @@ def build(config: TrainConfig, group: Group, *, flow_blocks: int = FLOW_BLOCKS) 
     """
     device = group.device
     options.check(config, processes=group.world, on_cuda=device.type == "cuda")
+    assert config.generator is not None  # as options.check made sure
     generator = load_generator(config.generator).to(device)
     options.check_generator(config, generator)
     transformer = make_transformer(config, generator.size, flow_blocks).to(device)

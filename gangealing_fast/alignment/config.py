@@ -35,10 +35,13 @@ ASSETS = Path(__file__).resolve().parent.parent / "assets"
 class TrainConfig(ProcessOptions):
     """Learn to align pictures from a generator's samples. Kill it when you like: the same command resumes to the same numbers."""
 
-    generator: Path
-    """The generator that the samples come from, as written by `pretrain` (generator.safetensors)."""
     out: Path
     """Results folder: checkpoint.pt, aligner.safetensors, pictures, log.jsonl, report.html."""
+    generator: Path | None = None
+    """The generator that the samples come from, as written by `pretrain` (generator.safetensors)."""
+    teach_from: Path | None = None
+    """Instead of a generator: a set, as `congeal` wrote it. The similarity learns to do in one pass what was found of its pictures,
+    shown in the poses of --pose-rotation, --pose-scale and --pose-shift; see --preset set."""
     data: Path | None = None
     """Real pictures (folder, .tar or MNIST file) to watch and to evaluate on; never trained on."""
     start_from: Path | None = None
@@ -184,6 +187,19 @@ PRESETS: dict[str, TrainConfig] = {
         snapshot=200,
     ),
 }
+PRESETS["set"] = TrainConfig(
+    out=Path("runs/taught"),
+    transforms="similarity",
+    trunk="efficientnet",
+    flow_size=64,
+    pose_rotation=30.0,
+    pose_scale=(0.7, 1.2),
+    pose_shift=0.15,
+    padding_mode="border",
+    steps=1500,
+    batch=24,
+    snapshot=250,
+)
 PRESETS["clusters"] = replace(
     PRESETS["digits"],
     generator=ASSETS / "digits" / "generator-347.safetensors",

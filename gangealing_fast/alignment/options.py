@@ -94,6 +94,8 @@ def check(config: TrainConfig, *, processes: int, on_cuda: bool) -> None:
     """Raise UserError for options that do not fit together, as far as that shows without the generator."""
     if config.batch < processes:
         raise UserError(f"--batch {config.batch} is less than one sample for each of the {processes} processes; raise it")
+    if config.generator is None:
+        raise UserError("name what is learned from: --generator generator.safetensors, or --teach-from a set that congeal wrote")
     if ASSETS in config.generator.parents and not config.generator.exists():
         name = config.generator.parent.name
         raise UserError(

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from gangealing_fast.alignment import options, results
+from gangealing_fast.alignment import options, results, teaching
 from gangealing_fast.alignment.building import build
 from gangealing_fast.alignment.config import TrainConfig
 from gangealing_fast.alignment.evaluation import Evaluation
@@ -105,6 +105,9 @@ def run(config: TrainConfig) -> Evaluation | None:
     Raises UserError for a user's mistakes.
     """
     print_notice(config.ops)
+    if config.teach_from is not None:
+        teaching.run(config)
+        return None
     with join(config.device, config.patience) as group:
         return _run(config, group)
 

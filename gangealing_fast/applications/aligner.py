@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Use a trained aligner: align pictures, carry points, masks and edits to the template and back, from one picture to another."""
+"""Use an aligner: align pictures, carry points, masks and edits to the template and back, from one picture to another."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
@@ -11,18 +11,24 @@ import torch
 from torch import Tensor
 
 from gangealing_fast import __version__
-from gangealing_fast.alignment.clustering import align_assigned
-from gangealing_fast.applications import exporting, hub
+from gangealing_fast.applications import hub
+from gangealing_fast.applications.looks import Finder, Look, joined
+from gangealing_fast.applications.opening import finder_of, trained_of
+from gangealing_fast.applications.refined import refined
 from gangealing_fast.applications.squares import Square, check_pictures, check_points, to_square
-from gangealing_fast.checkpoints.reading import Parts, read
+from gangealing_fast.applications.trained import Trained
+from gangealing_fast.checkpoints.reading import Parts
+from gangealing_fast.congealing import FeatureNetwork
 from gangealing_fast.geometry import points as points_of
 from gangealing_fast.geometry.points import PointRule
 from gangealing_fast.geometry.warping import DEFAULT, PaddingMode, Warping
-from gangealing_fast.geometry.warps import mirror_grid, mirror_pictures, reads_outside
+from gangealing_fast.geometry.warps import reads_outside
 from gangealing_fast.models.cluster_classifier import ClusterClassifier
 from gangealing_fast.models.spatial_transformer import Alignment, SpatialTransformer
 from gangealing_fast.ops import flow_regularizer, invert_grid, mipmap_warp
-from gangealing_fast.runtime.errors import UserError
+
+Images = Tensor | Sequence[str]
+"""Pictures `[N, 3, H, W]` in [-1, 1]; or, of an aligner of a set, the names of pictures of the set."""
 
 
 class Located(NamedTuple):
@@ -30,24 +36,6 @@ class Located(NamedTuple):
 
     points: Tensor
     confidence: Tensor
-
-
-class Look(NamedTuple):
-    """What an aligner found out about pictures, for everything that is then asked about them.
-
-    square: the pictures as the network saw them. cluster `[N]`, mirrored `[N]`: whose template they belong to, and whether as their
-    mirror images. alignment: see `Aligner.warp`.
-    """
-
-    square: Square
-    cluster: Tensor
-    mirrored: Tensor
-    alignment: Alignment
-
-    def without_pictures(self) -> Look:
-        """The same for whoever needs no pixels of it any more: `square.images` keeps its shape alone."""
-        shape = self.square.images.new_empty(1).expand(self.square.images.shape)
-        return self._replace(square=self.square._replace(images=shape))
 
 
 class Aligner:
@@ -65,6 +53,11 @@ class Aligner:
     of the warp itself between pixels; or "published", to compare published figures by (`geometry.points`): the nearest pixel of the
     template, and template points normalised by the picture's size. Maps and edits are exact in any case.
     Raises ValueError for flips without a flow, a cluster that there is not, or another rule for points.
+
+    An aligner of a set (`load` of a folder that `congeal` wrote) has the same methods. A picture of the set is aligned as the set
+    was, any other one is registered to the set's template. If a method takes pictures, it then takes names of pictures of the set
+    too, a list of them: `aligner.transfer(["a.png"], ["b.png"], points)`. Those may differ in size. Raises UserError for a name
+    that the set does not have, or if pixels are asked for and the file has changed.
     """
 
     def __init__(
@@ -77,15 +70,19 @@ class Aligner:
         cluster: int | None = None,
         points: PointRule = "exact",
     ) -> None:
-        if flips and transformer.flow is None:
-            raise ValueError("Aligner: flips are judged by the residual flow, which this transformer does not have.")
-        if cluster is not None and not 0 <= cluster < transformer.heads:
-            raise ValueError(f"Aligner: cluster must lie between 0 and {transformer.heads - 1}, got {cluster}.")
+        self._use(Trained(transformer, warping, classifier, flips=flips, cluster=cluster), points)
+
+    def _use(self, finder: Finder, points: PointRule) -> None:
         if points not in get_args(PointRule):
             raise ValueError(f"Aligner: points must be one of {', '.join(get_args(PointRule))}, got {points!r}.")
-        self.transformer = transformer.eval().requires_grad_(False)
-        self.classifier = None if classifier is None else classifier.eval().requires_grad_(False)
-        self.warping, self.flips, self.cluster, self.points = warping, flips, cluster, points
+        self.finder, self.points = finder, points
+
+    @classmethod
+    def by(cls, finder: Finder, *, points: PointRule = "exact") -> Aligner:
+        """An aligner by whatever finds how pictures lie on a template. Raises ValueError for another rule for points."""
+        made = cls.__new__(cls)
+        made._use(finder, points)
+        return made
 
     @classmethod
     def load(
@@ -97,25 +94,30 @@ class Aligner:
         points: PointRule = "exact",
         iters: int | None = None,
         padding_mode: PaddingMode | None = None,
+        features: FeatureNetwork | None = None,
         say: Callable[[str], None] = print,
     ) -> Aligner:
-        """From a results folder, its aligner.safetensors, or any checkpoint with an aligner (`checkpoints.reading.read`).
+        """From a results folder, its aligner.safetensors, any checkpoint with an aligner (`checkpoints.reading.read`), or a set.
 
         iters, padding_mode: how often the similarity runs and what lies beyond a picture's edge, if not as the file states. say:
         called with one sentence for what the file does not state: the original's do not hold `iters`, and 3 is assumed, as the
-        published models are used. Raises UserError if there is no aligner or `iters` is none, ValueError as the constructor.
+        published models are used. features: of a set that was made with a network of the user's, that network, to register new
+        pictures by: a set's file never says which other file is to be run.
+
+        Raises UserError if there is no aligner or `iters` is none, ValueError as the constructor, and for choices that an aligner
+        of a set does not have.
         """
-        parts = read(path).settle(path, padding_mode=padding_mode, iters=iters, say=say)
-        return cls.of(parts, path, flips=flips, cluster=cluster, points=points)
+        finder = finder_of(
+            Path(path), flips=flips, cluster=cluster, iters=iters, padding_mode=padding_mode, features=features, say=say
+        )
+        return cls.by(finder, points=points)
 
     @classmethod
     def of(
         cls, parts: Parts, path: str | Path, *, flips: bool = False, cluster: int | None = None, points: PointRule = "exact"
     ) -> Aligner:
         """As `load`, of what was read from `path`."""
-        if parts.transformer is None:
-            raise UserError(f"{path} holds no aligner; give a results folder of the train command or the original's checkpoint")
-        return cls(parts.transformer, parts.warping, parts.classifier, flips=flips, cluster=cluster, points=points)
+        return cls.by(trained_of(parts, Path(path), flips=flips, cluster=cluster), points=points)
 
     @classmethod
     def from_pretrained(cls, source: str | Path, *, revision: str | None = None, token: str | None = None, **use: Any) -> Aligner:
@@ -130,23 +132,23 @@ class Aligner:
     def save_pretrained(self, folder: str | Path) -> Path:
         """Write aligner.safetensors, config.json and a model card (README.md) to `folder`, for `from_pretrained`; returns it.
 
-        Raises UserError if a file cannot be written.
+        Raises UserError if a file cannot be written, and for an aligner of a set: share the folder that `congeal` wrote.
         """
-        return hub.save(self._parts(), self._use(), folder)
+        return hub.save(self._parts(), self._saved_use(), folder)
 
     def push_to_hub(self, name: str, *, private: bool = False, token: str | None = None, message: str = "Upload an aligner") -> str:
         """Upload what `save_pretrained` writes as the model NAME/MODEL of the Hugging Face hub; returns the address.
 
         Raises UserError if the package huggingface_hub is missing, or the hub refuses or cannot be reached.
         """
-        return hub.push(self._parts(), self._use(), name, private=private, token=token, message=message)
+        return hub.push(self._parts(), self._saved_use(), name, private=private, token=token, message=message)
 
     def _parts(self) -> Parts:
         return Parts(
             f"gangealing_fast {__version__}", transformer=self.transformer, classifier=self.classifier, warping=self.warping
         )
 
-    def _use(self) -> hub.Use:
+    def _saved_use(self) -> hub.Use:
         return hub.Use(self.flips, self.cluster, self.points)
 
     def export(self, path: str | Path, *, side: int | None = None, output_resolution: int | None = None) -> Path:
@@ -154,104 +156,127 @@ class Aligner:
 
         It takes pictures `[N, 3, side, side]` of any number N, side the one it was trained for if None, and returns `image` and
         `grid` as `warp` does. Raises UserError if pictures would have to be aligned without knowing their cluster, or by the
-        smoother of two flows; or if packages for ONNX are missing.
+        smoother of two flows; if packages for ONNX are missing; or for an aligner of a set.
         """
-        path = Path(path)
-        exporting.check_ending(path)
-        if self.flips:
-            raise UserError(
-                "an aligner that compares flows (flips=True) cannot be exported; train with --flips and classify instead"
-            )
-        self.check_classifier()
-        made = exporting.program(
-            self.transformer,
-            self.classifier,
-            self.warping,
-            side=side,
-            output_resolution=output_resolution,
-            cluster=self.cluster,
-        )
-        return exporting.export(made, path)
+        return self.finder.export(Path(path), side=side, output_resolution=output_resolution)
+
+    def refine(self, images: Tensor | Sequence[Tensor], *, flow: bool = True, seed: int = 0) -> Aligner:
+        """An aligner that starts from what this one finds and brings it to the pixel.
+
+        images: pictures `[N, 3, H, W]`, or a list of pictures `[3, H, W]` of any sizes, 3 or more, of the kind that is to be
+        aligned; a hundred are enough. As this aligner aligns them they make a template, in the frame of this one's. Any picture is
+        then registered to it, near the place that this aligner finds. flow: find a residual flow too; this aligner's own is left
+        out. seed: of what is drawn at random. Raises UserError if there are too few pictures, ValueError for an aligner without a
+        similarity.
+        """
+        return Aligner.by(refined(self.finder, images, flow=flow, seed=seed))
+
+    # ---- what it is
+
+    @property
+    def transformer(self) -> SpatialTransformer:
+        """The network of a trained aligner. Raises UserError for an aligner of a set."""
+        return self.finder.transformer
+
+    @property
+    def classifier(self) -> ClusterClassifier | None:
+        return self.finder.classifier
+
+    @property
+    def flips(self) -> bool:
+        return self.finder.flips
+
+    @property
+    def cluster(self) -> int | None:
+        return self.finder.cluster
+
+    @property
+    def warping(self) -> Warping:
+        return self.finder.warping
+
+    @warping.setter
+    def warping(self, warping: Warping) -> None:
+        self.finder.warping = warping
+
+    @property
+    def size(self) -> int:
+        """Side of the template, in pixels."""
+        return self.finder.size
+
+    @property
+    def reads(self) -> int | None:
+        """Side of the squares that commands cut pictures to, if nothing else is said; None for pictures as they are."""
+        return self.finder.reads
+
+    @property
+    def clusters(self) -> int:
+        """How many templates there are."""
+        return self.finder.clusters
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of an aligner of a set: the pictures that methods take by name."""
+        return self.finder.names
 
     # ---- pictures
 
     def check_classifier(self) -> None:
         """Raise UserError if there are several clusters, none was chosen, and there is no classifier."""
-        if self.classifier is None and self.transformer.heads > 1 and self.cluster is None:
-            raise UserError(
-                f"this aligner has {self.transformer.heads} clusters but no classifier to choose among them: run "
-                "python -m gangealing_fast.classify on its results folder and use what that writes, or choose one with --cluster"
-            )
+        self.finder.check()
 
     @property
     def decides(self) -> bool:
         """Whether there is a cluster or a mirror to decide on."""
-        return self.classifier is not None or self.flips or self.cluster is not None
+        return self.finder.decides
 
     def look(
         self,
-        images: Tensor,
+        images: Images,
         *,
         output_resolution: int | None = None,
         alpha: float = 1.0,
         assignment: tuple[Tensor, Tensor] | None = None,
         base_warp: Tensor | None = None,
     ) -> Look:
-        """Cluster, mirror and alignment of pictures, each found once. Arguments and errors as in `warp`."""
-        square = self.square(images)
-        if assignment is None and self._compares_flows:
-            cluster = self._chosen(images)
-            alignment, mirrored = self.transformer.best_mirror(
-                square.images,
-                warping=self.warping,
-                output_resolution=output_resolution,
-                alpha=alpha,
-                assignment=cluster,
-                base_warp=base_warp,
-            )
-            return Look(square, cluster, mirrored, alignment)
-        cluster, mirrored = self._assign(square.images) if assignment is None else assignment
-        alignment = align_assigned(
-            self.transformer,
-            square.images,
-            cluster,
-            mirrored,
-            warping=self.warping,
+        """Cluster, mirror and alignment of pictures, each found once. Arguments and errors as in `warp`.
+
+        Raises ValueError for names of pictures of several sizes, whose looks have no common shape.
+        """
+        if not isinstance(images, Tensor):
+            found = self._members(images, pixels=True, output_resolution=output_resolution, alpha=alpha)
+            return joined([look for _, look in found])
+        return self.finder.look(
+            images,
+            self.square(images),
             output_resolution=output_resolution,
             alpha=alpha,
+            assignment=assignment,
             base_warp=base_warp,
-            batch=max(1, len(images)),
         )
-        return Look(square, cluster, mirrored, alignment)
 
-    @property
-    def _compares_flows(self) -> bool:
-        return self.flips and self.classifier is None and (self.transformer.heads == 1 or self.cluster is not None)
-
-    def _chosen(self, images: Tensor) -> Tensor:
-        """`[N]`: the cluster that was chosen for all pictures, 0 if none was."""
-        return torch.full((len(images),), self.cluster or 0, device=images.device)
-
-    def _assign(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        self.check_classifier()
-        if self.classifier is not None:
-            return self.classifier.assign(images, self.cluster)
-        cluster = self._chosen(images)
-        return cluster, torch.zeros_like(cluster, dtype=torch.bool)
+    def _members(
+        self, names: Sequence[str], *, pixels: bool, output_resolution: int | None = None, alpha: float = 1.0
+    ) -> Iterator[tuple[Tensor, Look]]:
+        """Pictures `[1, 3, H, W]` of a set one by one, with the look at each; without `pixels` both are shapes alone."""
+        if isinstance(names, str):
+            raise TypeError(f"names of pictures are a list, got the single text {names!r}.")
+        for name in names:
+            yield self.finder.member(name, pixels=pixels, output_resolution=output_resolution, alpha=alpha)
 
     @torch.no_grad()
-    def assign(self, images: Tensor) -> tuple[Tensor, Tensor]:
+    def assign(self, images: Images) -> tuple[Tensor, Tensor]:
         """(cluster `[N]`, whether the picture is mirrored before it is aligned `[N]`), as the classifier says; 0 and False without.
 
         Raises UserError if there are several clusters and no classifier.
         """
-        if self._compares_flows:
-            return self.look(images)[1:3]
-        return self._assign(self.square(images).images)
+        if not isinstance(images, Tensor):
+            looks = [look for _, look in self._members(images, pixels=False)]
+            return torch.cat([look.cluster for look in looks]), torch.cat([look.mirrored for look in looks])
+        return self.finder.assign(images, self.square(images))
 
     def warp(
         self,
-        images: Tensor,
+        images: Images,
         *,
         output_resolution: int | None = None,
         alpha: float = 1.0,
@@ -264,7 +289,7 @@ class Aligner:
         transformer's own if None. alpha: 0 leaves pictures as they are, 1 aligns them. assignment: cluster and mirror of each
         picture, both `[N]`, if they are not to be found. base_warp: similarities `[N, 2, 3]` of the squares that were found before:
         the networks see the pictures as these warp them, and what they find is composed with these.
-        Raises UserError if there are several clusters and no classifier.
+        Raises UserError if there are several clusters and no classifier. An aligner of a set takes no assignment.
         """
         return self.look(
             images, output_resolution=output_resolution, alpha=alpha, assignment=assignment, base_warp=base_warp
@@ -272,53 +297,54 @@ class Aligner:
 
     def stages(self, images: Tensor, *, output_resolution: int | None = None, alpha: float = 1.0) -> list[Alignment]:
         """What `warp` returns, after every look of the similarity and then with the flow; the last is that of `warp` itself."""
-        look = self.look(images)
-        seen = mirror_pictures(look.square.images, look.mirrored)
-        found = self.transformer.stages(
-            seen, warping=self.warping, output_resolution=output_resolution, alpha=alpha, assignment=look.cluster
-        )
-        return [stage._replace(grid=mirror_grid(stage.grid, look.mirrored)) for stage in found]
+        return self.finder.stages(images, self.square(images), output_resolution=output_resolution, alpha=alpha)
 
-    def out_of_bounds(self, images: Tensor, *, look: Look | None = None) -> Tensor:
+    def out_of_bounds(self, images: Images, *, look: Look | None = None) -> Tensor:
         """`[N]` bool: whether an aligned picture shows places beyond the edges of the picture as given, which padding stands for.
 
         look: what `look(images)` returned, if it is at hand already.
         """
+        if not isinstance(images, Tensor):
+            return torch.cat([self.out_of_bounds(one, look=seen) for one, seen in self._members(images, pixels=False)])
         square, _, _, record = self.look(images) if look is None else look
         height, width = images.shape[2:]
         corners = (square.left, square.top, square.left + width, square.top + height)
         left, top, right, bottom = (2 * corner / square.images.shape[3] - 1 for corner in corners)
         return reads_outside(record.grid, (left, top, right, bottom)).flatten(1).any(1)
 
-    def align(self, images: Tensor, *, output_resolution: int | None = None, alpha: float = 1.0) -> Tensor:
+    def align(self, images: Images, *, output_resolution: int | None = None, alpha: float = 1.0) -> Tensor:
         """Aligned pictures `[N, 3, R, R]`, R = output_resolution or the transformer's own size."""
+        if not isinstance(images, Tensor):
+            found = self._members(images, pixels=True, output_resolution=output_resolution, alpha=alpha)
+            return torch.cat([look.alignment.image for _, look in found])
         return self.warp(images, output_resolution=output_resolution, alpha=alpha).image
 
-    def flow_scores(self, images: Tensor) -> Tensor:
+    def flow_scores(self, images: Images) -> Tensor:
         """`[N]`: minus the total variation of each picture's residual flow. The higher, the better a picture suits its template
         (arXiv 2112.05143, section 3.5): what scores least is what to leave out of a data set. Raises ValueError without a flow.
         """
-        scores = flow_scores_of(self.warp(images))
-        if scores is None:
-            raise ValueError("flow scores need a transformer with a 'flow' transform; this one has none.")
-        return scores
+        if not isinstance(images, Tensor):
+            return torch.cat([_scored(look.alignment) for _, look in self._members(images, pixels=False)])
+        return _scored(self.warp(images))
 
     def square(self, images: Tensor) -> Square:
         """Pictures `[N, 3, H, W]` in the middle of a square, padded as `warping` says; square ones as they are."""
         check_pictures(images)
-        return to_square(images.to(self._dtype), self.warping.padding_mode)
-
-    @property
-    def _dtype(self) -> torch.dtype:
-        return next(self.transformer.parameters()).dtype
+        return to_square(images.to(self.finder.dtype), self.warping.padding_mode)
 
     # ---- points
 
-    def from_template(self, images: Tensor, points: Tensor) -> Tensor:
-        """Points of the template → pixels of each picture, sub-pixel; differentiable by the points."""
+    def from_template(self, images: Images, points: Tensor, *, look: Look | None = None) -> Tensor:
+        """Points of the template → pixels of each picture, sub-pixel; differentiable by the points.
+
+        look: what `look(images)` returned, if it is at hand already.
+        """
         check_points(images, points)
-        square, _, mirrored, record = self.look(images)
-        side, size = square.images.shape[3], self.transformer.flow_size
+        if not isinstance(images, Tensor):
+            members = zip(self._members(images, pixels=False), points.split(1), strict=True)
+            return torch.cat([self.from_template(one, row, look=seen) for (one, seen), row in members])
+        square, _, mirrored, record = self.look(images) if look is None else look
+        side, size = square.images.shape[3], self.size
         if self.points == "exact":
             found = points_of.from_template(record.grid, points, side)
         elif record.residual_flow is None and record.matrix is not None:
@@ -328,16 +354,20 @@ class Aligner:
             found = points_of.published_from_template(record.grid, points, side)
         return square.leave(found)
 
-    def locate(self, images: Tensor, points: Tensor, *, look: Look | None = None) -> Located:
+    def locate(self, images: Images, points: Tensor, *, look: Look | None = None) -> Located:
         """Pixels of each picture → points of the template: sub-pixel, differentiable by the points, with a confidence for each.
 
         look: what `look(images)` returned, if it is at hand already. With the published rule for points and a flow they are whole
         pixels of the template without gradients, and the confidence is 1: that rule always finds one.
         """
         check_points(images, points)
-        dtype, points = torch.promote_types(points.dtype, self._dtype), points.to(self._dtype)
+        if not isinstance(images, Tensor):
+            members = zip(self._members(images, pixels=False), points.split(1), strict=True)
+            rows = [self.locate(one, row, look=seen) for (one, seen), row in members]
+            return Located(torch.cat([row.points for row in rows]), torch.cat([row.confidence for row in rows]))
+        dtype, points = torch.promote_types(points.dtype, self.finder.dtype), points.to(self.finder.dtype)
         look = self.look(images) if look is None else look
-        record, size = look.alignment, self.transformer.flow_size
+        record, size = look.alignment, self.size
         if record.grid.shape[1] != size:
             raise ValueError(f"a look at the transformer's own size {size} is needed, got one of {record.grid.shape[1]}.")
         if self.points == "exact" or record.residual_flow is None:
@@ -350,7 +380,7 @@ class Aligner:
     def _locate(self, look: Look, points: Tensor) -> Located:
         """The exact rule of `locate`."""
         square, _, mirrored, record = look
-        side, size = square.images.shape[3], self.transformer.flow_size
+        side, size = square.images.shape[3], self.size
         shifted = square.enter(points)
         if record.residual_flow is None and record.matrix is not None:  # a similarity has an exact inverse everywhere
             seen = points_of.mirror_points(shifted, mirrored, side)
@@ -359,50 +389,79 @@ class Aligner:
             return Located(found, inside.to(found.dtype))
         return Located(*invert_grid(record.grid, points_of.normalize_points(shifted, side)))
 
-    def to_template(self, images: Tensor, points: Tensor) -> Tensor:
+    def to_template(self, images: Images, points: Tensor) -> Tensor:
         """`locate(images, points).points`."""
         return self.locate(images, points).points
 
-    def transfer(self, first: Tensor, second: Tensor, points: Tensor) -> Tensor:
+    def transfer(self, first: Images, second: Images, points: Tensor) -> Tensor:
         """Pixels of the first pictures → the corresponding pixels of the second ones."""
         return self.from_template(second, self.to_template(first, points))
 
     # ---- masks and edits
 
-    def maps_to_template(self, images: Tensor, maps: Tensor) -> Tensor:
-        """What is drawn on pictures, `[N, C, H, W]` (masks, label scores, edits), as it lies on the template, `[N, C, F, F]`."""
+    def maps_to_template(self, images: Images, maps: Tensor) -> Tensor:
+        """What is drawn on pictures, `[N, C, H, W]` (masks, label scores, edits), as it lies on the template, `[N, C, F, F]`.
+
+        Pictures by name have to be of one size, that of the maps.
+        """
+        if not isinstance(images, Tensor):
+            members = list(self._members(images, pixels=False))
+            sizes = {tuple(one.shape[2:]) for one, _ in members}
+            if maps.ndim != 4 or maps.shape[0] != len(members) or sizes != {tuple(maps.shape[2:])}:
+                raise ValueError(f"maps must be [{len(members)}, C, H, W] of the pictures' size {sizes}, got {list(maps.shape)}.")
+            return torch.cat([self._maps_to_template(look, row) for (_, look), row in zip(members, maps.split(1), strict=True)])
         check_pictures(images)
         if maps.ndim != 4 or maps.shape[0] != images.shape[0] or maps.shape[2:] != images.shape[2:]:
             raise ValueError(f"maps must be [N, C, H, W] of the pictures' size, got {list(maps.shape)} for {list(images.shape)}.")
+        return self._maps_to_template(self.look(images), maps)
+
+    def _maps_to_template(self, look: Look, maps: Tensor) -> Tensor:
         padding_mode = self.warping.padding_mode
         drawn = to_square(maps, padding_mode, nothing=0.0).images
-        return mipmap_warp(drawn, self.warp(images).grid, padding_mode=padding_mode)
+        return mipmap_warp(drawn, look.alignment.grid, padding_mode=padding_mode)
 
     def maps_from_template(
-        self, images: Tensor, maps: Tensor, *, look: Look | None = None, rows: slice = slice(None)
+        self, images: Images, maps: Tensor, *, look: Look | None = None, rows: slice = slice(None)
     ) -> tuple[Tensor, Tensor]:
         """What is drawn on the template, `[1 or N, C, R, R]`, as it lies on pictures: (`[N, C, H, W]`, confidence `[N, 1, H, W]`).
 
         Every pixel of a picture is sought on the template, so nothing is left out between two pixels; where the template does
         not reach, the result is 0 and so is the confidence. look: as in `locate`, then the pictures' own pixels are not read. rows:
-        those that are wanted, without a step; the result has these alone.
+        those that are wanted, without a step; the result has these alone. Pictures by name have to be of one size.
         """
+        if not isinstance(images, Tensor):
+            members = list(self._members(images, pixels=False))
+            if len({tuple(one.shape[2:]) for one, _ in members}) > 1:
+                raise ValueError("the pictures have several sizes, and maps on them no common shape: ask for one at a time.")
+            each = maps.split(1) * (len(members) if maps.shape[0] == 1 else 1)
+            found = [
+                self.maps_from_template(one, row, look=seen, rows=rows) for (one, seen), row in zip(members, each, strict=True)
+            ]
+            return torch.cat([drawn for drawn, _ in found]), torch.cat([sure for _, sure in found])
         if look is None:
             check_pictures(images)
         n, _, height, width = images.shape
         if maps.ndim != 4 or maps.shape[0] not in (1, n) or maps.shape[2] != maps.shape[3]:
             raise ValueError(f"maps must be [1, C, R, R] or [{n}, C, R, R], got {list(maps.shape)}.")
+        look = self.look(images) if look is None else look
         first, last, _ = rows.indices(height)
         # The pixels above and below tell how coarsely a pixel reads the map.
         low, high = max(0, first - 1), min(height, last + 1)
         y, x = torch.meshgrid(torch.arange(low, high), torch.arange(width), indexing="ij")
-        pixels = torch.stack([x, y], -1).reshape(1, -1, 2).to(images.device, self._dtype).expand(n, -1, -1)
-        place, confidence = self._locate(self.look(images) if look is None else look, pixels)
-        grid = ((2 * place + 1) / self.transformer.flow_size - 1).reshape(n, high - low, width, 2)
+        pixels = torch.stack([x, y], -1).reshape(1, -1, 2).to(look.alignment.grid.device, self.finder.dtype).expand(n, -1, -1)
+        place, confidence = self._locate(look, pixels)
+        grid = ((2 * place + 1) / self.size - 1).reshape(n, high - low, width, 2)
         wanted = slice(first - low, last - low)
         confidence = confidence.reshape(n, 1, high - low, width)[:, :, wanted]
         drawn = mipmap_warp(maps.expand(n, -1, -1, -1), grid, padding_mode="border")[:, :, wanted]
         return torch.where(confidence > 0, drawn, 0.0), confidence
+
+
+def _scored(alignment: Alignment) -> Tensor:
+    scores = flow_scores_of(alignment)
+    if scores is None:
+        raise ValueError("flow scores need a transformer with a 'flow' transform; this one has none.")
+    return scores
 
 
 def flow_scores_of(alignment: Alignment) -> Tensor | None:

@@ -16,6 +16,7 @@ from gangealing_fast.applications.aligner import Aligner, Look, flow_scores_of
 from gangealing_fast.applications.choosing import aligner_of
 from gangealing_fast.applications.config import AlignConfig
 from gangealing_fast.applications.naming import result_name
+from gangealing_fast.applications.refining import refined_by
 from gangealing_fast.data.pictures import PictureStream, to_float
 from gangealing_fast.models.layers import resize_to
 from gangealing_fast.report.pictures import save_grid
@@ -44,14 +45,21 @@ class Averages:
             self._sums[k] = (before + images[chosen].sum(0), after + look.alignment.image[chosen].sum(0))
             self.members[k] = self.members.get(k, 0) + int(chosen.sum())
 
-    def write(self, folder: Path, resolution: int) -> None:
-        """average.png, a row of before and after for each cluster, and each cluster's template to draw on."""
-        averages: list[Tensor] = []
+    def pairs(self, resolution: int) -> dict[int, tuple[Tensor, Tensor]]:
+        """The averages `[3, R, R]` of each cluster's pictures, before and after."""
+        pairs = {}
         for k in sorted(self._sums):
             before, after = (total / self.members[k] for total in self._sums[k])
-            averages += [F.interpolate(before[None], size=(resolution, resolution), mode="bilinear"), after[None]]
-            save_picture(folder / ("template.png" if len(self._sums) == 1 else f"template-{k}.png"), after.clamp(-1, 1))
-        save_grid(torch.cat(averages).clamp(-1, 1), folder / "average.png", columns=2)
+            pairs[k] = (F.interpolate(before[None], size=(resolution, resolution), mode="bilinear")[0], after)
+        return pairs
+
+    def write(self, folder: Path, resolution: int) -> None:
+        """average.png, a row of before and after for each cluster, and each cluster's template to draw on."""
+        pairs = self.pairs(resolution)
+        for k, (_, after) in pairs.items():
+            save_picture(folder / ("template.png" if len(pairs) == 1 else f"template-{k}.png"), after.clamp(-1, 1))
+        averages = torch.stack([picture for pair in pairs.values() for picture in pair])
+        save_grid(averages.clamp(-1, 1), folder / "average.png", columns=2)
 
 
 def run(config: AlignConfig) -> None:
@@ -60,8 +68,10 @@ def run(config: AlignConfig) -> None:
     if config.crop == "none" and config.size:
         raise UserError("--size is the side of cropped pictures: leave it out, or leave --crop none out")
     aligner = aligner_of(config.checkpoint, config)
-    size = None if config.crop == "none" else config.size or aligner.transformer.input_size
-    resolution = config.resolution or aligner.transformer.flow_size
+    if config.refine:
+        aligner = refined_by(aligner, config)
+    size = None if config.crop == "none" else config.size or aligner.reads
+    resolution = config.resolution or aligner.size
     pictures = PictureStream(config.data, size=size, batch=1 if size is None else config.batch, limit=config.limit)
     print(f"{len(pictures)} pictures in {printable(config.data)}, read {'whole' if size is None else f'as {size}x{size}'}")
     with results_folder(config.out, COMMAND, config, WRITES, pictures={"--data": config.data}) as folder:

@@ -5,10 +5,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from gangealing_fast.runtime.config import WarpingOptions, shared_last
-from gangealing_fast.runtime.ranges import Count, Natural, Share, SideOrDefault, Threads
+from gangealing_fast.runtime.ranges import Count, Natural, Range, Share, SideOrDefault, Threads
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +27,7 @@ class AlignConfig(UseOptions):
     """Align every picture of a folder, tar or MNIST file."""
 
     checkpoint: Path
-    """Results folder of `train` or `classify`, its aligner.safetensors, or the original's checkpoint."""
+    """Results folder of `train` or `classify`, its aligner.safetensors, the original's checkpoint, or a folder of `congeal`."""
     data: Path
     """The pictures, of any size and shape."""
     out: Path
@@ -37,7 +37,13 @@ class AlignConfig(UseOptions):
     resolution: SideOrDefault = 0
     """Side of the aligned pictures; 0 takes the transformer's own."""
     crop: Literal["center", "none"] = "center"
-    """Cut out the centred square, or keep pictures whole, at their own size; beyond their edges lies what --padding-mode says."""
+    """Cut out the centred square, or keep pictures whole, at their own size; beyond their edges lies what --padding-mode says.
+    Pictures for an aligner of a set stay whole, unless --size is given."""
+    refine: bool = False
+    """Bring what a trained aligner finds to the pixel: some of the pictures make a template of what it aligns, and every picture is
+    registered to that, near the place that the aligner finds."""
+    refine_pictures: Annotated[int, Range(3, 10_000)] = 100
+    """How many pictures make that template."""
     limit: Count | None = None
     """Only the first so many pictures."""
     batch: Count = 64
@@ -50,7 +56,7 @@ class PropagateConfig(UseOptions):
     """Carry an edit of the template to every picture of a folder, tar or MNIST file, at the pictures' own size."""
 
     checkpoint: Path
-    """Results folder of `train` or `classify`, its aligner.safetensors, or the original's checkpoint."""
+    """Results folder of `train` or `classify`, its aligner.safetensors, the original's checkpoint, or a folder of `congeal`."""
     data: Path
     """The pictures, of any size and shape."""
     edit: tuple[str, ...]

@@ -79,7 +79,7 @@ def run(config: PropagateConfig) -> None:
     """Edit all pictures. Raises UserError for a user's mistakes; finished pictures stay."""
     set_threads(config.threads)
     aligner = aligner_of(config.checkpoint, config)
-    edits = _edits(config, aligner.transformer.heads)
+    edits = _edits(config, aligner.clusters)
     pictures = PictureStream(config.data, size=None, limit=config.limit)
     read = [("--edit", Path(name)) for name in config.edit if name != NO_EDIT]
     with results_folder(config.out, COMMAND, config, WRITES, pictures={"--data": config.data}, inputs=read) as folder:

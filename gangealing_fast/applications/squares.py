@@ -8,6 +8,7 @@ square had more pixels than `LARGEST` and more than four times its own.
 from __future__ import annotations
 
 import math
+from collections.abc import Sized
 from typing import NamedTuple
 
 import torch
@@ -66,8 +67,8 @@ def check_pictures(images: Tensor) -> None:
             )
 
 
-def check_points(images: Tensor, points: Tensor) -> None:
-    """Raise ValueError or TypeError unless `points` are real numbers `[N, P, 2]`, N as in `images` `[N, 3, H, W]`."""
+def check_points(images: Sized, points: Tensor) -> None:
+    """Raise ValueError or TypeError unless `points` are real numbers `[N, P, 2]`, N the number of `images`, pictures or names."""
     if not isinstance(points, Tensor) or points.is_complex() or points.dtype == torch.bool:
         kind = points.dtype if isinstance(points, Tensor) else type(points).__name__
         raise TypeError(f"points must be a tensor of numbers [N, P, 2], got {kind}.")

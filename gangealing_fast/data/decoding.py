@@ -11,10 +11,10 @@ import functools
 import io
 import threading
 from collections.abc import Callable, Iterator
-from typing import IO, Literal, get_args
+from typing import IO, Literal, NamedTuple, TypeVar, get_args
 
 import numpy
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 Square = Literal["center", "border", "zero"]
 Pad = Literal["center", "border", "zero", "shorter-side", "none"]
@@ -158,16 +158,59 @@ def decode(content: bytes, size: int | None, pad: Pad = "center") -> numpy.ndarr
     Raises:
         ValueError: with the reason, for anything that is not a complete picture.
     """
+    size = None if pad == "none" else size
+    # Decodes a large photograph at a half, quarter or eighth, still twice as large as needed.
+    return _opened(content, None if size is None else 2 * size, lambda picture: _finish(picture, size, pad))
+
+
+class Layers(NamedTuple):
+    """A picture with what belongs to it: colours `[h, w, 3]` uint8, transparency laid on white; opacity `[h, w]` uint8, None if the
+    picture is opaque; (width, height) of the whole picture, upright, of which h and w may be a reduction."""
+
+    colours: numpy.ndarray
+    opacity: numpy.ndarray | None
+    size: tuple[int, int]
+
+
+def decode_layers(content: bytes, longest: int | None = None) -> Layers:
+    """Decode one picture file with its transparency, as `decode`; made smaller if a side is longer than `longest` pixels.
+
+    Raises ValueError as `decode`.
+    """
+    whole = _opened(content, None, _upright_size)
+    return _opened(content, None if longest is None else 2 * longest, lambda picture: _layers(picture, longest, whole))
+
+
+def _upright_size(picture: Image.Image) -> tuple[int, int]:
+    turned = picture.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
+    return (picture.height, picture.width) if turned else picture.size
+
+
+def _layers(picture: Image.Image, longest: int | None, whole: tuple[int, int]) -> Layers:
+    picture.load()
+    ImageOps.exif_transpose(picture, in_place=True)
+    opacity = picture.convert("RGBA").getchannel("A") if is_transparent(picture) else None
+    plain = to_eight_bits(picture)
+    if longest is not None and max(whole) > longest:
+        scale = longest / max(whole)
+        size = (max(1, round(whole[0] * scale)), max(1, round(whole[1] * scale)))
+        plain, opacity = _resized(plain, size), None if opacity is None else _resized(opacity, size)
+    return Layers(to_array(plain), None if opacity is None else numpy.asarray(opacity), whole)
+
+
+_Result = TypeVar("_Result")
+
+
+def _opened(content: bytes, draft: int | None, finish: Callable[[Image.Image], _Result]) -> _Result:
+    """What `finish` makes of a picture file; draft: the least side that a JPEG may be decoded at. ValueError as `decode`."""
     if not content:
         raise ValueError("the file is empty")
-    size = None if pad == "none" else size
     try:
         with Image.open(io.BytesIO(content), formats=formats()) as picture:
-            if picture.format == "JPEG" and size is not None:
-                # Decodes a large photograph at a half, quarter or eighth, still twice as large as needed.
-                picture.draft("RGB", (2 * size, 2 * size))
+            if picture.format == "JPEG" and draft is not None:
+                picture.draft("RGB", (draft, draft))
             with _one_large if picture.width * picture.height > _LARGE else contextlib.nullcontext():
-                return _finish(picture, size, pad)
+                return finish(picture)
     except Image.UnidentifiedImageError:
         if is_heif(content[:12]):
             raise ValueError("a HEIF picture that cannot be decoded; the package pillow-heif reads most of them") from None

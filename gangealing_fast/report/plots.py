@@ -61,6 +61,30 @@ def line_plot(title: str, x: Sequence[float], y: Sequence[float | None], *, x_la
     return _frame(title, f"{spoken}{_number(points[-1][0])} {x_label}", parts)
 
 
+def histogram(title: str, values: Sequence[float], *, low: float, high: float, bins: int = 20, x_label: str = "") -> str:
+    """How many of `values` lie in each of `bins` parts of [low, high], as bars of an `<svg>` element; those beyond are left out."""
+    counts = [0] * bins
+    for value in values:
+        if math.isfinite(value) and low <= value <= high:
+            counts[min(bins - 1, int((value - low) / (high - low) * bins))] += 1
+    _, top, y_step, ticks = _axis(0, max(1, *counts), whole=True)
+    width, height = (WIDTH - LEFT - RIGHT) / bins, HEIGHT - TOP - BOTTOM
+    parts = []
+    for tick in ticks:
+        down = HEIGHT - BOTTOM - tick / top * height
+        parts.append(f'<line class="g" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{down:.1f}" y2="{down:.1f}"/>')
+        parts.append(f'<text class="e" x="{LEFT - 6}" y="{down + 4:.1f}">{_number(tick, y_step)}</text>')
+    for k, count in enumerate(counts):
+        tall = count / top * height
+        place = f'x="{LEFT + k * width + 1:.1f}" y="{HEIGHT - BOTTOM - tall:.1f}" width="{width - 2:.1f}" height="{tall:.1f}"'
+        parts.append(f'<rect class="d" {place}/>')
+    for tick in (low, (low + high) / 2, high):
+        across = LEFT + (tick - low) / (high - low) * (WIDTH - LEFT - RIGHT)
+        parts.append(f'<text class="m" x="{across:.1f}" y="{HEIGHT - BOTTOM + 16}">{_number(tick)}</text>')
+    parts.append(f'<text class="m" x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 5}">{escape(x_label)}</text>')
+    return _frame(title, f"{title}: {sum(counts)} values between {_number(low)} and {_number(high)} {x_label}", parts)
+
+
 def _frame(title: str, spoken: str, parts: list[str]) -> str:
     spoken = escape(spoken.strip(), quote=True)
     heading = f'<text class="t" x="{LEFT}" y="18">{escape(title)}</text>'

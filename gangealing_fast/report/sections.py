@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 from PIL.Image import Image
 
 from gangealing_fast.report.pictures import picture_grid
-from gangealing_fast.report.plots import line_plot
+from gangealing_fast.report.plots import histogram, line_plot
 from gangealing_fast.storage.files import picture_bytes
 
 if TYPE_CHECKING:
@@ -121,6 +121,22 @@ class Curves:
 
 
 @dataclass(frozen=True)
+class Histogram:
+    """How often values occur in each part of [low, high]."""
+
+    heading: str
+    values: Sequence[float]
+    label: str
+    low: float = 0.0
+    high: float = 1.0
+    text: str = ""
+
+    def html(self) -> str:
+        drawing = histogram(self.heading, self.values, low=self.low, high=self.high, x_label=self.label)
+        return _paragraph(self.text) + f'<div class="plots">{drawing}</div>'
+
+
+@dataclass(frozen=True)
 class Metrics:
     """A table of figures: before, after, after / before, and what a baseline reaches.
 
@@ -190,7 +206,7 @@ class Commands:
         )
 
 
-Section = Text | Pictures | Rows | Curves | Metrics | Configuration | Commands
+Section = Text | Pictures | Rows | Curves | Histogram | Metrics | Configuration | Commands
 
 
 def _paragraph(text: str) -> str:

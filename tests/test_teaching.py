@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A transformer that learns from a set what was found there."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from runs import assert_identical
+from sets import SIZES, picture, saved_set, write_set
+
+from gangealing_fast.alignment.config import PRESETS, TrainConfig
+from gangealing_fast.alignment.poses import PoseRange
+from gangealing_fast.alignment.teaching import PLACES, Lessons, read_taught
+from gangealing_fast.alignment.trainer import run
+from gangealing_fast.applications.placed import placed_look
+from gangealing_fast.applications.squares import to_square
+from gangealing_fast.congealing.folder import FILE, save_set
+from gangealing_fast.congealing.records import Registered
+from gangealing_fast.data.pictures import to_float
+from gangealing_fast.geometry.warps import mirror_grid
+from gangealing_fast.models import SpatialTransformer
+from gangealing_fast.runtime.errors import UserError
+
+
+def test_the_grids_that_are_taught_are_those_of_the_set(tmp_path):
+    saved = saved_set(tmp_path)
+    taught, found = read_taught(saved, 64), saved.found
+    assert taught.pictures.shape == (3, 3, 64, 64)
+    for k in range(len(SIZES)):
+        row = slice(k, k + 1)
+        one = Registered(found.matrix[row], found.flow[row], found.mirrored[row], found.cluster[row], found.confidence[row])
+        square = to_square(to_float(picture(k))[None], "border")
+        look = placed_look(one, square, saved.side, padding_mode="border", output_resolution=PLACES)
+        expected = mirror_grid(look.alignment.grid, one.mirrored)[0]
+        torch.testing.assert_close(taught.grids[k], expected, atol=1e-5, rtol=1e-5)
+
+
+def one_template(saved):
+    found = dataclasses.replace(saved.found, cluster=torch.zeros(3, dtype=torch.int64), template=saved.found.template[:1])
+    return dataclasses.replace(saved, found=found)
+
+
+def tiny(tmp_path, **changes) -> TrainConfig:
+    (tmp_path / "set").mkdir(exist_ok=True)
+    save_set(tmp_path / "set" / FILE, one_template(saved_set(tmp_path)))
+    small = dict(flow_size=32, trunk="learned", channel_base=64, max_channels=8, steps=4, batch=4, snapshot=2, threads=1)
+    places = {"teach_from": tmp_path / "set", "out": tmp_path / "run"}
+    return dataclasses.replace(PRESETS["set"], **{**places, **small, **changes})
+
+
+def test_a_right_warp_has_no_error_and_learning_lessens_it(tmp_path):
+    torch.manual_seed(0)
+    taught = read_taught(one_template(saved_set(tmp_path)), 32)
+    transformer = SpatialTransformer(("similarity",), 32, channel_base=64, max_channels=16)
+    lessons = Lessons(transformer, taught, PoseRange(15.0, (0.9, 1.1), 0.05), batch=16, padding_mode="border")
+    optimizer = torch.optim.Adam(transformer.parameters(), 3e-3)
+    losses = []
+    for _ in range(50):
+        loss, near = lessons.lesson()
+        assert 0 <= near <= 1
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert sum(losses[-10:]) < 0.7 * sum(losses[:10])
+
+
+def test_a_run_exports_an_aligner_and_resumes_to_the_same_numbers(tmp_path):
+    from gangealing_fast import Aligner
+
+    whole, halves = tiny(tmp_path, out=tmp_path / "whole"), tiny(tmp_path, out=tmp_path / "halves")
+    assert run(whole) is None
+    assert (tmp_path / "whole" / "report.html").exists() and (tmp_path / "whole" / "average.png").exists()
+    assert Aligner.load(tmp_path / "whole").align(torch.zeros(1, 3, 32, 32)).shape == (1, 3, 32, 32)
+    from gangealing_fast.alignment import teaching
+
+    class Killed(Exception):
+        pass
+
+    lesson, count = Lessons.lesson, 0
+
+    def killed(self):
+        nonlocal count
+        count += 1
+        if count == 4:
+            raise Killed
+        return lesson(self)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(teaching.Lessons, "lesson", killed)
+        with pytest.raises(Killed):
+            run(halves)
+    run(halves)
+    first, second = (torch.load(tmp_path / name / "checkpoint.pt", weights_only=True)["state"] for name in ("whole", "halves"))
+    assert_identical(first["transformer"], second["transformer"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"transforms": "similarity,flow"}, "teaches a similarity"),
+        ({"flips": True}, "neither --start-from nor --clusters nor --flips"),
+    ],
+)
+def test_options_that_do_not_fit_are_sentences(tmp_path, changes, words):
+    with pytest.raises(UserError, match=words):
+        run(tiny(tmp_path, **changes))
+
+
+def test_sets_that_do_not_fit_are_sentences(tmp_path):
+    config = tiny(tmp_path)
+    (tmp_path / "pictures" / "0.png").unlink()
+    with pytest.raises(UserError, match="0.png in .* any more"):
+        run(config)
+    (tmp_path / "two").mkdir()
+    with pytest.raises(UserError, match="has 2 templates"):
+        run(dataclasses.replace(config, teach_from=write_set(tmp_path / "two")))
+    with pytest.raises(UserError, match="name what is learned from"):
+        run(dataclasses.replace(config, teach_from=None))
