@@ -10,8 +10,7 @@ import torch
 from torch.nn.functional import affine_grid, grid_sample, interpolate
 
 from gangealing_fast import metrics
-from gangealing_fast.congealing import congeal, soft_stack_entropy
-from gangealing_fast.congealing.similarity import _recentre, _sweep
+from gangealing_fast.congealing.similarity import _recentre, _sweep, congeal, soft_stack_entropy
 from gangealing_fast.geometry.warps import compose, invert, similarity_matrix
 
 CORNERS = torch.tensor([[-0.5, -0.6], [0.5, -0.6], [0.5, 0.6], [-0.5, 0.6]])

@@ -94,13 +94,13 @@ def load_features(
     Such a file is a program. Loading it runs that program, so only a file that the user names and trusts may be given.
 
     stride: pixels of a cell. mean, std: of the three channels of pictures in [0, 1] that the network expects.
-    side: the side of its pictures if it takes one size alone; a multiple of the stride. Otherwise 28 and 40 cells a side are asked.
-    The network gives a map `[N, C, h, w]`, tokens `[N, T, C]` whose last h w are the cells row by row, or a dictionary or a sequence
-    that holds one of these. Raises UserError if the file cannot be loaded or gives anything else.
+    side: the side of its pictures if it takes one size alone; a multiple of the stride. Otherwise any multiple of the stride.
+    The network gives a map `[N, C, h, w]`, tokens `[N, T, C]` whose last h w are the cells row by row, or a dictionary or a
+    sequence that holds one of these. Raises UserError if the file cannot be loaded or gives anything else.
     """
     if stride < 1 or len(mean) != 3 or len(std) != 3 or min(std) <= 0 or (side is not None and (side < stride or side % stride)):
         raise UserError(
-            "the features need a stride of 1 or more, three means, three positive deviations, and a side that is a multiple of the stride"
+            "the features need a stride of at least 1, three means, three positive deviations, and a side that the stride divides"
         )
     network = _program(str(path))
     shift, scale = torch.tensor(mean).view(1, 3, 1, 1), torch.tensor(std).view(1, 3, 1, 1)
@@ -158,7 +158,9 @@ def _as_map(found: Any, cells: int, path: str) -> Tensor:
     if isinstance(found, Tensor) and found.ndim == 3 and found.shape[1] >= cells * cells:
         return found[:, -cells * cells :].float().mT.unflatten(2, (cells, cells))
     shape = list(found.shape) if isinstance(found, Tensor) else type(found).__name__
-    raise UserError(f"the features {path} give {shape} where [N, C, {cells}, {cells}] or that many tokens were expected; check the stride")
+    raise UserError(
+        f"the features {path} give {shape} where [N, C, {cells}, {cells}] or that many tokens were expected; check the stride"
+    )
 
 
 def places(grid: int) -> Tensor:
@@ -184,7 +186,9 @@ class Bases:
         self.means, self.projections = means, projections
 
     @classmethod
-    def fit(cls, taps: Sequence[Tensor], inside: Tensor, source: torch.Generator, *, power: float = 0.25, most: int = 20000) -> Bases:
+    def fit(
+        cls, taps: Sequence[Tensor], inside: Tensor, source: torch.Generator, *, power: float = 0.25, most: int = 20000
+    ) -> Bases:
         """taps: `[N, P, C]` each. inside `[N, P]`, bool: the places to learn from."""
         means, projections = [], []
         for tap in taps:

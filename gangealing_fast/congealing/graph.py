@@ -55,7 +55,9 @@ def choose_pairs(vectors: Tensor, inside: Tensor, generator: torch.Generator, *,
     return pairs[pairs[:, 0] != pairs[:, 1]].unique(dim=0)
 
 
-def fit_pairs(first: Tensor, first_inside: Tensor, second: Tensor, second_inside: Tensor, pairs: Tensor, grid: int, generator: torch.Generator) -> Fitted:
+def fit_pairs(
+    first: Tensor, first_inside: Tensor, second: Tensor, second_inside: Tensor, pairs: Tensor, grid: int, generator: torch.Generator
+) -> Fitted:
     """Match and fit the pairs `[E, 2]`: features of the pair's first picture are read in `first`, of its second in `second`."""
     found = []
     for part in pairs.split(_PAIRS):
@@ -150,5 +152,3 @@ def _rows(points: Tensor) -> tuple[Tensor, Tensor]:
 
 def _block(weight: Tensor, a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> Tensor:
     return (a * weight[..., None]).mT @ b + (c * weight[..., None]).mT @ d
-
-

@@ -27,16 +27,13 @@ class Matches(NamedTuple):
     weight: Tensor
 
 
-def mutual_matches(first: Tensor, second: Tensor, first_inside: Tensor, second_inside: Tensor, grid: int, prior: Tensor | None = None) -> Matches:
+def mutual_matches(first: Tensor, second: Tensor, first_inside: Tensor, second_inside: Tensor, grid: int) -> Matches:
     """Places of the first and of the second that are each other's nearest, for N pairs.
 
-    first, second: unit vectors `[N, P, D]`, P = grid². inside: `[N, P]`, bool. prior: `[P, P]`, added to the cosines before they
-    are compared, so that far places need more likeness; what is returned is the cosine alone.
+    first, second: unit vectors `[N, P, D]`, P = grid². inside: `[N, P]`, bool.
     """
     count, number = first.shape[:2]
     likeness = (first * first_inside[..., None]) @ (second * second_inside[..., None]).mT
-    if prior is not None:
-        likeness += prior
     best, there = likeness.max(2)
     back = likeness.argmax(1)
     mutual = (back.gather(1, there) == torch.arange(number)) & first_inside & second_inside.gather(1, there)
@@ -46,8 +43,6 @@ def mutual_matches(first: Tensor, second: Tensor, first_inside: Tensor, second_i
     refined = _read_out(likeness, order, target_cell, grid)
     points = places(grid)
     cosine = best.gather(1, order)
-    if prior is not None:
-        cosine = cosine - prior[order, target_cell]
     return Matches(order, points[order], points[target_cell] + refined, cosine.clamp_min(0) * kept)
 
 
@@ -62,9 +57,3 @@ def _read_out(likeness: Tensor, row: Tensor, column: Tensor, grid: int) -> Tenso
     value = likeness[pair, row[..., None], around].masked_fill(~inside, -1)
     share = F.softmax((value - value[..., 4:5]) / TEMPERATURE, -1)
     return (share[..., None] * offset.float()).sum(-2) * 2 / grid
-
-
-def distance_prior(grid: int, reach: float, strength: float = 1.0) -> Tensor:
-    """`[P, P]`: -strength (distance / reach)² between the places of two frames that lie on each other."""
-    points = places(grid)
-    return -strength * torch.cdist(points, points).square() / reach**2

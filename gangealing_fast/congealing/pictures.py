@@ -37,7 +37,7 @@ class Squares:
         for index in range(len(images)):
             picture, inside, place = self._prepare(index, images[index], None if masks is None else masks[index])
             row = torch.cat([(picture + 1) * 127.5, inside * 255]).round().clamp(0, 255).to(torch.uint8)
-            self._file.write(row.contiguous().numpy())
+            self._file.write(row.contiguous().numpy().tobytes())
             placed.append(place)
         self.placing = torch.stack(placed) if placed else torch.zeros(0, 3, 3, dtype=torch.float64)
         """`[N, 3, 3]`, float64: from a picture's pixels to its square, whose edges lie at -1 and 1."""
@@ -51,8 +51,10 @@ class Squares:
         found = torch.empty(len(rows), 4, self.side, self.side, dtype=torch.uint8)
         for place, row in enumerate(rows):
             self._file.seek(int(row) * size)
-            if self._file.readinto(found[place].numpy()) != size:  # type: ignore[attr-defined]
+            content = bytearray(self._file.read(size))
+            if len(content) != size:
                 raise UserError("the temporary file of the pictures is cut short: is the disk full?")
+            found[place] = torch.frombuffer(content, dtype=torch.uint8).view(4, self.side, self.side)
         values = found.float()
         return values[:, :3] / 127.5 - 1, values[:, 3:] / 255
 
@@ -68,13 +70,17 @@ class Squares:
             raise UserError(f"{self._name(index)} has values that are not finite numbers: leave it out")
         height, width = picture.shape[1:]
         if max(height, width) > LONGEST_ASPECT * min(height, width):
-            raise UserError(f"{self._name(index)} is a panorama of {width}x{height} pixels: crop it to less than five times its width")
+            raise UserError(
+                f"{self._name(index)} is a panorama of {width}x{height} pixels: crop it to less than five times its width"
+            )
         inside = torch.ones(1, height, width)
         if picture.shape[0] == 4:
             picture, inside = picture[:3], (picture[3:] + 1) / 2
         if mask is not None:
             if mask.shape[-2:] != picture.shape[-2:]:
-                raise UserError(f"the mask of {self._name(index)} is {list(mask.shape[-2:])}, the picture {[height, width]}: they must agree")
+                raise UserError(
+                    f"the mask of {self._name(index)} is {list(mask.shape[-2:])}, the picture {[height, width]}: they must agree"
+                )
             inside = inside * (mask.detach().float().cpu().reshape(1, height, width) + 1) / 2
         rows, columns = (max(1, round(length * self.side / max(height, width))) for length in (height, width))
         both = torch.cat([picture.expand(3, -1, -1), inside])[None]

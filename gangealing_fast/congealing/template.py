@@ -11,7 +11,7 @@ from torch import Tensor
 
 from gangealing_fast.congealing.features import Bases
 from gangealing_fast.congealing.graph import join_matches
-from gangealing_fast.congealing.matching import Matches, distance_prior, mutual_matches
+from gangealing_fast.congealing.matching import Matches, mutual_matches
 from gangealing_fast.congealing.transforms import (
     IDENTITY,
     Model,
@@ -56,7 +56,7 @@ class Accumulated(NamedTuple):
     """The sums that a template, and that of all others for each picture, are made from."""
 
     total: Tensor
-    count: Tensor
+    number: Tensor
     weight: Tensor
     known: Tensor
     agreement: Tensor
@@ -84,29 +84,28 @@ def accumulate(vectors: Tensor, inside: Tensor, use: Tensor) -> Accumulated:
 
 def make_level(sums: Accumulated, bases: Bases) -> Level:
     """The template of all pictures."""
-    return Level(sums.total / sums.count.clamp_min(1)[:, None], sums.known, bases)
+    return Level(sums.total / sums.number.clamp_min(1)[:, None], sums.known, bases)
 
 
-def match_members(vectors: Tensor, inside: Tensor, sums: Accumulated, grid: int, reach: float | None) -> Matches:
+def match_members(vectors: Tensor, inside: Tensor, sums: Accumulated, grid: int) -> Matches:
     """Matches from the template of the others to every member: source in the template, target in the picture."""
     found = []
     for rows in torch.arange(len(vectors)).split(_PICTURES):
         weight = sums.weight[rows]
         own = vectors[rows] * weight[..., None]
-        others = (sums.total - own) / (sums.count - weight).clamp_min(1)[..., None]
-        found.append(_match(others, sums.known.expand(len(rows), -1), vectors[rows], inside[rows], grid, reach))
+        others = (sums.total - own) / (sums.number - weight).clamp_min(1)[..., None]
+        found.append(_match(others, sums.known.expand(len(rows), -1), vectors[rows], inside[rows], grid))
     return join_matches(found)
 
 
-def match_new(vectors: Tensor, inside: Tensor, level: Level, reach: float | None) -> Matches:
+def match_new(vectors: Tensor, inside: Tensor, level: Level) -> Matches:
     """Matches from a template to pictures that have no part in it."""
     count = len(vectors)
-    return _match(level.mean.expand(count, -1, -1), level.known.expand(count, -1), vectors, inside, level.grid, reach)
+    return _match(level.mean.expand(count, -1, -1), level.known.expand(count, -1), vectors, inside, level.grid)
 
 
-def _match(mean: Tensor, known: Tensor, vectors: Tensor, inside: Tensor, grid: int, reach: float | None) -> Matches:
-    prior = None if reach is None else distance_prior(grid, reach)
-    matches = mutual_matches(F.normalize(mean, dim=-1), vectors, known, inside, grid, prior)
+def _match(mean: Tensor, known: Tensor, vectors: Tensor, inside: Tensor, grid: int) -> Matches:
+    matches = mutual_matches(F.normalize(mean, dim=-1), vectors, known, inside, grid)
     saliency = mean.norm(dim=-1).gather(1, matches.cell)
     return matches._replace(weight=matches.weight * saliency**SALIENCY_POWER)
 

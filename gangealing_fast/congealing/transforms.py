@@ -66,7 +66,9 @@ def robust(found: Tensor, target: Tensor, sigma: float) -> Tensor:
     return 1 / (1 + (found - target).square().sum(-1) / sigma**2) ** 2
 
 
-def refit_similarity(source: Tensor, target: Tensor, weight: Tensor, sigma: float, *, rounds: int = 8, start: Tensor | None = None) -> Tensor:
+def refit_similarity(
+    source: Tensor, target: Tensor, weight: Tensor, sigma: float, *, rounds: int = 8, start: Tensor | None = None
+) -> Tensor:
     """Reweighted fits from `start` (the identity), whose sigma falls to the one given."""
     found = source.new_tensor(IDENTITY).repeat(*source.shape[:-2], 1) if start is None else start
     for index in range(rounds):
@@ -75,7 +77,9 @@ def refit_similarity(source: Tensor, target: Tensor, weight: Tensor, sigma: floa
     return found
 
 
-def refit_affine(source: Tensor, target: Tensor, weight: Tensor, start: Tensor, sigma: float, *, pull: float, rounds: int = 6) -> Tensor:
+def refit_affine(
+    source: Tensor, target: Tensor, weight: Tensor, start: Tensor, sigma: float, *, pull: float, rounds: int = 6
+) -> Tensor:
     """Reweighted affine fits whose linear part is pulled to that of `start` `[..., 3, 3]`; `pull` is in shares of the weight."""
     points = torch.cat([source, torch.ones_like(source[..., :1])], -1)
     anchor, found = start[..., :2, :].mT, start.clone()
@@ -87,7 +91,9 @@ def refit_affine(source: Tensor, target: Tensor, weight: Tensor, start: Tensor, 
     return found
 
 
-def refit_homography(source: Tensor, target: Tensor, weight: Tensor, start: Tensor, sigma: float, *, pull: float, rounds: int = 6) -> Tensor:
+def refit_homography(
+    source: Tensor, target: Tensor, weight: Tensor, start: Tensor, sigma: float, *, pull: float, rounds: int = 6
+) -> Tensor:
     """Reweighted fits of homographies, pulled to `start` `[N, 3, 3]` (affine), by the algebraic error over the depth."""
     u, v = source.unbind(-1)
     one, none = torch.ones_like(u), torch.zeros_like(u)
