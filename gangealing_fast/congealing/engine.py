@@ -1,0 +1,374 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Joint alignment of a set of pictures by frozen features: the stages, their order, and how they are kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal, NamedTuple, Protocol, get_args
+
+import torch
+from torch import Tensor
+
+from gangealing_fast.congealing.features import FeatureNetwork, efficientnet_features
+from gangealing_fast.congealing.initial import Start, first_alignment
+from gangealing_fast.congealing.joint import COARSE_STEPS, align_core
+from gangealing_fast.congealing.outliers import FRACTION
+from gangealing_fast.congealing.pictures import Squares
+from gangealing_fast.congealing.records import Congealed, Pictures, Registered
+from gangealing_fast.congealing.registering import place, refine
+from gangealing_fast.congealing.templates import Template, Templates, level_from_state, level_state
+from gangealing_fast.congealing.transforms import Model, carry
+from gangealing_fast.congealing.views import Views
+from gangealing_fast.runtime.errors import UserError
+from gangealing_fast.runtime.randomness import derived_seed
+
+CORE = 100
+"""Pictures that are aligned jointly; those beyond this number are registered to the template that these make."""
+FEWEST = 3
+_BATCH = 16
+Progress = Callable[[str, int, int], None]
+
+
+class Keep(Protocol):
+    """Where finished stages are kept, so that a run that was killed goes on behind them to the same numbers."""
+
+    def load(self, stage: str) -> dict[str, Tensor] | None: ...
+
+    def save(self, stage: str, tensors: dict[str, Tensor]) -> None: ...
+
+
+@dataclass(frozen=True)
+class FeatureCongealed(Congealed):
+    """A set aligned by features.
+
+    templates: what new pictures are registered to. matches `[N, 32, 5]`: the best matches of each picture with its template: (x, y)
+    in the picture, (x, y) in the template, both in pixels, and the weight, 0 for padding.
+    """
+
+    templates: Templates
+    matches: Tensor
+
+
+class _Found(NamedTuple):
+    """What is known of some pictures, in squares and frames from -1 to 1."""
+
+    matrix: Tensor
+    flow: Tensor
+    mirrored: Tensor
+    cluster: Tensor
+    explained: Tensor
+    matches: Tensor
+    outlier: Tensor
+
+
+@torch.no_grad()
+def congeal(
+    images: Tensor | Pictures,
+    *,
+    masks: Tensor | Pictures | None = None,
+    flips: bool | Literal["auto"] = "auto",
+    clusters: int | Literal["auto"] = "auto",
+    features: FeatureNetwork | None = None,
+    model: Model = "affine",
+    flow: bool = True,
+    side: int = 256,
+    seed: int = 0,
+    names: Sequence[str] | None = None,
+    progress: Progress | None = None,
+    keep: Keep | None = None,
+) -> FeatureCongealed:
+    """Align pictures of one kind of thing (or of a few kinds) jointly.
+
+    Args:
+        images: `[N, 3, H, W]` in [-1, 1], or pictures of any sizes; a fourth channel says what belongs to the picture.
+        masks: the same for pictures without one: `[N, 1, H, W]` or `[1, H, W]` each in [-1, 1], 1 inside.
+        flips: whether mirror images are looked for; "auto" does so too, and mirrors none unless the set clearly has some.
+        clusters: how many kinds there are; "auto" takes the parts that the matches fall into.
+        features: the network that describes places; EfficientNet-lite0 by default.
+        model: the transform of each picture. flow: whether a smooth flow follows it.
+        side: pixels of the template's side.
+        seed: of all draws; the same seed, pictures and number of threads give the same numbers.
+        names: of the pictures, for sentences of errors.
+        progress: called with a stage's name, how much of it is done, and of how much.
+        keep: where finished stages are kept.
+
+    Up to 100 pictures are aligned jointly. If there are more, 100 drawn ones make the template and the others are registered to it,
+    so that time a picture and memory do not grow. Runs on the processor.
+    Raises UserError for fewer than 3 pictures, pictures that have nothing in common, and pictures that cannot be used.
+    """
+    count = len(images)
+    _check(count, clusters, model, side)
+    tell: Progress = progress or (lambda stage, done, total: None)
+    network = features or efficientnet_features()
+    views = Views(Squares(images, masks, network.fine[0], names), network)
+    source = torch.Generator().manual_seed(derived_seed(seed, "core") % 2**32)
+    rows = torch.randperm(count, generator=source)[:CORE].sort().values if count > CORE else torch.arange(count)
+    start = Start(**_kept(keep, "graph", lambda: _first(views, rows, flips, clusters, seed, tell)))
+    found: list[_Found] = []
+    made: list[Template] = []
+    for number in range(int(start.cluster.max()) + 1):
+        state = _kept(keep, f"template-{number}", partial(_core, views, rows, start, number, model, flow, side, seed, tell))
+        found.append(_Found(**{name: state[name] for name in _Found._fields}))
+        made.append(_template(state))
+    templates = Templates(tuple(made), network.name, model, side, bool(flips) and bool(start.mirrored.any()))
+    order = [rows[start.cluster == number] for number in range(len(made))]
+    others = torch.ones(count, dtype=torch.bool).index_fill(0, rows, False).nonzero()[:, 0]
+    for part in others.split(_BATCH) if len(others) else ():
+        first = int(part[0])
+        new = _kept(keep, f"join-{first}", partial(_join, views, part, templates, flow, seed))
+        found.append(_Found(**new))
+        order.append(part)
+        tell("join", sum(map(len, order)) - len(rows), len(others))
+    back = torch.cat(order).argsort()
+    together = _Found(*(torch.cat([getattr(part, name) for part in found])[back] for name in _Found._fields))
+    return _congealed(together, views.squares, templates)
+
+
+@torch.no_grad()
+def register(
+    images: Tensor | Pictures,
+    templates: Templates,
+    *,
+    masks: Tensor | Pictures | None = None,
+    features: FeatureNetwork | None = None,
+    start: Tensor | None = None,
+    flow: bool = True,
+    names: Sequence[str] | None = None,
+    progress: Progress | None = None,
+) -> Registered:
+    """Where new pictures lie on templates.
+
+    images, masks, names, progress: as in `congeal`. features: the network that the templates were made with.
+    start `[N, 3, 3]`: where they lie roughly, from a picture's pixels to the template's; then nothing is looked for far away.
+    Deterministic. Raises UserError if the features are not those of the templates, and for pictures that cannot be used.
+    """
+    network = features or efficientnet_features()
+    if network.name != templates.network:
+        raise UserError(f"the template was made with the features {templates.network}, these are {network.name}: give the same")
+    count = len(images)
+    if start is not None and tuple(start.shape) != (count, 3, 3):
+        raise UserError(f"start must be [{count}, 3, 3], a matrix for each picture, got {list(start.shape)}")
+    squares = Squares(images, masks, network.fine[0], names)
+    views = Views(squares, network)
+    rough = None if start is None else frame_from_pixels(templates.side) @ start.double() @ torch.linalg.inv(squares.placing)
+    found = []
+    for part in torch.arange(count).split(_BATCH):
+        found.append(_register(views, part, templates, flow, 0, None if rough is None else rough[part]))
+        if progress is not None:
+            progress("register", int(part[-1]) + 1, count)
+    together = _Found(*(torch.cat([getattr(part, name) for part in found]) for name in _Found._fields))
+    return _registered(together, squares, templates)
+
+
+@torch.no_grad()
+def build_templates(
+    images: Tensor | Pictures,
+    matrix: Tensor,
+    *,
+    masks: Tensor | Pictures | None = None,
+    features: FeatureNetwork | None = None,
+    model: Model = "affine",
+    side: int = 256,
+    seed: int = 0,
+    names: Sequence[str] | None = None,
+    progress: Progress | None = None,
+) -> Templates:
+    """The template of pictures whose alignment is roughly known, `matrix` `[N, 3, 3]`: from a picture's pixels to the template's.
+
+    The pictures are first brought to the pixel against each other; at most 100 of them are used. Other arguments and errors as in
+    `congeal`.
+    """
+    count = len(images)
+    _check(count, 1, model, side)
+    tell: Progress = progress or (lambda stage, done, total: None)
+    network = features or efficientnet_features()
+    squares = Squares(images, masks, network.fine[0], names)
+    views = Views(squares, network)
+    source = torch.Generator().manual_seed(derived_seed(seed, "core") % 2**32)
+    rows = torch.randperm(count, generator=source)[:CORE].sort().values if count > CORE else torch.arange(count)
+    rough = (frame_from_pixels(side) @ matrix.double() @ torch.linalg.inv(squares.placing)).float()[rows]
+    start = Start(rough, torch.zeros(len(rows), dtype=torch.bool), torch.zeros(len(rows), dtype=torch.int64))
+    state = _core(views, rows, start, 0, model, True, side, seed, tell, far=False)
+    return Templates((_template(state),), network.name, model, side, False)
+
+
+def frame_from_pixels(side: int) -> Tensor:
+    """`[3, 3]`, float64: from pixels of a square of `side` to the frame whose edges lie at -1 and 1."""
+    scale, shift = 2 / side, 1 / side - 1
+    return torch.tensor([[scale, 0, shift], [0, scale, shift], [0, 0, 1]], dtype=torch.float64)
+
+
+def _check(count: int, clusters: int | str, model: str, side: int) -> None:
+    if count < FEWEST:
+        raise UserError(f"joint alignment needs {FEWEST} pictures or more, got {count}")
+    if clusters != "auto" and not (isinstance(clusters, int) and 1 <= clusters <= count // FEWEST):
+        raise UserError(f"clusters must be auto or a number from 1 to a third of the pictures ({count // FEWEST}), got {clusters}")
+    if model not in get_args(Model):
+        raise UserError(f"model must be one of {', '.join(get_args(Model))}, got {model}")
+    if side < 16:
+        raise UserError(f"the template needs a side of 16 pixels or more, got {side}")
+
+
+def _kept(keep: Keep | None, stage: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+    """What a stage found: kept from an earlier run, or made and kept."""
+    found = keep.load(stage) if keep is not None else None
+    if found is None:
+        found = make()
+        if keep is not None:
+            keep.save(stage, {name: value.contiguous() for name, value in found.items()})
+    return found
+
+
+def _generator(seed: int, *parts: str | int) -> torch.Generator:
+    return torch.Generator().manual_seed(derived_seed(seed, *parts) % 2**32)
+
+
+def _first(
+    views: Views, rows: Tensor, flips: bool | Literal["auto"], clusters: int | Literal["auto"], seed: int, tell: Progress
+) -> dict[str, Tensor]:
+    done = iter(range(1, 4))
+    start = first_alignment(
+        views, rows, flips=flips, clusters=clusters, generator=_generator(seed, "graph"), tick=lambda: tell("graph", next(done), 3)
+    )
+    return start._asdict()
+
+
+def _core(
+    views: Views,
+    rows: Tensor,
+    start: Start,
+    number: int,
+    model: Model,
+    flow: bool,
+    side: int,
+    seed: int,
+    tell: Progress,
+    *,
+    far: bool = True,
+) -> dict[str, Tensor]:
+    """Everything about a cluster's core: what its pictures found and its template, as tensors."""
+    members = start.cluster == number
+    own, mirrored = rows[members], start.mirrored[members]
+    ticks = (COARSE_STEPS if far else 1) + 1 + flow
+    done = iter(range(1, ticks + 1))
+    core = align_core(
+        views,
+        own,
+        start.matrix[members],
+        mirrored,
+        model=model,
+        flow=flow,
+        generator=_generator(seed, "steps", number),
+        tick=lambda: tell(f"template {number + 1}", next(done), ticks),
+        far=far,
+    )
+    aligned, use = core.aligned, (~core.outlier)
+    offset = aligned.flow[use].mean(0)
+    aligned = aligned._replace(flow=aligned.flow - offset)
+    found = _Found(
+        aligned.matrix,
+        aligned.flow,
+        mirrored,
+        torch.full((len(own),), number),
+        aligned.explained,
+        aligned.matches,
+        core.outlier,
+    )
+    template = {
+        "offset": offset,
+        "support": aligned.explained[use].median(),
+        "picture": _average(views, own[use], aligned.matrix[use], mirrored[use], aligned.flow[use], side),
+    }
+    return found._asdict() | template | level_state(core.coarse, "coarse") | level_state(core.fine, "fine")
+
+
+def _template(state: dict[str, Tensor]) -> Template:
+    coarse, fine = level_from_state(state, "coarse"), level_from_state(state, "fine")
+    return Template(coarse, fine, state["offset"], float(state["support"]), state["picture"])
+
+
+def _average(views: Views, rows: Tensor, matrix: Tensor, mirrored: Tensor, flow: Tensor, side: int) -> Tensor:
+    """`[3, side, side]` in [-1, 1]: the mean of the pictures in the frame, each where it has something."""
+    total, count = torch.zeros(3, side, side), torch.zeros(1, side, side)
+    for part in torch.arange(len(rows)).split(_BATCH):
+        images, masks = views.pictures(rows[part], matrix[part], mirrored[part], side, flow[part])
+        total += (images * masks).sum(0)
+        count += masks.sum(0)
+    return (total / count.clamp_min(1e-3)).clamp(-1, 1)
+
+
+def _register(views: Views, rows: Tensor, templates: Templates, flow: bool, seed: int, rough: Tensor | None = None) -> _Found:
+    """Pictures on the template of all clusters, and mirrored or not, that most of is found in them.
+
+    rough `[n, 3, 3]`: where they lie roughly, from square to frame; then nothing else is tried.
+    """
+    count, model = len(rows), templates.model
+    cluster, mirrored = torch.zeros(count, dtype=torch.int64), torch.zeros(count, dtype=torch.bool)
+    best = torch.full((count,), -1.0)
+    matrix = torch.eye(3).repeat(count, 1, 1) if rough is None else rough.float()
+    tried = [(number, mirror) for number in range(len(templates)) for mirror in ((False, True) if templates.flips else (False,))]
+    for number, mirror in tried if rough is None else ():
+        template, flag = templates.clusters[number], torch.full((count,), mirror)
+        # A picture's numbers do not depend on those beside it, so that members and new pictures are treated alike.
+        placed, explained = place(views, rows, flag, template, model, _generator(seed, "place"))
+        explained = explained / max(template.support, 1e-6)
+        better = explained > best
+        best = torch.where(better, explained, best)
+        matrix = torch.where(better[:, None, None], placed, matrix)
+        cluster, mirrored = torch.where(better, number, cluster), torch.where(better, flag, mirrored)
+    parts, order = [], []
+    for number in cluster.unique().tolist():
+        own = (cluster == number).nonzero()[:, 0]
+        template = templates.clusters[number]
+        aligned = refine(views, rows[own], matrix[own], mirrored[own], template, model=model, flow=flow)
+        outlier = aligned.explained < FRACTION * template.support
+        parts.append(_Found(aligned.matrix, aligned.flow, mirrored[own], cluster[own], aligned.explained, aligned.matches, outlier))
+        order.append(own)
+    back = torch.cat(order).argsort()
+    return _Found(*(torch.cat([getattr(part, name) for part in parts])[back] for name in _Found._fields))
+
+
+def _join(views: Views, rows: Tensor, templates: Templates, flow: bool, seed: int) -> dict[str, Tensor]:
+    return _register(views, rows, templates, flow, seed)._asdict()
+
+
+def _pixels(found: _Found, squares: Squares, templates: Templates) -> tuple[Tensor, Tensor]:
+    """Matrices from a picture's pixels to its square (after its mirror), and from there to the template's pixels."""
+    mirror = torch.eye(3, dtype=torch.float64).repeat(len(found.matrix), 1, 1)
+    mirror[found.mirrored, 0, 0] = -1
+    to_template = torch.linalg.inv(frame_from_pixels(templates.side)) @ found.matrix.double()
+    return mirror @ squares.placing, to_template
+
+
+def _registered(found: _Found, squares: Squares, templates: Templates) -> Registered:
+    to_square, to_template = _pixels(found, squares, templates)
+    matrix = to_template @ to_square
+    confidence = _confidence(found, templates)
+    return Registered(matrix / matrix[:, 2:, 2:], found.flow * (templates.side / 2), found.mirrored, found.cluster, confidence)
+
+
+def _confidence(found: _Found, templates: Templates) -> Tensor:
+    """`[N]` in [0, 1]: how much of the template was found, beside what a middling member finds, which has 1 / 2."""
+    usual = torch.tensor([template.support for template in templates.clusters])[found.cluster].clamp_min(1e-6)
+    return (found.explained / (found.explained + usual)).clamp(0, 1)
+
+
+def _congealed(found: _Found, squares: Squares, templates: Templates) -> FeatureCongealed:
+    registered = _registered(found, squares, templates)
+    to_square, _ = _pixels(found, squares, templates)
+    points = carry(torch.linalg.inv(to_square), found.matches[..., :2].double())
+    there = carry(torch.linalg.inv(frame_from_pixels(templates.side)), found.matches[..., 2:4].double())
+    matches = torch.cat([points, there, found.matches[..., 4:].double()], -1).float()
+    return FeatureCongealed(
+        registered.matrix,
+        registered.flow,
+        registered.mirrored,
+        registered.cluster,
+        registered.confidence,
+        found.outlier,
+        templates.picture,
+        templates,
+        matches,
+    )

@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The joint alignment of the core of a set: steps against the template of the others, coarse to fine, and the flow."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from gangealing_fast.congealing.matching import Matches
+from gangealing_fast.congealing.outliers import doubtful
+from gangealing_fast.congealing.residual import compose_flows, read_flow, residual_flow
+from gangealing_fast.congealing.template import SALIENCY_POWER, Level, accumulate, make_level, match_members, step
+from gangealing_fast.congealing.transforms import Model, carry, robust
+from gangealing_fast.congealing.views import Views
+
+COARSE_STEPS = 3
+SIGMA = 0.06
+REPORTED = 32
+
+
+class Aligned(NamedTuple):
+    """How n pictures lie on their template.
+
+    matrix `[n, 3, 3]`: from the square, after its mirror, to the frame. flow `[n, g, g, 2]`: in the frame. explained `[n]`: what share
+    of the template's saliency was found in the picture. matches `[n, 32, 5]`: the best of the last step, as (x, y) in the square
+    after its mirror, (x, y) in the frame, and the weight, 0 for padding.
+    """
+
+    matrix: Tensor
+    flow: Tensor
+    explained: Tensor
+    matches: Tensor
+
+
+class Core(NamedTuple):
+    """The members of a cluster that make its template. outlier `[n]`: those left out of it."""
+
+    aligned: Aligned
+    outlier: Tensor
+    coarse: Level
+    fine: Level
+
+
+def explained_share(support: Tensor, saliency: Tensor) -> Tensor:
+    """`[n]` in [0, 1]: of what the set has in common, how much was found in each picture.
+
+    support `[n, M]`: robust weights of the matches. saliency `[P]`.
+    """
+    return (support.sum(1) / (saliency**SALIENCY_POWER).sum().clamp_min(1e-6)).clamp(0, 1)
+
+
+def align_core(
+    views: Views,
+    rows: Tensor,
+    matrix: Tensor,
+    mirrored: Tensor,
+    *,
+    model: Model,
+    flow: bool,
+    generator: torch.Generator,
+    tick: Callable[[], None],
+    far: bool = True,
+) -> Core:
+    """Align pictures to the template that they make, from `matrix` `[n, 3, 3]`, in 4 ticks, 5 with flow.
+
+    far: whether the start may be far off; else one coarse step is made instead of three.
+    """
+    steps = COARSE_STEPS if far else 1
+    use = torch.ones(len(rows))
+    network = views.network
+    for index in range(steps):
+        found = views.describe(rows, matrix, mirrored, network.coarse, generator)
+        sums = accumulate(found.vectors, found.inside, use)
+        matches = match_members(found.vectors, found.inside, sums, network.coarse[1])
+        stepped = step(matches, far=generator if far and index == 0 else None, model=model)
+        matrix = stepped.matrix @ matrix
+        coarse = make_level(sums, found.bases)
+        use = 1 - doubtful(explained_share(stepped.support, coarse.saliency)).float()
+        # The last coarse template is the one that new pictures are compared with, so its frame stays.
+        if index < steps - 1:
+            matrix = gauge(matrix, use)
+        tick()
+    aligned, fine = align_finely(views, rows, matrix, mirrored, use, model=model, flow=flow, generator=generator, tick=tick)
+    return Core(aligned, use == 0, coarse, fine)
+
+
+def align_finely(
+    views: Views,
+    rows: Tensor,
+    matrix: Tensor,
+    mirrored: Tensor,
+    use: Tensor,
+    *,
+    model: Model,
+    flow: bool,
+    generator: torch.Generator,
+    tick: Callable[[], None],
+) -> tuple[Aligned, Level]:
+    """The last transform, the flow, and once more the flow against the template that became sharper by it."""
+    level = views.network.fine
+    found = views.describe(rows, matrix, mirrored, level, generator)
+    sums = accumulate(found.vectors, found.inside, use)
+    matches = match_members(found.vectors, found.inside, sums, level[1])
+    fine = make_level(sums, found.bases)
+    straight, first = first_fine(matches, matrix, fine, model)
+    tick()
+    if not flow:
+        return straight, fine
+    matrix = straight.matrix
+    found = views.describe(rows, matrix, mirrored, level, generator, first)
+    sums = accumulate(found.vectors, found.inside, use)
+    matches = match_members(found.vectors, found.inside, sums, level[1])
+    fine = make_level(sums, found.bases)
+    tick()
+    return second_fine(matches, matrix, first, fine), fine
+
+
+def first_fine(matches: Matches, matrix: Tensor, fine: Level, model: Model) -> tuple[Aligned, Tensor]:
+    """How pictures carried by `matrix` lie by their matches, without flow, and the flow that is left over."""
+    stepped = step(matches, far=None, model=model)
+    points = carry(torch.linalg.inv(matrix), matches.target)
+    zero = torch.zeros(len(matrix), fine.grid, fine.grid, 2)
+    aligned = Aligned(
+        stepped.matrix @ matrix, zero, explained_share(stepped.support, fine.saliency), _best(points, matches, stepped.support)
+    )
+    return aligned, residual_flow(matches, stepped.matrix, fine.grid)
+
+
+def second_fine(matches: Matches, matrix: Tensor, first: Tensor, fine: Level) -> Aligned:
+    """How pictures that were carried by `matrix` and the flow `first` lie by their matches after that."""
+    unmoved = torch.eye(3).expand(len(first), -1, -1)
+    support = matches.weight * robust(matches.target, matches.source, SIGMA)
+    points = carry(torch.linalg.inv(matrix), matches.target + read_flow(first, matches.target))
+    flow = compose_flows(first, residual_flow(matches, unmoved, fine.grid))
+    return Aligned(matrix, flow, explained_share(support, fine.saliency), _best(points, matches, support))
+
+
+def _best(points: Tensor, matches: Matches, support: Tensor) -> Tensor:
+    """`[n, 32, 5]`: the matches of most support; points `[n, M, 2]`: their targets in the square."""
+    rows = torch.cat([points, matches.source, support[..., None]], -1)
+    rows = F.pad(rows, (0, 0, 0, max(0, REPORTED - rows.shape[1])))
+    order = rows[..., 4].argsort(dim=1, descending=True, stable=True)[:, :REPORTED]
+    return rows.gather(1, order[..., None].expand(-1, -1, 5))
+
+
+def gauge(matrix: Tensor, use: Tensor) -> Tensor:
+    """Matrices `[n, 3, 3]` in the frame whose median is the identity: a mean is carried off by one runaway picture.
+
+    use `[n]`: 0 for pictures that have no say.
+    """
+    kept = matrix[use > 0]
+    return torch.linalg.inv((kept / kept[:, 2:, 2:]).quantile(0.5, dim=0)) @ matrix

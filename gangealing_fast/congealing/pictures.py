@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pictures of any sizes as squares of one side, kept in a file, so that a set of any number needs the memory of a few."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from gangealing_fast.congealing.records import Pictures
+from gangealing_fast.runtime.errors import UserError
+
+LONGEST_ASPECT = 5.0
+
+
+class Squares:
+    """Pictures in the middles of squares of `side` pixels, with masks that say what belongs to the picture.
+
+    Raises UserError if a picture has values that are not finite, is empty, has an aspect beyond 5, or has a mask of another size.
+    """
+
+    def __init__(
+        self,
+        images: Tensor | Pictures,
+        masks: Tensor | Pictures | None,
+        side: int,
+        names: Sequence[str] | None = None,
+    ) -> None:
+        self.side, self._names = side, names
+        self._file = tempfile.TemporaryFile()
+        if masks is not None and len(masks) != len(images):
+            raise UserError(f"there are {len(images)} pictures but {len(masks)} masks: give one for each")
+        placed = []
+        for index in range(len(images)):
+            picture, inside, place = self._prepare(index, images[index], None if masks is None else masks[index])
+            row = torch.cat([(picture + 1) * 127.5, inside * 255]).round().clamp(0, 255).to(torch.uint8)
+            self._file.write(row.contiguous().numpy().tobytes())
+            placed.append(place)
+        self.placing = torch.stack(placed) if placed else torch.zeros(0, 3, 3, dtype=torch.float64)
+        """`[N, 3, 3]`, float64: from a picture's pixels to its square, whose edges lie at -1 and 1."""
+
+    def __len__(self) -> int:
+        return len(self.placing)
+
+    def batch(self, rows: Sequence[int] | Tensor) -> tuple[Tensor, Tensor]:
+        """Pictures `[n, 3, side, side]` in [-1, 1] and masks `[n, 1, side, side]` in [0, 1] of these numbers."""
+        size = 4 * self.side * self.side
+        found = torch.empty(len(rows), 4, self.side, self.side, dtype=torch.uint8)
+        for place, row in enumerate(rows):
+            self._file.seek(int(row) * size)
+            content = bytearray(self._file.read(size))
+            if len(content) != size:
+                raise UserError("the temporary file of the pictures is cut short: is the disk full?")
+            found[place] = torch.frombuffer(content, dtype=torch.uint8).view(4, self.side, self.side)
+        values = found.float()
+        return values[:, :3] / 127.5 - 1, values[:, 3:] / 255
+
+    def _name(self, index: int) -> str:
+        return f"picture {index}" if self._names is None else str(self._names[index])
+
+    def _prepare(self, index: int, picture: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """A picture in its square, its mask there, and the matrix that puts it there."""
+        if picture.ndim != 3 or picture.shape[0] not in (1, 3, 4) or min(picture.shape[1:]) < 8:
+            raise UserError(f"{self._name(index)} is {list(picture.shape)}: pictures are [3, H, W] with sides of 8 pixels or more")
+        picture = picture.detach().float().cpu()
+        if not bool(picture.isfinite().all()):
+            raise UserError(f"{self._name(index)} has values that are not finite numbers: leave it out")
+        height, width = picture.shape[1:]
+        if max(height, width) > LONGEST_ASPECT * min(height, width):
+            raise UserError(
+                f"{self._name(index)} is a panorama of {width}x{height} pixels: crop it to less than five times its width"
+            )
+        inside = torch.ones(1, height, width)
+        if picture.shape[0] == 4:
+            picture, inside = picture[:3], (picture[3:] + 1) / 2
+        if mask is not None:
+            if mask.shape[-2:] != picture.shape[-2:]:
+                raise UserError(
+                    f"the mask of {self._name(index)} is {list(mask.shape[-2:])}, the picture {[height, width]}: they must agree"
+                )
+            inside = inside * (mask.detach().float().cpu().reshape(1, height, width) + 1) / 2
+        rows, columns = (max(1, round(length * self.side / max(height, width))) for length in (height, width))
+        both = torch.cat([picture.expand(3, -1, -1), inside])[None]
+        both = F.interpolate(both, size=(rows, columns), mode="bilinear", align_corners=False, antialias=True)
+        top, left = (self.side - rows) // 2, (self.side - columns) // 2
+        room = (left, self.side - columns - left, top, self.side - rows - top)
+        placing = torch.eye(3, dtype=torch.float64)
+        for axis, new, old, start in ((0, columns, width, left), (1, rows, height, top)):
+            placing[axis, axis] = 2 * new / old / self.side
+            placing[axis, 2] = (new / old + 2 * start) / self.side - 1
+        padded = F.pad(both[:, :3], room, mode="replicate")[0].clamp(-1, 1)
+        return padded, F.pad(both[0, 3:], room).clamp(0, 1), placing

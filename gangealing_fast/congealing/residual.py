@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The smooth flow that is left over when a picture was carried to the template."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from gangealing_fast.congealing.features import places
+from gangealing_fast.congealing.matching import Matches
+from gangealing_fast.congealing.transforms import carry
+
+REACH = 0.25
+SIGMA = 0.12
+SCALES = (3.0, 2.0)
+"""Standard deviations of the spreading in thirty-seconds of the frame, coarse to fine."""
+
+
+def residual_flow(matches: Matches, matrix: Tensor, grid: int) -> Tensor:
+    """`[N, grid, grid, 2]`, in a frame from -1 to 1: how far beyond each place the matches lie, spread to all places.
+
+    Robust normalised convolution: a Gaussian mean of the residuals, weighted by the matches and by Geman and McClure's weight.
+    """
+    count = len(matrix)
+    gap = carry(matrix, matches.target) - matches.source
+    weight = matches.weight * (gap.norm(dim=-1) < REACH)
+    seen = torch.zeros(count, 2, grid * grid)
+    trust = torch.zeros(count, 1, grid * grid)
+    # A padded match has the weight 0 and the number of another place, so sums leave that place as it is.
+    seen.scatter_add_(2, matches.cell[:, None].expand(-1, 2, -1), (gap * (weight > 0)[..., None]).mT)
+    trust.scatter_add_(2, matches.cell[:, None], weight[:, None])
+    seen, trust = seen.unflatten(2, (grid, grid)), trust.unflatten(2, (grid, grid))
+    positive = trust[trust > 0]
+    trust = trust / (positive.mean() if len(positive) else 1.0)
+    flow = torch.zeros_like(seen)
+    for scale in SCALES:
+        width = scale * grid / 32
+        floor = 0.05 * blur(trust, 3 * width).clamp_min(0.02)
+        for _ in range(3):
+            left = seen - flow
+            weights = trust / (1 + left.square().sum(1, keepdim=True) / SIGMA**2) ** 2
+            flow = flow + 0.7 * blur(weights * left, width) / (blur(weights, width) + floor)
+    return flow.permute(0, 2, 3, 1).contiguous()
+
+
+def compose_flows(first: Tensor, second: Tensor) -> Tensor:
+    """The flow of pictures that were carried by `first` and then by what was found there, `second`: both `[N, g, g, 2]`."""
+    grid = second.shape[1]
+    return second + read_flow(first, places(grid) + second.flatten(1, 2)).unflatten(1, (grid, grid))
+
+
+def read_flow(flow: Tensor, points: Tensor) -> Tensor:
+    """`[N, M, 2]`: flows `[N, g, g, 2]` at points `[N, M, 2]` of their frame, constant beyond it."""
+    read = F.grid_sample(flow.permute(0, 3, 1, 2), points[:, None], padding_mode="border", align_corners=False)
+    return read[:, :, 0].mT
+
+
+def blur(maps: Tensor, sigma: float) -> Tensor:
+    """Maps `[N, C, H, W]` convolved with a Gaussian; borders are repeated."""
+    radius = min(int(3 * sigma + 0.5), 4 * maps.shape[-1])
+    kernel = torch.exp(-(torch.arange(-radius, radius + 1) ** 2) / (2 * sigma * sigma))
+    kernel = kernel / kernel.sum()
+    channels = maps.shape[1]
+    across = F.pad(maps, (radius, radius, 0, 0), mode="replicate")
+    across = F.conv2d(across, kernel.view(1, 1, 1, -1).expand(channels, 1, 1, -1), groups=channels)
+    down = F.pad(across, (0, 0, radius, radius), mode="replicate")
+    return F.conv2d(down, kernel.view(1, 1, -1, 1).expand(channels, 1, -1, 1), groups=channels)

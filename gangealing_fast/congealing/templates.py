@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What new pictures are registered to: for each cluster a template at two resolutions, its mean flow and its average picture."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import get_args
+
+import torch
+from torch import Tensor
+
+from gangealing_fast.congealing.features import Bases
+from gangealing_fast.congealing.template import Level
+from gangealing_fast.congealing.transforms import Model
+
+_MODELS = get_args(Model)
+
+
+@dataclass(frozen=True)
+class Template:
+    """One cluster's template.
+
+    coarse, fine: its features. offset `[g, g, 2]`: the mean flow of its members, which is taken from all flows, in a frame from -1
+    to 1. support: the median of what members find of it, in shares of its saliency. picture `[3, side, side]` in [-1, 1].
+    """
+
+    coarse: Level
+    fine: Level
+    offset: Tensor
+    support: float
+    picture: Tensor
+
+
+@dataclass(frozen=True)
+class Templates:
+    """The templates of a set's clusters.
+
+    network: the name of the features they are made of. model: the transform that is fitted. side: pixels of the template.
+    flips: whether pictures may be mirrored.
+    """
+
+    clusters: tuple[Template, ...]
+    network: str
+    model: Model
+    side: int
+    flips: bool
+
+    def __len__(self) -> int:
+        return len(self.clusters)
+
+    @property
+    def picture(self) -> Tensor:
+        """`[K, 3, side, side]` in [-1, 1]: the average of each cluster."""
+        return torch.stack([template.picture for template in self.clusters])
+
+    def state(self) -> dict[str, Tensor]:
+        """All of it as tensors, for a file; `from_state` reads them."""
+        state = {
+            "network": torch.tensor(list(self.network.encode()), dtype=torch.uint8),
+            "numbers": torch.tensor([len(self), _MODELS.index(self.model), self.side, int(self.flips)]),
+        }
+        for number, template in enumerate(self.clusters):
+            own = {"offset": template.offset, "support": torch.tensor(template.support), "picture": template.picture}
+            for name, level in (("coarse", template.coarse), ("fine", template.fine)):
+                own |= level_state(level, name)
+            state |= {f"{number}.{name}": value for name, value in own.items()}
+        return {name: value.contiguous() for name, value in state.items()}
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Tensor]) -> Templates:
+        """The templates in tensors of `state`. Raises ValueError if they are incomplete, or not finite."""
+        try:
+            count, model, side, flips = state["numbers"].tolist()
+            if not 1 <= count <= 10_000 or not all(bool(value.isfinite().all()) for value in state.values()):
+                raise ValueError("its numbers are not finite, or no number of clusters")
+            clusters = []
+            for number in range(count):
+                own = {name.partition(".")[2]: value for name, value in state.items() if name.startswith(f"{number}.")}
+                coarse, fine = level_from_state(own, "coarse"), level_from_state(own, "fine")
+                clusters.append(Template(coarse, fine, own["offset"], float(own["support"]), own["picture"]))
+            network = bytes(state["network"].tolist()).decode()
+            return cls(tuple(clusters), network, _MODELS[model], side, bool(flips))
+        except (KeyError, IndexError, RuntimeError, UnicodeDecodeError, TypeError) as error:
+            raise ValueError(f"the template is damaged: {error}") from None
+
+
+def level_state(level: Level, name: str) -> dict[str, Tensor]:
+    """A level as tensors, for a file."""
+    state = {f"{name}.mean": level.mean, f"{name}.known": level.known}
+    for tap, (mean, projection) in enumerate(zip(level.bases.means, level.bases.projections, strict=True)):
+        state |= {f"{name}.{tap}.shift": mean, f"{name}.{tap}.basis": projection}
+    return state
+
+
+def level_from_state(state: Mapping[str, Tensor], name: str) -> Level:
+    """The level in tensors of `level_state`. Raises ValueError if it is damaged, KeyError if a part is missing."""
+    mean, known = state[f"{name}.mean"], state[f"{name}.known"]
+    taps = 0
+    while f"{name}.{taps}.shift" in state:
+        taps += 1
+    bases = Bases([state[f"{name}.{tap}.shift"] for tap in range(taps)], [state[f"{name}.{tap}.basis"] for tap in range(taps)])
+    width = sum(projection.shape[1] for projection in bases.projections)
+    if mean.ndim != 2 or known.shape != mean.shape[:1] or round(len(mean) ** 0.5) ** 2 != len(mean) or mean.shape[1] != width:
+        raise ValueError("the template is damaged: its parts do not fit together")
+    return Level(mean, known.bool(), bases)

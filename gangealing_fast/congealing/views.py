@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pictures as a template sees them: mirrored, carried into its frame, and described by features."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from gangealing_fast.congealing.features import Bases, FeatureNetwork, places, read_places
+from gangealing_fast.congealing.pictures import Squares
+from gangealing_fast.congealing.transforms import carry
+
+_PICTURES = 8
+_TO_LEARN_FROM = 64
+
+
+class Described:
+    """Unit vectors `[n, P, D]` of n pictures, which places lie inside the picture `[n, P]`, and the bases they are written in."""
+
+    def __init__(self, vectors: Tensor, inside: Tensor, bases: Bases) -> None:
+        self.vectors, self.inside, self.bases = vectors, inside, bases
+
+
+class Views:
+    """A set of pictures and the network that describes them."""
+
+    def __init__(self, squares: Squares, network: FeatureNetwork) -> None:
+        self.squares, self.network = squares, network
+
+    def pictures(
+        self, rows: Tensor, matrix: Tensor, mirrored: Tensor, size: int, flow: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Pictures `[n, 3, size, size]` and masks in the frame.
+
+        matrix `[n, 3, 3]`: from the square, after its mirror, to the frame. flow `[n, g, g, 2]`: in the frame.
+        """
+        images, masks = self.squares.batch(rows)
+        images, masks = (torch.where(mirrored[:, None, None, None], x.flip(3), x) for x in (images, masks))
+        at = places(size).expand(len(rows), -1, -1)
+        if flow is not None:
+            wide = F.interpolate(flow.permute(0, 3, 1, 2), size=(size, size), mode="bicubic", align_corners=False)
+            at = at + wide.flatten(2).mT
+        at = carry(torch.linalg.inv(matrix), at).unflatten(1, (size, size))
+        read = F.grid_sample(images, at, padding_mode="reflection", align_corners=False)
+        return read, F.grid_sample(masks, at, align_corners=False)
+
+    def describe(
+        self,
+        rows: Tensor,
+        matrix: Tensor,
+        mirrored: Tensor,
+        level: tuple[int, int],
+        bases: Bases | torch.Generator,
+        flow: Tensor | None = None,
+    ) -> Described:
+        """Features of pictures in the frame. level: pixels and cells a side. bases: known ones, or what draws places to learn from."""
+        size, grid = level
+        taps: list[list[Tensor]] = []
+        insides = []
+        for part in torch.arange(len(rows)).split(_PICTURES):
+            moved = self.pictures(rows[part], matrix[part], mirrored[part], size, None if flow is None else flow[part])
+            taps.append([read_places(tap, size, grid) for tap in self.network.features(moved[0])])
+            insides.append(F.adaptive_avg_pool2d(moved[1], grid).flatten(1) > 0.9)
+        inside = torch.cat(insides)
+        together = [torch.cat(parts) for parts in zip(*taps, strict=True)]
+        if isinstance(bases, torch.Generator):
+            bases = Bases.fit([tap[:_TO_LEARN_FROM] for tap in together], inside[:_TO_LEARN_FROM], bases)
+        return Described(bases.apply(together), inside, bases)
