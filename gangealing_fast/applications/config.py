@@ -5,10 +5,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from gangealing_fast.runtime.config import WarpingOptions, shared_last
-from gangealing_fast.runtime.ranges import Count, Natural, Share, SideOrDefault, Threads
+from gangealing_fast.runtime.ranges import LARGEST, Count, Natural, Positive, Range, Share, SideOrDefault, Threads
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +64,75 @@ class PropagateConfig(UseOptions):
     """Keep pictures whole, or cut out the centred square, at their own size."""
     limit: Count | None = None
     """Only the first so many pictures."""
+    threads: Threads = 0
+
+
+EVALUATE_EXAMPLES = """
+Examples:
+  An aligner on any folder or tar of pictures with a file keypoints.npy, .csv or .json (COCO) among them:
+    python -m gangealing_fast.evaluate --checkpoint runs/align --data photos --out runs/figures
+  SPair-71k, its pairs of the category cat:
+    python -m gangealing_fast.evaluate --checkpoint runs/align --data SPair-71k --category cat --out runs/cats
+  CUB-200 as ACSM uses it, 10 000 random pairs of the validation pictures both ways:
+    python -m gangealing_fast.evaluate --checkpoint runs/align --data CUB_200_2011 --keypoints val_cub_cleaned.mat --out runs/birds
+  Another system by the same code: carry the points of runs/pairs/pairs.npz with it, write them as NAME.npz, and
+    python -m gangealing_fast.evaluate --data photos --out runs/figures --results NAME.npz
+"""
+
+
+@shared_last
+@dataclass(frozen=True)
+class EvaluateConfig(UseOptions):
+    """Judge by marked points how well points are carried from picture to picture."""
+
+    data: Path
+    """Folder of SPair-71k or CUB-200-2011 as downloaded, or any folder or tar of pictures."""
+    out: Path
+    """Folder for figures.json, report.html, pairs.npz and the carried points."""
+    checkpoint: Path | None = None
+    """Whatever holds an aligner: a results folder of `train` or `classify`, an aligner.safetensors, or the original's checkpoint.
+    None for the baselines and --results alone."""
+    keypoints: Path | None = None
+    """File with the key points, .json (COCO), .csv, .npy or .mat (ACSM's); None for keypoints.npy, .csv or .json in --data."""
+    split: Literal["train", "val", "test"] = "test"
+    """Of SPair-71k and CUB-200-2011, which has no pictures for validation but those of the test."""
+    category: tuple[str, ...] = ()
+    """One category of SPair-71k or COCO, or classes of CUB-200 by number or name; all if not given."""
+    crop: Literal["auto", "none", "object"] = "auto"
+    """object: squares about the objects' boxes with 5 % more on each side; auto: that for ACSM's files, whole pictures otherwise."""
+    mirror: str | None = None
+    """Which point each becomes in a mirror image: faces68, or a JSON file with a list of numbers. Otherwise the format, or "left"
+    and "right" in the points' names, say."""
+    protocol: Literal["auto", "given", "random", "subsets", "classes", "all"] = "auto"
+    """Which pairs: those of the data set (given), --pairs random ones both ways, all ordered pairs in each of --subsets sets or of
+    the first --classes classes, or all ordered pairs. auto: given, else all up to 10 000, else random."""
+    pairs: Count = 10_000
+    subsets: Count = 14
+    subset_size: Annotated[int, Range(2, LARGEST)] = 30
+    classes: Count = 3
+    alpha: tuple[Positive, ...] = (0.05, 0.1, 0.15)
+    """A point is correct within alpha times a size. The figures in the middle of the report are those of the first alpha from 0.1."""
+    of: Literal["auto", "keypoints", "object", "picture"] = "auto"
+    """The size that the report shows: the longer side of the key points' box, of the object's box or of the picture. figures.json
+    has all. auto: object for SPair-71k, picture for CUB-200, otherwise keypoints."""
+    features: str = "efficientnet"
+    """Network of the nearest-neighbour baseline: efficientnet, a TorchScript or torch.export file, a folder of torch.hub, or none."""
+    features_side: Annotated[int, Range(16, 4096)] = 256
+    """Side of the squares that --features looks at."""
+    results: tuple[Path, ...] = ()
+    """Files NAME.npz with points that other systems carried (docs/evaluation.md)."""
+    cycles: tuple[Annotated[int, Range(2, 100)], ...] = (2, 3, 4)
+    """Lengths of the circles of pictures after which points should be back where they began."""
+    circles: Natural = 100
+    """How many circles of each length; 0 for none."""
+    bootstrap: Annotated[int, Range(0, 1_000_000)] = 1000
+    """Sets of pictures that are drawn for the intervals; 0 for no intervals."""
+    confidence: Share = 0.95
+    pictures: Natural = 8
+    """Pairs that the report shows."""
+    limit: Count | None = None
+    """Only the first so many pictures."""
+    seed: Annotated[int, Range(0, 2**63 - 1)] = 0
     threads: Threads = 0
 
 
