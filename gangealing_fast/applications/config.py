@@ -99,7 +99,7 @@ class EvaluateConfig(UseOptions):
     category: tuple[str, ...] = ()
     """One category of SPair-71k or COCO, or classes of CUB-200 by number or name; all if not given."""
     crop: Literal["auto", "none", "object"] = "auto"
-    """object: squares about the objects' boxes with 5 % more on each side; auto: that for ACSM's files, whole pictures otherwise."""
+    """object: squares about the objects' boxes with 5 % more on each side. auto: that for ACSM's files, else whole pictures."""
     mirror: str | None = None
     """Which point each becomes in a mirror image: faces68, or a JSON file with a list of numbers. Otherwise the format, or "left"
     and "right" in the points' names, say."""
@@ -111,14 +111,22 @@ class EvaluateConfig(UseOptions):
     subset_size: Annotated[int, Range(2, LARGEST)] = 30
     classes: Count = 3
     alpha: tuple[Positive, ...] = (0.05, 0.1, 0.15)
-    """A point is correct within alpha times a size. The figures in the middle of the report are those of the first alpha from 0.1."""
+    """A point is correct within alpha times a size. What the report shows once is shown for the first alpha of 0.1 or more."""
     of: Literal["auto", "keypoints", "object", "picture"] = "auto"
     """The size that the report shows: the longer side of the key points' box, of the object's box or of the picture. figures.json
     has all. auto: object for SPair-71k, picture for CUB-200, otherwise keypoints."""
     features: str = "efficientnet"
-    """Network of the nearest-neighbour baseline: efficientnet, a TorchScript or torch.export file, a folder of torch.hub, or none."""
-    features_side: Annotated[int, Range(16, 4096)] = 256
-    """Side of the squares that --features looks at."""
+    """Network of the nearest-neighbour baseline: efficientnet; a results folder of `contrast`; a TorchScript file, a .pt2 file of
+    torch.export or FOLDER:ENTRY of torch.hub, which are programs that are run; or none."""
+    features_stride: Annotated[int, Range(1, 1024)] = 16
+    """Of a network of one's own: pixels of a cell of its map."""
+    features_side: Annotated[int, Range(0, 4096)] = 0
+    """Of a network of one's own: the side of its pictures if it takes that one alone; 0 if it takes any."""
+    features_mean: tuple[Annotated[float, Range(-1000, 1000)], ...] = (0.485, 0.456, 0.406)
+    """Of a network of one's own: the mean of red, green and blue in [0, 1] that it expects."""
+    features_std: tuple[Annotated[float, Range(0, 1000)], ...] = (0.229, 0.224, 0.225)
+    whiten: bool = True
+    """Take the mean of the set from the features and whiten them; without it, their plain cosines are compared."""
     results: tuple[Path, ...] = ()
     """Files NAME.npz with points that other systems carried (docs/evaluation.md)."""
     cycles: tuple[Annotated[int, Range(2, 100)], ...] = (2, 3, 4)

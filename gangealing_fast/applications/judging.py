@@ -83,9 +83,10 @@ def judge(data: KeypointSet, pairs: Pairs, found: Tensor, mirrored: Tensor | Non
 
 
 def judge_cycles(data: KeypointSet, cycles: Tensor, found: Tensor, counting: Counting) -> Judged:
-    """Shares of points `[C, P, 2]` that came back to where they began, after all pictures of their cycle `[C, K]` (arXiv 2303.16201).
+    """Shares of points `[C, P, 2]` that came back to where they began after all pictures of their cycle `[C, K]`.
 
-    The points are those that are visible in the first picture, and the sizes are the first picture's.
+    This is k-CyPCK of ASIC (arXiv 2303.16201). The points are those that are visible in the first picture, and the sizes are the
+    first picture's.
     """
     first = cycles[:, 0]
     expected = Expected(data.points[first], data.visible[first])

@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gangealing_fast.applications.aligner import Aligner
+from gangealing_fast.congealing.features import Bases, FeatureNetwork, read_places
 from gangealing_fast.data.keypoints import KeypointSet
 from gangealing_fast.data.pictures import to_float
-from gangealing_fast.models.features import FeatureNetwork
 
 Tick = Callable[[], None]
 """Called for every picture that was looked at."""
@@ -121,13 +121,24 @@ class ByAligner:
 class NearestNeighbour:
     """The place of the second picture whose features are most alike (by their cosine) to those at the point of the first one.
 
-    Pictures are made to fit into the middle of a square of the network's side; only places within the picture are compared.
+    Pictures are made to fit into the middle of a square of the network's coarse side; only places within the picture are compared.
+    whiten: features lose the mean of the set and are whitened, as in joint alignment; otherwise each tap is brought to unit length.
     """
 
     name, label = "nearest", "Nearest neighbour of features"
+    LEARNED_FROM = 60
+    KEPT = 1 << 26
+    """Numbers of features that are kept for the next time: those of 400 pictures with the package's network."""
 
-    def __init__(self, data: KeypointSet, network: FeatureNetwork) -> None:
+    def __init__(self, data: KeypointSet, network: FeatureNetwork, *, whiten: bool = True, seed: int = 0) -> None:
         self._data, self._network = data, network
+        self._bases: Bases | None = None
+        self._seen: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
+        self._side, self._grid = network.coarse
+        middle = (torch.arange(self._grid, dtype=torch.float64) + 0.5) * self._side / self._grid - 0.5
+        self._places = torch.stack([middle.expand(self._grid, -1), middle[:, None].expand(-1, self._grid)], 2).reshape(-1, 2)
+        if whiten:
+            self._bases = self._learn(torch.Generator().manual_seed(seed))
 
     def looks(self, pairs: Tensor) -> int:
         return _looks(pairs)
@@ -144,42 +155,65 @@ class NearestNeighbour:
             tick()
         found = torch.zeros(points.shape, dtype=torch.float64)
         for picture, rows in of_picture(pairs[:, 1]):
-            wanted = torch.stack([described[row] for row in rows.tolist()])
-            found[rows] = self._nearest(picture, wanted.flatten(0, 1)).reshape(wanted.shape[0], -1, 2)
+            asked = torch.stack([described[row] for row in rows.tolist()])
+            found[rows] = self._nearest(picture, asked.flatten(0, 1)).reshape(len(rows), -1, 2)
             tick()
         return found
 
     def mirrored(self, pairs: Tensor) -> Tensor | None:
         return None
 
-    def _look(self, picture: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Unit features `[D, h, w]`, and how pixels become those of the square: pixel * scale + shift, both `[2]`."""
+    @torch.no_grad()
+    def _learn(self, source: torch.Generator) -> Bases:
+        chosen = torch.randperm(len(self._data), generator=source)[: self.LEARNED_FROM].tolist()
+        looks = [self._taps(picture) for picture in chosen]
+        taps = [torch.cat(tap) for tap in zip(*(taps for taps, _, _ in looks), strict=True)]
+        inside = torch.stack(
+            [self._inside(picture, self._pixels(scale, shift)) for picture, (_, scale, shift) in zip(chosen, looks, strict=True)]
+        )
+        return Bases.fit(taps, inside, source)
+
+    def _taps(self, picture: int) -> tuple[list[Tensor], Tensor, Tensor]:
+        """Taps `[1, places, C]`, and how pixels become those of the square: pixel * scale + shift, both `[2]`."""
         images = to_float(self._data.picture(picture))[None]
         height, width = images.shape[2:]
-        side = self._network.side
-        inner = [max(1, round(size * side / max(height, width))) for size in (height, width)]
-        left, top = (side - inner[1]) // 2, (side - inner[0]) // 2
+        inner = [max(1, round(size * self._side / max(height, width))) for size in (height, width)]
+        left, top = (self._side - inner[1]) // 2, (self._side - inner[0]) // 2
         small = F.interpolate(images, inner, mode="bilinear", antialias=True).clamp(-1, 1)
-        square = F.pad(small, (left, side - inner[1] - left, top, side - inner[0] - top), value=0.0)
-        features = F.normalize(self._network.features(square).float(), dim=1)[0]
+        square = F.pad(small, (left, self._side - inner[1] - left, top, self._side - inner[0] - top))
+        taps = [read_places(tap, self._side, self._grid) for tap in self._network.features(square)]
         scale = torch.tensor([inner[1] / width, inner[0] / height], dtype=torch.float64)
-        return features, scale, (scale - 1) / 2 + torch.tensor([left, top])
+        return taps, scale, (scale - 1) / 2 + torch.tensor([left, top])
+
+    def _look(self, picture: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Unit features `[places, D]`, with scale and shift as in `_taps`."""
+        if picture not in self._seen:
+            taps, scale, shift = self._taps(picture)
+            plain = F.normalize(torch.cat([F.normalize(tap, dim=2) for tap in taps], 2), dim=2)
+            features = (plain if self._bases is None else self._bases.apply(taps))[0]
+            if (len(self._seen) + 1) * features.numel() > self.KEPT:
+                return features, scale, shift
+            self._seen[picture] = features, scale, shift
+        return self._seen[picture]
+
+    def _pixels(self, scale: Tensor, shift: Tensor) -> Tensor:
+        """`[places, 2]`: the places in pixels of the picture."""
+        return (self._places - shift) / scale
+
+    def _inside(self, picture: int, pixels: Tensor) -> Tensor:
+        return ((pixels > -0.5) & (pixels < self._data.sizes[picture] - 0.5)).all(1)
 
     def _describe(self, picture: int, points: Tensor) -> Tensor:
         """Unit features `[K, D]` at points `[K, 2]` of a picture, bilinear between places."""
         features, scale, shift = self._look(picture)
-        place = (2 * (points * scale + shift) + 1) / self._network.side - 1
-        read = F.grid_sample(features[None], place[None, None].float(), padding_mode="border", align_corners=False)
+        place = (2 * (points * scale + shift) + 1) / self._side - 1
+        maps = features.T.unflatten(1, (self._grid, self._grid))[None]
+        read = F.grid_sample(maps, place[None, None].float(), padding_mode="border", align_corners=False)
         return F.normalize(read[0, :, 0].T, dim=1)
 
     def _nearest(self, picture: int, wanted: Tensor) -> Tensor:
         """`[K, 2]`: pixels of a picture whose features are most alike to `wanted` `[K, D]`."""
         features, scale, shift = self._look(picture)
-        height, width = features.shape[1:]
-        x = (torch.arange(width, dtype=torch.float64) + 0.5) * self._network.side / width - 0.5
-        y = (torch.arange(height, dtype=torch.float64) + 0.5) * self._network.side / height - 0.5
-        places = torch.stack([x.expand(height, -1), y[:, None].expand(-1, width)], 2).reshape(-1, 2)
-        pixels = (places - shift) / scale
-        inside = ((pixels > -0.5) & (pixels < self._data.sizes[picture] - 0.5)).all(1)
-        alike = wanted @ features.flatten(1)
-        return pixels[alike.masked_fill(~inside, -torch.inf).argmax(1)]
+        pixels = self._pixels(scale, shift)
+        alike = wanted @ features.T
+        return pixels[alike.masked_fill(~self._inside(picture, pixels), -torch.inf).argmax(1)]
