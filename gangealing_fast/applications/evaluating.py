@@ -47,7 +47,10 @@ FIGURES = "figures.json"
 def run(config: EvaluateConfig) -> None:
     """Judge all ways to carry points. Raises UserError for a user's mistakes; what was carried before stays."""
     set_threads(config.threads)
+    if not config.alpha:
+        raise UserError("--alpha needs at least one number; give 0.1, or leave the option out")
     data = _data(config)
+    shown_size(config, data)
     pairs = choose_pairs(
         data,
         config.protocol,

@@ -38,7 +38,7 @@ def write_evaluation_report(
 ) -> Path:
     """Write `folder`/report.html. figures: what figures.json holds. pictures: how many pairs are shown."""
     of, alpha = figures["shown"]["of"], figures["shown"]["alpha"]
-    about = f"{len(data)} pictures of {data.kind}, {len(pairs.pairs)} pairs (protocol {pairs.protocol})."
+    about = f"{len(data)} pictures with key points ({data.kind}), {len(pairs.pairs)} pairs (protocol {pairs.protocol})."
     sections: list[Section] = [_main(figures, of), _ways(figures, alpha)]
     if len(pairs.names) > 1:
         sections.append(_groups(figures, pairs, alpha))
