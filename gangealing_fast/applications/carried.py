@@ -36,13 +36,12 @@ SHOWN_ALONE = {"out", "pictures", "threads", "alpha", "of", "bootstrap", "confid
 
 @dataclass(frozen=True)
 class Carried:
-    """points `[M, P, 2]` float64 in the second pictures, NaN if nothing was found; mirrored `[M]` bool, or None; and the time."""
+    """points `[M, P, 2]` float64 in the second pictures, NaN if nothing was found; mirrored `[M]` bool, or None."""
 
     name: str
     label: str
     points: Tensor
     mirrored: Tensor | None
-    seconds: float | None = None
 
 
 def fingerprint(config: EvaluateConfig, data: KeypointSet, pairs: Pairs) -> str:
@@ -73,7 +72,7 @@ def write_pairs(file: Path, data: KeypointSet, pairs: Pairs) -> None:
 
 def keep(file: Path, carried: Carried, mark: str) -> None:
     """Write what a method carried."""
-    arrays = {"points": carried.points.numpy(), "seconds": numpy.array(carried.seconds or 0.0), "mark": numpy.array(mark)}
+    arrays = {"points": carried.points.numpy(), "mark": numpy.array(mark)}
     _write(file, arrays if carried.mirrored is None else arrays | {"mirrored": carried.mirrored.numpy()})
 
 
@@ -85,7 +84,7 @@ def kept(file: Path, mark: str, method: Method) -> Carried | None:
     if str(arrays.get("mark")) != mark or "points" not in arrays:
         return None
     mirrored = torch.from_numpy(arrays["mirrored"]) if "mirrored" in arrays else None
-    return Carried(method.name, method.label, torch.from_numpy(arrays["points"]), mirrored, float(arrays["seconds"]))
+    return Carried(method.name, method.label, torch.from_numpy(arrays["points"]), mirrored)
 
 
 def remove_kept(folder: Path, mark: str | None) -> None:

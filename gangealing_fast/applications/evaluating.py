@@ -6,7 +6,6 @@ What each way carried is a file of its own, written when that way is finished. A
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -159,10 +158,9 @@ def _carry(method: Method, pairs: Tensor, points: Tensor, file: Path, mark: str)
     if before is not None:
         print(f"{method.label}: as carried before, {printable(file.name)}")
         return before
-    begin = time.monotonic()
     with _progress(method.looks(pairs), method.name) as progress:
         found = method.transfer(pairs, points, progress.update)
-    done = Carried(method.name, method.label, found, method.mirrored(pairs), time.monotonic() - begin)
+    done = Carried(method.name, method.label, found, method.mirrored(pairs))
     keep(file, done, mark)
     return done
 
@@ -202,7 +200,6 @@ def _method_figures(one: Carried, judged: Judged, pairs: Pairs, of: str) -> dict
     shares = {way.mirroring: share for way, share in judged.shares.items() if way.of == of and way.per == "point"}
     return {
         "label": one.label,
-        "seconds": one.seconds,
         "not_found": int((~one.points.isfinite()).any(2).all(1).sum()),
         "mirrored_pairs": 0 if one.mirrored is None else int(one.mirrored.sum()),
         "figures": judged.lines,

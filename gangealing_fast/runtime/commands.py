@@ -67,7 +67,8 @@ def command_line(command: str, config: DataclassInstance) -> str:
             continue
         option = field.name.replace("_", "-")
         if isinstance(value, bool):
-            words.append(f"--{option}" if value else f"--no-{option}")
+            name = option if value else f"no-{option}"
+            words.append(f"--{name}")
         else:
             words += [f"--{option}", *map(str, value if isinstance(value, tuple) else [value])]
     return shlex.join(words)
