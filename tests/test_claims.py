@@ -56,7 +56,7 @@ def arguments(command: str, place: Path) -> list[object]:
         "classify": ["--checkpoint", learned, "--data", data, "--steps", 1],
         "align": ["--checkpoint", learned, "--data", data],
         "propagate": ["--checkpoint", learned, "--data", data, "--edit", place / "edit.png"],
-        "evaluate": ["--data", data, "--keypoints", place / "points.npy", "--features", "none", "--circles", 0],
+        "evaluate": ["--data", data, "--keypoints", place / "points.npy", "--features", "none", "--cycle-count", 0],
         "convert": ["--source", learned],
     }[command]
 

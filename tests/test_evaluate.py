@@ -24,7 +24,7 @@ from gangealing_fast.congealing.features import FeatureNetwork, Tap
 from gangealing_fast.data.keypoints import open_keypoints
 from gangealing_fast.data.pictures import to_float
 
-ALONE = ("--features", "none", "--circles", 0, "--bootstrap", 20, "--pictures", 1, "--threads", 1)
+ALONE = ("--features", "none", "--cycle-count", 0, "--bootstrap", 20, "--pictures", 1, "--threads", 1)
 
 
 def figures(folder: Path) -> dict:
@@ -226,7 +226,7 @@ def test_everything_beside_an_aligner_in_one_run(place, monkeypatch, capsys):
     network = torch.jit.trace(torch.nn.AvgPool2d(8), torch.zeros(1, 3, 64, 64))
     network.save(str(place / "pool.pt"))
     arguments = ["--data", place / "data", "--checkpoint", place / "aligner.safetensors", "--out", place / "out", "--threads", 1]
-    arguments += ["--features", place / "pool.pt", "--features-stride", 8, "--circles", 4, "--cycles", 2, 3, "--bootstrap", 30]
+    arguments += ["--features", place / "pool.pt", "--features-stride", 8, "--cycle-count", 4, "--cycles", 2, 3, "--bootstrap", 30]
     assert call(monkeypatch, evaluate, *arguments, "--pictures", 2) == 0
     said = capsys.readouterr().out
     assert "PCK-Transfer@0.1" in said and "report.html" in said and "next:" in said

@@ -184,6 +184,8 @@ def test_protocols(tmp_path):
     assert classes.pairs.tolist() == [list(pair) for pair in made.ORDERED] and classes.names == ("001.First_Bird",)
     subsets = choose_pairs(spair, "subsets", subsets=2, subset_size=3)
     assert len(subsets.pairs) == 6 and len(subsets.pairs.unique()) == 3
+    with pytest.raises(UserError, match="more than is held in memory"):
+        choose_pairs(cub, "random", pairs=10_000_000)
     with pytest.raises(UserError, match="without prescribed pairs"):
         choose_pairs(cub, "given")
 

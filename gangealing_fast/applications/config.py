@@ -130,9 +130,9 @@ class EvaluateConfig(UseOptions):
     results: tuple[Path, ...] = ()
     """Files NAME.npz with points that other systems carried (docs/evaluation.md)."""
     cycles: tuple[Annotated[int, Range(2, 100)], ...] = (2, 3, 4)
-    """Lengths of the circles of pictures after which points should be back where they began."""
-    circles: Natural = 100
-    """How many circles of each length; 0 for none."""
+    """Numbers of pictures that a point goes through before it should be back where it began."""
+    cycle_count: Natural = 100
+    """How many cycles of each length; 0 for none."""
     bootstrap: Annotated[int, Range(0, 1_000_000)] = 1000
     """Sets of pictures that are drawn for the intervals; 0 for no intervals."""
     confidence: Share = 0.95

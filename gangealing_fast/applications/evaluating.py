@@ -132,7 +132,7 @@ def _evaluate(
     carried = [_carry(method, pairs.pairs, start, folder / f"transfers-{method.name}.npz", mark) for method in methods]
     carried += others
     judged = {one.name: judge(data, pairs, one.points, one.mirrored, counting) for one in carried}
-    circles = _circles(config, data, methods, counting, folder, mark)
+    cycles = _cycles(config, data, methods, counting, folder, mark)
     of = shown_size(config, data)
     figures: dict[str, Any] = {
         "command": command_line(COMMAND, config),
@@ -145,7 +145,7 @@ def _evaluate(
             for one in carried
             if "nearest" in judged and one.name != "nearest"
         },
-        "cycles": circles,
+        "cycles": cycles,
     }
     write_evaluation_report(folder, figures, data, pairs, carried, pictures=config.pictures)
     write_json(folder / FIGURES, figures)  # last: where it is, the run is finished
@@ -165,13 +165,13 @@ def _carry(method: Method, pairs: Tensor, points: Tensor, file: Path, mark: str)
     return done
 
 
-def _circles(
+def _cycles(
     config: EvaluateConfig, data: KeypointSet, methods: Sequence[Method], counting: Counting, folder: Path, mark: str
 ) -> dict[str, dict[str, Any]]:
-    """Figures of the points that came back, by method and by the number of pictures of a circle."""
+    """Figures of the points that came back, by method and by the number of pictures of a cycle."""
     found: dict[str, dict[str, Any]] = {method.name: {} for method in methods}
-    for length in config.cycles if config.circles else ():
-        cycles = draw_cycles(len(data), length, config.circles, config.seed)
+    for length in config.cycles if config.cycle_count else ():
+        cycles = draw_cycles(len(data), length, config.cycle_count, config.seed)
         for method in methods:
             file = folder / f"cycles-{method.name}-{length}.npz"
             before = kept(file, mark, method)
@@ -185,7 +185,7 @@ def _circles(
 def _around(method: Method, cycles: Tensor, points: Tensor) -> Tensor:
     """Points `[C, P, 2]` of the first pictures of cycles `[C, K]`, carried through all their pictures and back."""
     steps = [cycles[:, [step, (step + 1) % cycles.shape[1]]] for step in range(cycles.shape[1])]
-    with _progress(sum(map(method.looks, steps)), f"{method.name}, circles of {cycles.shape[1]}") as progress:
+    with _progress(sum(map(method.looks, steps)), f"{method.name}, cycles of {cycles.shape[1]}") as progress:
         for pairs in steps:
             lost = points.isnan()
             points = method.transfer(pairs, points.nan_to_num(0.0), progress.update).masked_fill(lost, torch.nan)
@@ -200,7 +200,7 @@ def _method_figures(one: Carried, judged: Judged, pairs: Pairs, of: str) -> dict
     shares = {way.mirroring: share for way, share in judged.shares.items() if way.of == of and way.per == "point"}
     return {
         "label": one.label,
-        "not_found": int((~one.points.isfinite()).any(2).all(1).sum()),
+        "pairs_without_points": int((~one.points.isfinite()).any(2).all(1).sum()),
         "mirrored_pairs": 0 if one.mirrored is None else int(one.mirrored.sum()),
         "figures": judged.lines,
         "groups": {str(mirroring).lower(): by_group(share, pairs) for mirroring, share in shares.items()},

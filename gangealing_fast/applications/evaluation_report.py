@@ -112,7 +112,7 @@ def _cycles(figures: dict[str, Any], of: str, alpha: float) -> Table:
         lines = [pick(found[length], of=of, alpha=alpha, per="point", mirroring=False) for length in lengths]
         rows.append((figures["methods"][name]["label"], *(_interval(line) for line in lines)))
     heads = ("Method", *(f"{length} pictures" for length in lengths))
-    text = "Points that are back where they began after a circle of pictures. It measures consistency: identity has all."
+    text = "Points that are back where they began after a cycle of pictures. It measures consistency: identity has all."
     return Table(f"Cycle consistency, PCK@{alpha:g}", heads, rows, text=text)
 
 

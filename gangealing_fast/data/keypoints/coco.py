@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from gangealing_fast.data.keypoints.matching import Finder
+from gangealing_fast.data.keypoints.matching import PictureNames
 from gangealing_fast.data.keypoints.mirrors import from_names
 from gangealing_fast.data.keypoints.record import KeypointSet, picture_sizes
 from gangealing_fast.data.sources import Entry
@@ -35,9 +35,9 @@ def read_coco(value: Any, file: Path, entries: Sequence[Entry], category: str | 
         if isinstance(error, UserError):
             raise
         raise UserError(f"{file} has no key points as COCO's files do ({error!r}); correct it") from None
-    finder = Finder(entries, file)
+    pictures = PictureNames(entries, file)
     rows.sort(key=lambda row: row[0])
-    chosen = tuple(entries[finder.row(name)] for name, _, _, _ in rows)
+    chosen = tuple(entries[pictures.row(name)] for name, _, _, _ in rows)
     values = torch.tensor([points for _, points, _, _ in rows], dtype=torch.float64).reshape(len(rows), -1, 3)
     boxes = [box for _, _, box, _ in rows if box is not None and len(box) == 4]
     edges = torch.tensor(boxes, dtype=torch.float64).reshape(-1, 4)

@@ -10,7 +10,7 @@ from gangealing_fast.data.sources import Entry
 from gangealing_fast.runtime.errors import UserError
 
 
-class Finder:
+class PictureNames:
     """Pictures by their names: in full, or without the folders if only one picture is called so."""
 
     def __init__(self, entries: Sequence[Entry], table: Path) -> None:

@@ -15,6 +15,8 @@ from gangealing_fast.runtime.errors import UserError
 Protocol = Literal["auto", "given", "random", "subsets", "classes", "all"]
 MOST = 10_000
 """Pairs that "auto" takes as they are; of more, "random" ones."""
+LARGEST = 20_000_000
+"""Points of all pairs together that are held in memory at most."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,8 @@ def choose_pairs(
     between them, each of them both ways (CUB in arXiv 2004.00614 and arXiv 2112.05143). subsets: all ordered pairs within each of
     `subsets` sets of `subset_size` pictures, each set of one class if there are any (arXiv 2302.03956). classes: all ordered pairs
     within each of the first `classes` classes (arXiv 2303.16201). all: all ordered pairs. auto: given if there are any, all if
-    these are at most 10 000, else random. Raises UserError if the data set has too few pictures or no classes.
+    these are at most 10 000, else random. Raises UserError if the data set has too few pictures or no classes, and for more pairs
+    than fit into memory.
     """
     count = len(data)
     if protocol == "auto":
@@ -54,14 +57,17 @@ def choose_pairs(
         names, group = _groups_of(data, data.pairs)
         return Pairs(protocol, data.pairs, group, names, data.pair_points)
     if protocol == "random":
+        _check(2 * pairs, data)
         drawn = _random_pairs(count, pairs, generator)
         both = torch.cat([drawn, drawn.flip(1)])
         return Pairs(protocol, both, torch.zeros(len(both), dtype=torch.int64), ("all",))
     if protocol == "all":
+        _check(count * (count - 1), data)
         found = ordered_pairs(torch.arange(count))
         names, group = _groups_of(data, found) if data.groups and _within(data, found).all() else (("all",), found[:, 0] * 0)
         return Pairs(protocol, found, group, names)
     sets = _subsets(data, subsets, subset_size, generator) if protocol == "subsets" else _classes(data, classes)
+    _check(sum(len(rows) * (len(rows) - 1) for _, rows in sets), data)
     within = [ordered_pairs(rows) for _, rows in sets]
     group = torch.cat([torch.full((len(some),), number) for number, some in enumerate(within)])
     return Pairs(protocol, torch.cat(within), group, tuple(name for name, _ in sets))
@@ -82,6 +88,14 @@ def draw_cycles(count: int, length: int, cycles: int, seed: int = 0) -> Tensor:
         raise UserError(f"a cycle of {length} pictures needs as many, but there are {count}; leave {length} out of --cycles")
     generator = torch.Generator().manual_seed(seed)
     return torch.stack([torch.randperm(count, generator=generator)[:length] for _ in range(cycles)])
+
+
+def _check(pairs: int, data: KeypointSet) -> None:
+    if pairs * data.points.shape[1] > LARGEST:
+        raise UserError(
+            f"{pairs:,} pairs with {data.points.shape[1]} points each are more than is held in memory; "
+            "choose --protocol random, fewer --pairs, smaller sets or classes, or --limit"
+        )
 
 
 def _random_pairs(count: int, pairs: int, generator: torch.Generator) -> Tensor:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from gangealing_fast.data.keypoints.matching import Finder
+from gangealing_fast.data.keypoints.matching import PictureNames
 from gangealing_fast.data.keypoints.mirrors import from_names
 from gangealing_fast.data.keypoints.record import KeypointSet, picture_sizes
 from gangealing_fast.data.sources import Entry
@@ -39,8 +39,8 @@ def read_table(content: bytes, file: Path, entries: Sequence[Entry]) -> Keypoint
         places = _by_picture(lines, names, file)
     if not names:
         raise UserError(f"{file} has neither the columns point,x,y nor two columns NAME_x,NAME_y for a point; add them")
-    finder = Finder(entries, file)
-    row_of = {name: finder.row(name) for name in places}
+    pictures = PictureNames(entries, file)
+    row_of = {name: pictures.row(name) for name in places}
     order = sorted(places, key=row_of.__getitem__)
     points = torch.zeros(len(order), len(names), 2, dtype=torch.float64)
     visible = torch.zeros(len(order), len(names), dtype=torch.bool)
