@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from fractions import Fraction
 from pathlib import Path
 
@@ -18,11 +19,13 @@ from runs import call
 
 from gangealing_fast import evaluate
 from gangealing_fast.applications import evaluating
+from gangealing_fast.applications.config import EvaluateConfig
 from gangealing_fast.applications.transfers import ByAligner, Identity, NearestNeighbour
 from gangealing_fast.checkpoints.writing import export_aligner
 from gangealing_fast.congealing.features import FeatureNetwork, Tap
 from gangealing_fast.data.keypoints import open_keypoints
 from gangealing_fast.data.pictures import to_float
+from gangealing_fast.runtime.commands import parse
 
 ALONE = ("--features", "none", "--cycle-count", 0, "--bootstrap", 20, "--pictures", 1, "--threads", 1)
 
@@ -226,21 +229,40 @@ def test_everything_beside_an_aligner_in_one_run(place, monkeypatch, capsys):
     network = torch.jit.trace(torch.nn.AvgPool2d(8), torch.zeros(1, 3, 64, 64))
     network.save(str(place / "pool.pt"))
     arguments = ["--data", place / "data", "--checkpoint", place / "aligner.safetensors", "--out", place / "out", "--threads", 1]
-    arguments += ["--features", place / "pool.pt", "--features-stride", 8, "--cycle-count", 4, "--cycles", 2, 3, "--bootstrap", 30]
+    arguments += [
+        "--features",
+        place / "pool.pt",
+        "--features-stride",
+        8,
+        "--cycle-count",
+        4,
+        "--cycles",
+        2,
+        3,
+        6,
+        "--bootstrap",
+        30,
+        "--alpha",
+        0.1,
+        0.1,
+    ]
     assert call(monkeypatch, evaluate, *arguments, "--pictures", 2) == 0
     said = capsys.readouterr().out
     assert "PCK-Transfer@0.1" in said and "report.html" in said and "next:" in said
     found = figures(place / "out")
     assert list(found["methods"]) == ["aligner", "aligner-published", "nearest", "identity"]
     assert set(found["differences"]) == {"aligner", "aligner-published", "identity"}
-    assert set(found["cycles"]["aligner"]) == {"2", "3"}
+    assert set(found["cycles"]["aligner"]) == {"2", "3"} and "cycles of 6 pictures are left out" in said
     for line in found["cycles"]["identity"]["3"]:
         assert line["value"] == line["low"] == line["high"] == 1
     for method in found["methods"].values():
         for line in method["figures"]:
             assert 0 <= line["low"] <= line["value"] <= line["high"] <= 1 or line["value"] in (0, 1)
     page = (place / "out" / "report.html").read_text()
-    assert found["command"].startswith("python -m gangealing_fast.evaluate --data ") and "--features-stride 8" in found["command"]
+    words = shlex.split(found["command"])
+    assert words[:3] == ["python", "-m", "gangealing_fast.evaluate"] and "--features-stride 8" in found["command"]
+    again = parse(EvaluateConfig, {}, "", words[3:])
+    assert again == parse(EvaluateConfig, {}, "", [*map(str, arguments), "--pictures", "2"])
     assert "Cycle consistency" in page and "bird_0.jpg" in page and page.count("<img") == 2
 
 

@@ -94,9 +94,10 @@ def _methods(config: EvaluateConfig, data: KeypointSet) -> list[Method]:
     if config.checkpoint is not None:
         aligner = aligner_of(config.checkpoint, config)
         methods.append(ByAligner(data, aligner))
-        published = aligner_of(config.checkpoint, config)
-        published.points = "published"
-        methods.append(ByAligner(data, published))
+        if not getattr(aligner, "names", ()):  # a set that was aligned jointly: the published rule is one for networks
+            published = aligner_of(config.checkpoint, config)
+            published.points = "published"
+            methods.append(ByAligner(data, published))
     if config.features != "none":
         methods.append(NearestNeighbour(data, network_of(config), whiten=config.whiten, seed=config.seed))
     return [*methods, Identity(data)]
@@ -127,7 +128,7 @@ def _evaluate(
     folder: Path,
     mark: str,
 ) -> None:
-    counting = Counting(config.alpha, config.bootstrap, config.confidence, config.seed)
+    counting = Counting(tuple(dict.fromkeys(config.alpha)), config.bootstrap, config.confidence, config.seed)
     start = data.points[pairs.pairs[:, 0]]
     carried = [_carry(method, pairs.pairs, start, folder / f"transfers-{method.name}.npz", mark) for method in methods]
     carried += others
@@ -170,7 +171,10 @@ def _cycles(
 ) -> dict[str, dict[str, Any]]:
     """Figures of the points that came back, by method and by the number of pictures of a cycle."""
     found: dict[str, dict[str, Any]] = {method.name: {} for method in methods}
-    for length in config.cycles if config.cycle_count else ():
+    for length in sorted(set(config.cycles)) if config.cycle_count else ():
+        if length > len(data):
+            print(f"cycles of {length} pictures are left out: there are {len(data)}")
+            continue
         cycles = draw_cycles(len(data), length, config.cycle_count, config.seed)
         for method in methods:
             file = folder / f"cycles-{method.name}-{length}.npz"
