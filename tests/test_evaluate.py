@@ -96,6 +96,9 @@ def test_twenty_pairs_by_hand(tmp_path, monkeypatch, form, options, protocol):
     for (of, per), exact in BY_HAND.items():
         assert value(found, "theirs", of, per) == pytest.approx(float(exact), abs=1e-15, rel=0)
         assert value(found, "theirs", of, per, mirroring=True) == value(found, "theirs", of, per)
+    points = list(found["methods"]["theirs"]["points"].values())[:3]
+    shown = {"object": [16 / 20, 20 / 20, 0], "picture": [16 / 20, 20 / 20, 12 / 12]}
+    assert points == shown[found["shown"]["of"]]
     # Of 0.05, 2, 5 and 10 pixels: nothing; point 0 of 16 pairs; points 0 and 1.
     assert [value(found, "theirs", of, "point", alpha=0.05) for of in ("keypoints", "object", "picture")] == [0, 16 / 52, 36 / 52]
 

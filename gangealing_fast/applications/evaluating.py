@@ -26,7 +26,18 @@ from gangealing_fast.applications.carried import (
 from gangealing_fast.applications.choosing import aligner_of
 from gangealing_fast.applications.config import EvaluateConfig
 from gangealing_fast.applications.evaluation_report import WORDS, percent, write_evaluation_report
-from gangealing_fast.applications.judging import Counting, Judged, by_group, differences, judge, judge_cycles, pick, sizes_of
+from gangealing_fast.applications.judging import (
+    Counting,
+    Judged,
+    SizeRule,
+    by_group,
+    by_point,
+    differences,
+    judge,
+    judge_cycles,
+    pick,
+    sizes_of,
+)
 from gangealing_fast.applications.transfers import ByAligner, Identity, Method, NearestNeighbour
 from gangealing_fast.congealing.features import FeatureNetwork, efficientnet_features, load_features, self_supervised_features
 from gangealing_fast.data.keypoints import KeypointSet, Pairs, choose_pairs, draw_cycles, open_keypoints
@@ -140,7 +151,7 @@ def _evaluate(
         "data": {"kind": data.kind, "pictures": len(data), "points": data.points.shape[1], "crop": config.crop},
         "pairs": {"protocol": pairs.protocol, "count": len(pairs.pairs), "groups": len(pairs.names)},
         "shown": {"of": of, "alpha": shown_alpha(config)},
-        "methods": {one.name: _method_figures(one, judged[one.name], pairs, of) for one in carried},
+        "methods": {one.name: _method_figures(one, judged[one.name], data, pairs, of, shown_alpha(config)) for one in carried},
         "differences": {
             one.name: differences(judged[one.name], judged["nearest"], counting)
             for one in carried
@@ -200,18 +211,19 @@ def _progress(looks: int, what: str) -> tqdm:
     return tqdm(total=looks, unit="picture", desc=what, disable=not looks)
 
 
-def _method_figures(one: Carried, judged: Judged, pairs: Pairs, of: str) -> dict[str, Any]:
+def _method_figures(one: Carried, judged: Judged, data: KeypointSet, pairs: Pairs, of: SizeRule, alpha: float) -> dict[str, Any]:
     shares = {way.mirroring: share for way, share in judged.shares.items() if way.of == of and way.per == "point"}
     return {
         "label": one.label,
         "pairs_without_points": int((~one.points.isfinite()).any(2).all(1).sum()),
         "mirrored_pairs": 0 if one.mirrored is None else int(one.mirrored.sum()),
         "figures": judged.lines,
+        "points": by_point(data, pairs, one.points, one.mirrored, of, alpha),
         "groups": {str(mirroring).lower(): by_group(share, pairs) for mirroring, share in shares.items()},
     }
 
 
-def shown_size(config: EvaluateConfig, data: KeypointSet) -> str:
+def shown_size(config: EvaluateConfig, data: KeypointSet) -> SizeRule:
     """The size that the report shows. Raises UserError for a size that the data set does not have."""
     if config.of == "auto":
         return "object" if data.kind == "SPair-71k" else "picture" if data.kind.startswith("CUB") else "keypoints"

@@ -42,6 +42,7 @@ def write_evaluation_report(
     sections: list[Section] = [_main(figures, of), _ways(figures, alpha)]
     if len(pairs.names) > 1:
         sections.append(_groups(figures, pairs, alpha))
+    sections.append(_points(figures, of, alpha))
     if any(figures["cycles"].values()):
         sections.append(_cycles(figures, of, alpha))
     if pictures:
@@ -103,6 +104,14 @@ def _groups(figures: dict[str, Any], pairs: Pairs, alpha: float) -> Table:
         means.append(percent(values.nanmean().item()))
     heads = ("Set or class", *(method["label"] for method in methods))
     return Table(f"PCK@{alpha:g} by set or class", heads, [*rows, ("Mean", *means)], text="Per point, with mirrored labels.")
+
+
+def _points(figures: dict[str, Any], of: str, alpha: float) -> Table:
+    methods = list(figures["methods"].values())
+    counted = [name for name, value in methods[0]["points"].items() if value == value]
+    rows = [(name, *(percent(method["points"][name]) for method in methods)) for name in counted]
+    heads = ("Key point", *(method["label"] for method in methods))
+    return Table(f"PCK@{alpha:g} by key point", heads, rows, text=f"Of {WORDS[of]}, with mirrored labels, in per cent.")
 
 
 def _cycles(figures: dict[str, Any], of: str, alpha: float) -> Table:

@@ -132,6 +132,17 @@ def by_group(shares: Shares, pairs: Pairs) -> dict[str, list[float]]:
     return found
 
 
+def by_point(
+    data: KeypointSet, pairs: Pairs, found: Tensor, mirrored: Tensor | None, of: SizeRule, alpha: float
+) -> dict[str, float]:
+    """The share of each key point of the first pictures that is found, with mirrored labels."""
+    expected = expected_of(data, pairs, mirrored)
+    size = sizes_of(data)[of][pairs.pairs[:, 1]]
+    correct = correct_points(found, expected, size, torch.tensor([alpha], dtype=torch.float64))[0]
+    share = correct.sum(0).double() / expected.counted.sum(0)
+    return dict(zip(data.point_names, share.tolist(), strict=True))
+
+
 def pick(lines: Sequence[dict[str, Any]], **wanted: object) -> dict[str, Any]:
     """The one line with these values."""
     (line,) = [line for line in lines if all(line[key] == value for key, value in wanted.items())]
