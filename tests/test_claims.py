@@ -13,6 +13,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy
 import pytest
 from aligners import aligner
 from picture_files import fill
@@ -26,8 +27,8 @@ from gangealing_fast.runtime.errors import UserError
 from gangealing_fast.storage.claims import RECORD, results_folder
 from gangealing_fast.storage.locks import lock_path, locked
 
-FOLDERS = ("congeal", "pretrain", "contrast", "train", "classify", "align", "propagate", "convert")
-QUICK = ("align", "propagate", "convert")
+FOLDERS = ("congeal", "pretrain", "contrast", "train", "classify", "align", "propagate", "evaluate", "convert")
+QUICK = ("align", "propagate", "evaluate", "convert")
 
 
 @pytest.fixture
@@ -40,6 +41,7 @@ def place(tmp_path):
     edit = Image.new("RGBA", (32, 32))
     edit.paste((255, 0, 0, 255), (8, 8, 24, 24))
     edit.save(tmp_path / "edit.png")
+    numpy.save(tmp_path / "points.npy", numpy.full((3, 2, 2), 9.0))
     return tmp_path
 
 
@@ -55,6 +57,7 @@ def arguments(command: str, place: Path) -> list[object]:
         "classify": ["--checkpoint", learned, "--data", data, "--steps", 1],
         "align": ["--checkpoint", learned, "--data", data],
         "propagate": ["--checkpoint", learned, "--data", data, "--edit", place / "edit.png"],
+        "evaluate": ["--data", data, "--keypoints", place / "points.npy", "--features", "none", "--cycle-count", 0],
         "convert": ["--source", learned],
     }[command]
 
@@ -146,7 +149,7 @@ def test_results_replace_those_of_the_same_command_and_it_is_said(place, monkeyp
     said = capsys.readouterr().out
     assert f"of an earlier {command} are replaced" in said
     expected = first | {"mine.txt": b"mine"}
-    if command == "convert":  # which writes no picture
+    if command in ("convert", "evaluate"):  # which write no picture
         expected["000017-of-an-earlier-call.png"] = b"old"
     found = content(out)
     assert found.keys() == expected.keys()

@@ -64,6 +64,8 @@ COMMANDS = (
     Box("file", 385, 375, 120, ("your edit", "of the template")),
     Box("command", 745, 375, 110, ("convert",)),
     Box("file", 905, 375, 150, ("ONNX, pt2, original",)),
+    Box("command", 80, 300, 110, ("evaluate",)),
+    Box("file", 80, 375, 120, ("figures.json", "report.html")),
 )
 COMMAND_ARROWS = (
     Arrow(((150, 110), (195, 110))),
@@ -90,6 +92,8 @@ COMMAND_ARROWS = (
     Arrow(((460, 375), (445, 375))),
     Arrow(((385, 350), (385, 317))),
     Arrow(((330, 300), (300, 300))),
+    Arrow(((860, 227), (860, 255), (80, 255), (80, 283))),
+    Arrow(((80, 317), (80, 350))),
 )
 STEP = (
     Box("file", 65, 545, 90, ("z, noise", "pose")),
@@ -115,7 +119,11 @@ STEP_ARROWS = (
 )
 HEADINGS = ((20, 30, "Commands and their files"), (20, 432, "One step of train"))
 NOTES = (
-    (20, 52, "Yellow: files. Blue: python -m gangealing_fast.NAME. Dashed: optional. align and propagate read your pictures too."),
+    (
+        20,
+        52,
+        "Yellow: files. Blue: python -m gangealing_fast.NAME. Dashed: optional. align, propagate, evaluate read your pictures too.",
+    ),
     (
         20,
         452,

@@ -41,6 +41,7 @@ SECTIONS = (
     Section("gangealing_fast.geometry.warping"),
     Section("gangealing_fast.metrics"),
     Section("gangealing_fast.data.pictures", ("open_pictures", "Pictures", "PictureStream", "to_float", "to_uint8")),
+    Section("gangealing_fast.data.keypoints"),
     Section("gangealing_fast.data.sampler"),
     Section(
         "gangealing_fast.data.digits",

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from gangealing_fast.runtime.config import WarpingOptions, shared_last
-from gangealing_fast.runtime.ranges import Count, Natural, Range, Share, SideOrDefault, Threads
+from gangealing_fast.runtime.ranges import LARGEST, Count, Natural, Positive, Range, Share, SideOrDefault, Threads
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +70,83 @@ class PropagateConfig(UseOptions):
     """Keep pictures whole, or cut out the centred square, at their own size."""
     limit: Count | None = None
     """Only the first so many pictures."""
+    threads: Threads = 0
+
+
+EVALUATE_EXAMPLES = """
+Examples:
+  An aligner on any folder or tar of pictures with a file keypoints.npy, .csv or .json (COCO) among them:
+    python -m gangealing_fast.evaluate --checkpoint runs/align --data photos --out runs/figures
+  SPair-71k, its pairs of the category cat:
+    python -m gangealing_fast.evaluate --checkpoint runs/align --data SPair-71k --category cat --out runs/cats
+  CUB-200 as ACSM uses it, 10 000 random pairs of the validation pictures both ways:
+    python -m gangealing_fast.evaluate --checkpoint runs/align --data CUB_200_2011 --keypoints val_cub_cleaned.mat --out runs/birds
+  Another system by the same code: carry the points of runs/pairs/pairs.npz with it, write them as NAME.npz, and
+    python -m gangealing_fast.evaluate --data photos --out runs/figures --results NAME.npz
+"""
+
+
+@shared_last
+@dataclass(frozen=True)
+class EvaluateConfig(UseOptions):
+    """Judge by marked points how well points are carried from picture to picture."""
+
+    data: Path
+    """Folder of SPair-71k or CUB-200-2011 as downloaded, or any folder or tar of pictures."""
+    out: Path
+    """Folder for figures.json, report.html, pairs.npz and the carried points."""
+    checkpoint: Path | None = None
+    """Whatever holds an aligner: a results folder of `train` or `classify`, an aligner.safetensors, or the original's checkpoint.
+    None for the baselines and --results alone."""
+    keypoints: Path | None = None
+    """File with the key points, .json (COCO), .csv, .npy or .mat (ACSM's); None for keypoints.npy, .csv or .json in --data."""
+    split: Literal["train", "val", "test"] = "test"
+    """Of SPair-71k and CUB-200-2011, which has no pictures for validation but those of the test."""
+    category: tuple[str, ...] = ()
+    """One category of SPair-71k or COCO, or classes of CUB-200 by number or name; all if not given."""
+    crop: Literal["auto", "none", "object"] = "auto"
+    """object: squares about the objects' boxes with 5 % more on each side. auto: that for ACSM's files, else whole pictures."""
+    mirror: str | None = None
+    """Which point each becomes in a mirror image: faces68, or a JSON file with a list of numbers. Otherwise the format, or "left"
+    and "right" in the points' names, say."""
+    protocol: Literal["auto", "given", "random", "subsets", "classes", "all"] = "auto"
+    """Which pairs: those of the data set (given), --pairs random ones both ways, all ordered pairs in each of --subsets sets or of
+    the first --classes classes, or all ordered pairs. auto: given, else all up to 10 000, else random."""
+    pairs: Count = 10_000
+    subsets: Count = 14
+    subset_size: Annotated[int, Range(2, LARGEST)] = 30
+    classes: Count = 3
+    alpha: tuple[Positive, ...] = (0.05, 0.1, 0.15)
+    """A point is correct within alpha times a size. What the report shows once is shown for the first alpha of 0.1 or more."""
+    of: Literal["auto", "keypoints", "object", "picture"] = "auto"
+    """The size that the report shows: the longer side of the key points' box, of the object's box or of the picture. figures.json
+    has all. auto: object for SPair-71k, picture for CUB-200, otherwise keypoints."""
+    features: str = "efficientnet"
+    """Network of the nearest-neighbour baseline: efficientnet; a results folder of `contrast`; a TorchScript file, a .pt2 file of
+    torch.export or FOLDER:ENTRY of torch.hub, which are programs that are run; or none."""
+    features_stride: Annotated[int, Range(1, 1024)] = 16
+    """Of a network of one's own: pixels of a cell of its map."""
+    features_side: Annotated[int, Range(0, 4096)] = 0
+    """Of a network of one's own: the side of its pictures if it takes that one alone; 0 if it takes any."""
+    features_mean: tuple[Annotated[float, Range(-1000, 1000)], ...] = (0.485, 0.456, 0.406)
+    """Of a network of one's own: the mean of red, green and blue in [0, 1] that it expects."""
+    features_std: tuple[Annotated[float, Range(0, 1000)], ...] = (0.229, 0.224, 0.225)
+    whiten: bool = True
+    """Take the mean of the set from the features and whiten them; without it, their plain cosines are compared."""
+    results: tuple[Path, ...] = ()
+    """Files NAME.npz with points that other systems carried (docs/evaluation.md)."""
+    cycles: tuple[Annotated[int, Range(2, 100)], ...] = (2, 3, 4)
+    """Numbers of pictures that a point goes through before it should be back where it began."""
+    cycle_count: Natural = 100
+    """How many cycles of each length; 0 for none."""
+    bootstrap: Annotated[int, Range(0, 1_000_000)] = 1000
+    """Sets of pictures that are drawn for the intervals; 0 for no intervals."""
+    confidence: Share = 0.95
+    pictures: Natural = 8
+    """Pairs that the report shows."""
+    limit: Count | None = None
+    """Only the first so many pictures."""
+    seed: Annotated[int, Range(0, 2**63 - 1)] = 0
     threads: Threads = 0
 
 

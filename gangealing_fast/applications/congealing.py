@@ -7,7 +7,6 @@ import dataclasses
 from pathlib import Path
 
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
 from gangealing_fast.applications.aligning import Averages

@@ -57,7 +57,7 @@ class SavedSet:
 def fingerprint(pixels: Tensor) -> str:
     """What tells a picture, uint8 `[3, H, W]`, from all others: a hash of its pixels."""
     made = hashlib.blake2b(repr(tuple(pixels.shape)).encode(), digest_size=16)
-    made.update(memoryview(pixels.contiguous().numpy()))
+    made.update(pixels.contiguous().numpy().data)
     return made.hexdigest()
 
 

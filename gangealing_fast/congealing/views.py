@@ -54,7 +54,7 @@ class Views:
         bases: Bases | torch.Generator,
         flow: Tensor | None = None,
     ) -> Described:
-        """Features of pictures in the frame. level: pixels and cells a side. bases: known ones, or what draws places to learn from."""
+        """Features of pictures in the frame. level: pixels and cells a side. bases: known ones, or what draws places to learn."""
         size, grid = level
         taps: list[list[Tensor]] = []
         insides = []

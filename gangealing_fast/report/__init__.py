@@ -7,7 +7,18 @@ from gangealing_fast.report.page import render_report, write_report
 from gangealing_fast.report.pictures import flow_pictures, picture_grid, save_grid, to_pixels
 from gangealing_fast.report.plots import histogram, line_plot
 from gangealing_fast.report.run import write_run_report
-from gangealing_fast.report.sections import Commands, Configuration, Curves, Histogram, Metrics, Pictures, Rows, Section, Text
+from gangealing_fast.report.sections import (
+    Commands,
+    Configuration,
+    Curves,
+    Histogram,
+    Metrics,
+    Pictures,
+    Rows,
+    Section,
+    Table,
+    Text,
+)
 
 __all__ = [
     "Commands",
@@ -18,6 +29,7 @@ __all__ = [
     "Pictures",
     "Rows",
     "Section",
+    "Table",
     "Text",
     "flow_pictures",
     "histogram",

@@ -52,7 +52,7 @@ img { display: block; max-width: 100%; height: auto; image-rendering: pixelated;
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 th, td { padding: .45rem .7rem; border-bottom: 1px solid var(--line); text-align: right; vertical-align: top; }
 td { white-space: nowrap; }
-th:first-child, td.left { text-align: left; }
+th:first-child, th.left, td.left { text-align: left; }
 tbody th { font-weight: 500; }
 thead th { color: var(--soft); font-weight: 500; font-size: .9rem; vertical-align: bottom; }
 td.left { overflow-wrap: anywhere; white-space: normal; }

@@ -206,7 +206,30 @@ class Commands:
         )
 
 
-Section = Text | Pictures | Rows | Curves | Histogram | Metrics | Configuration | Commands
+@dataclass(frozen=True)
+class Table:
+    """A table of texts: columns are its headings, rows have as many cells each; the first `left` columns are words."""
+
+    heading: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    text: str = ""
+    left: int = 1
+
+    def html(self) -> str:
+        head = "".join(f'<th scope="col"{self._side(k)}>{escape(name)}</th>' for k, name in enumerate(self.columns))
+        lines = []
+        for row in self.rows:
+            cells = "".join(f"<td{self._side(k)}>{escape(cell)}</td>" for k, cell in enumerate(row[1:], 1))
+            lines.append(f'<tr><th scope="row">{escape(row[0])}</th>{cells}</tr>')
+        table = f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
+        return _paragraph(self.text) + f'<div class="scroll" tabindex="0">{table}</div>'
+
+    def _side(self, column: int) -> str:
+        return ' class="left"' if column < self.left else ""
+
+
+Section = Text | Pictures | Rows | Curves | Histogram | Metrics | Configuration | Commands | Table
 
 
 def _paragraph(text: str) -> str:

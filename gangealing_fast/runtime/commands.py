@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import errno
 import os
+import shlex
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -54,6 +56,22 @@ def _parse(kind: type[Config], presets: Mapping[str, Config], description: str |
     if chosen.preset is None:
         return tyro.cli(kind, prog=program, args=rest, description=text)
     return tyro.cli(kind, prog=program, args=rest, description=text, default=presets[chosen.preset])
+
+
+def command_line(command: str, config: DataclassInstance) -> str:
+    """The command that gives `config`, with the options that are not their defaults alone."""
+    words = ["python", "-m", f"gangealing_fast.{command}"]
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if value == field.default:
+            continue
+        option = field.name.replace("_", "-")
+        if isinstance(value, bool):
+            name = option if value else f"no-{option}"
+            words.append(f"--{name}")
+        else:
+            words += [f"--{option}", *map(str, value if isinstance(value, tuple) else [value])]
+    return shlex.join(words)
 
 
 def run_command(command: Callable[[], None], *, several: bool = False) -> None:
