@@ -65,10 +65,13 @@ def run(config: AlignConfig) -> None:
     pictures = PictureStream(config.data, size=size, batch=1 if size is None else config.batch, limit=config.limit)
     print(f"{len(pictures)} pictures in {printable(config.data)}, read {'whole' if size is None else f'as {size}x{size}'}")
     with results_folder(config.out, COMMAND, config, WRITES, pictures={"--data": config.data}) as folder:
-        _align(aligner, pictures, folder, resolution)
+        done = _align(aligner, pictures, folder, resolution)
+    print(f"{done} aligned pictures, warps.jsonl and average.png (before, after) are in {printable(config.out)}")
+    print("next: draw on a copy of template*.png, transparent elsewhere, and run python -m gangealing_fast.propagate")
 
 
-def _align(aligner: Aligner, pictures: PictureStream, folder: Path, resolution: int) -> None:
+def _align(aligner: Aligner, pictures: PictureStream, folder: Path, resolution: int) -> int:
+    """Align and write all pictures; returns how many."""
     averages, done = Averages(), 0
     with JsonLines(folder / "warps.jsonl") as warps, tqdm(total=len(pictures), unit="picture", desc="align") as progress:
         for names, batch in pictures:
@@ -93,8 +96,7 @@ def _align(aligner: Aligner, pictures: PictureStream, folder: Path, resolution: 
         raise UserError(
             f"none of the {len(pictures)} pictures in {pictures.path} can be aligned; give pictures of two pixels or more"
         )
-    print(f"{done} aligned pictures, warps.jsonl and average.png (before, after) are in {printable(folder)}")
-    print("next: draw on a copy of template*.png, transparent elsewhere, and run python -m gangealing_fast.propagate")
+    return done
 
 
 def write_pictures(folder: Path, names: Sequence[str], look: Look, done: int, *, decided: bool) -> list[dict[str, Any]]:
