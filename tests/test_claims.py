@@ -154,7 +154,7 @@ def test_results_replace_those_of_the_same_command_and_it_is_said(place, monkeyp
 
 
 @pytest.mark.parametrize("end", ["error", "interrupt"])
-@pytest.mark.parametrize(("command", "written"), [("align", "save_picture"), ("propagate", "save_picture"), ("convert", "write")])
+@pytest.mark.parametrize(("command", "written"), [("align", "write_bytes"), ("propagate", "save_picture"), ("convert", "write")])
 def test_a_call_that_fails_leaves_the_earlier_results_as_they_were(place, monkeypatch, capsys, command, written, end):
     out = place / "out"
     assert run(monkeypatch, command, place, out) == 0
