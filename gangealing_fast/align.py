@@ -15,7 +15,7 @@ def main() -> None:
 
         run(config)
 
-    run_command(command)
+    run_command(command, several=True)
 
 
 if __name__ == "__main__":

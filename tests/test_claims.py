@@ -24,11 +24,12 @@ from gangealing_fast.__main__ import COMMANDS
 from gangealing_fast.checkpoints.writing import export_aligner
 from gangealing_fast.data.config import PrepareConfig
 from gangealing_fast.runtime.errors import UserError
-from gangealing_fast.storage.claims import RECORD, results_folder
+from gangealing_fast.storage.claims import BEGUN, COMPLETE, RECORD, results_folder
 from gangealing_fast.storage.locks import lock_path, locked
 
 FOLDERS = ("congeal", "pretrain", "contrast", "train", "classify", "align", "propagate", "evaluate", "convert")
 QUICK = ("align", "propagate", "evaluate", "convert")
+MODULES = {"align": "aligning", "propagate": "propagating", "convert": "converting"}
 
 
 @pytest.fixture
@@ -156,6 +157,49 @@ def test_results_replace_those_of_the_same_command_and_it_is_said(place, monkeyp
     assert all(found[name] == expected[name] for name in found if not name.endswith(".safetensors"))
 
 
+@pytest.mark.parametrize("end", ["error", "interrupt"])
+@pytest.mark.parametrize(("command", "written"), [("align", "write_bytes"), ("propagate", "save_picture"), ("convert", "write")])
+def test_a_call_that_fails_leaves_the_earlier_results_as_they_were(place, monkeypatch, capsys, command, written, end):
+    out = place / "out"
+    assert run(monkeypatch, command, place, out) == 0
+    before = content(out)
+    module = importlib.import_module(f"gangealing_fast.applications.{MODULES[command]}")
+    original = getattr(module, written)
+
+    def failing(*arguments, **options):
+        original(*arguments, **options)
+        if end == "error":
+            raise UserError("the disk is full")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, written, failing)
+        assert run(monkeypatch, command, place, out) != 0
+    assert content(out) == before
+    assert run(monkeypatch, command, place, out) == 0 and content(out).keys() == before.keys()
+
+
+def test_a_call_that_was_killed_loses_no_earlier_result(tmp_path):
+    config, out = dataclasses.replace(make(tmp_path, "x"), out=tmp_path / "out"), tmp_path / "out"
+    for version in ("first", "second"):
+        with results_folder(out, "some", config, r"[a-z]\.txt") as folder:
+            for name in ("a.txt", "b.txt") if version == "first" else ("a.txt", "c.txt"):
+                (folder / name).write_text(version)
+            if version == "second":
+                assert {name: (out / name).read_text() for name in ("a.txt", "b.txt")} == {"a.txt": "first", "b.txt": "first"}
+    assert {name for name in content(out) if name != RECORD} == {"a.txt", "c.txt"}
+    assert (out / "a.txt").read_text() == "second"
+    # Killed while results are made: they are made anew. Killed while they take their places: the rest follows.
+    (out / BEGUN).mkdir()
+    (out / BEGUN / "d.txt").write_text("unfinished")
+    (out / COMPLETE / "deep").mkdir(parents=True)
+    (out / COMPLETE / "deep" / "e.txt").write_text("finished")
+    with pytest.raises(UserError, match="stop"), results_folder(out, "some", config, r"[a-z]\.txt"):
+        raise UserError("stop")
+    assert {path.name for path in out.iterdir()} == {RECORD, "a.txt", "c.txt", "deep"}
+    assert (out / "deep" / "e.txt").read_text() == "finished"
+
+
 def test_what_is_read_is_not_replaced(place, monkeypatch, capsys):
     assert run(monkeypatch, "convert", place, place / "out") == 0
     (place / "aligner.safetensors").rename(place / "moved.safetensors")
@@ -267,5 +311,6 @@ def test_no_command_removes_a_file_that_it_does_not_write(tmp_path):
     for name in ("b.txt", "xa.txt", "a.txt.bak"):
         (tmp_path / "out" / name).write_text("mine")
     (tmp_path / "out" / ".hidden").write_text("mine")
-    with results_folder(tmp_path / "out", "some", config, r"a\.txt") as folder:
-        assert sorted(content(folder)) == sorted([".hidden", ".lock", "a.txt.bak", "b.txt", RECORD, "xa.txt"])
+    with results_folder(tmp_path / "out", "some", config, r"a\.txt"):
+        pass
+    assert sorted(content(tmp_path / "out")) == sorted([".hidden", "a.txt.bak", "b.txt", RECORD, "xa.txt"])

@@ -7,120 +7,130 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor
 from tqdm import tqdm
 
-from gangealing_fast.applications.aligner import Aligner, Look, flow_scores_of
+from gangealing_fast.applications import engines, units
+from gangealing_fast.applications.aligner import Aligner, Look
+from gangealing_fast.applications.averages import Averages
 from gangealing_fast.applications.choosing import aligner_of
 from gangealing_fast.applications.config import AlignConfig
+from gangealing_fast.applications.filters import Filters, best
 from gangealing_fast.applications.naming import result_name
 from gangealing_fast.applications.refining import refined_by
-from gangealing_fast.data.pictures import PictureStream, to_float
-from gangealing_fast.models.layers import resize_to
-from gangealing_fast.report.pictures import save_grid
+from gangealing_fast.applications.sampling import (
+    ONE_PIXEL,
+    QUALITY,
+    Collection,
+    batches,
+    before_of,
+    flow_bytes,
+    lines_of,
+    look_at,
+    rows_of,
+    scores_of,
+    seeing_of,
+)
+from gangealing_fast.data.pictures import skipped_summary
 from gangealing_fast.runtime.errors import UserError
-from gangealing_fast.runtime.setup import set_threads
+from gangealing_fast.runtime.setup import processes, set_threads
 from gangealing_fast.runtime.text import printable
 from gangealing_fast.storage.claims import results_folder
-from gangealing_fast.storage.files import JsonLines, save_picture
+from gangealing_fast.storage.files import JsonLines, picture_bytes, write_bytes
 
 COMMAND = "align"
-WRITES = r"[0-9]{6,}-.*\.png|(template(-[0-9]+)?|average)\.png|warps\.jsonl"
-
-
-class Averages:
-    """Sums of the pictures of each cluster, before and after they are aligned."""
-
-    def __init__(self) -> None:
-        self.members: dict[int, int] = {}
-        self._sums: dict[int, tuple[Tensor, Tensor]] = {}
-
-    def add(self, images: Tensor, look: Look) -> None:
-        """Count pictures `[N, 3, H, W]` in."""
-        for k in look.cluster.unique().tolist():
-            chosen = look.cluster == k
-            before, after = self._sums.get(k, (torch.zeros(()), torch.zeros(())))
-            self._sums[k] = (before + images[chosen].sum(0), after + look.alignment.image[chosen].sum(0))
-            self.members[k] = self.members.get(k, 0) + int(chosen.sum())
-
-    def pairs(self, resolution: int) -> dict[int, tuple[Tensor, Tensor]]:
-        """The averages `[3, R, R]` of each cluster's pictures, before and after."""
-        pairs = {}
-        for k in sorted(self._sums):
-            before, after = (total / self.members[k] for total in self._sums[k])
-            pairs[k] = (F.interpolate(before[None], size=(resolution, resolution), mode="bilinear")[0], after)
-        return pairs
-
-    def write(self, folder: Path, resolution: int) -> None:
-        """average.png, a row of before and after for each cluster, and each cluster's template to draw on."""
-        pairs = self.pairs(resolution)
-        for k, (_, after) in pairs.items():
-            save_picture(folder / ("template.png" if len(pairs) == 1 else f"template-{k}.png"), after.clamp(-1, 1))
-        averages = torch.stack([picture for pair in pairs.values() for picture in pair])
-        save_grid(averages.clamp(-1, 1), folder / "average.png", columns=2)
+WRITES = (
+    r"[0-9]{6,}-.*\.(png|jpg|npy)|(template(-[0-9]+)?|average)\.png|warps\.jsonl"
+    r"|[0-9]{6,}\.(tar|json)|(listing|summary)\.json|\.[0-9]{6,}\.(npz|scores)"
+)
 
 
 def run(config: AlignConfig) -> None:
-    """Align all pictures. Raises UserError for a user's mistakes; finished pictures stay."""
+    """Align all pictures. Raises UserError for a user's mistakes."""
     set_threads(config.threads)
-    if config.crop == "none" and config.size:
-        raise UserError("--size is the side of cropped pictures: leave it out, or leave --crop none out")
+    if units.wanted(config):
+        engines.run(config)
+        return
+    if processes() > 1 or config.engine != "local":
+        raise UserError("several processes share tars: give --shard, the pictures in each, or a folder of tars as --data")
     aligner = aligner_of(config.checkpoint, config)
     if config.refine:
         aligner = refined_by(aligner, config)
-    size = None if config.crop == "none" else config.size or aligner.reads
-    resolution = config.resolution or aligner.size
-    pictures = PictureStream(config.data, size=size, batch=1 if size is None else config.batch, limit=config.limit)
+    seeing, filters = seeing_of(config, aligner), Filters.of(config, aligner)
+    size = seeing.size
+    pictures = Collection(config.data, seeing, config.limit)
     print(f"{len(pictures)} pictures in {printable(config.data)}, read {'whole' if size is None else f'as {size}x{size}'}")
     with results_folder(config.out, COMMAND, config, WRITES, pictures={"--data": config.data}) as folder:
-        _align(aligner, pictures, folder, resolution)
-
-
-def _align(aligner: Aligner, pictures: PictureStream, folder: Path, resolution: int) -> None:
-    averages, done = Averages(), 0
-    with JsonLines(folder / "warps.jsonl") as warps, tqdm(total=len(pictures), unit="picture", desc="align") as progress:
-        for names, batch in pictures:
-            images = to_float(batch)
-            if min(images.shape[2:]) < 2:
-                pictures.skipped.append((names[0], "a side of one pixel"))
-                progress.update(len(names))
-                continue
-            look = aligner.look(images, output_resolution=resolution)
-            averages.add(look.square.images if pictures.size is not None else resize_to(look.square.images, resolution), look)
-            for line in write_pictures(folder, names, look, done, decided=aligner.decides):
-                warps.append(line)
-            done += len(names)
-            progress.update(len(names))
-    if done:
-        averages.write(folder, resolution)
-    if len(averages.members) > 1:
-        print("; ".join(f"cluster {k}: {count} pictures" for k, count in sorted(averages.members.items())))
-    if pictures.summary():
-        print(pictures.summary())
-    if not done:
-        raise UserError(
-            f"none of the {len(pictures)} pictures in {pictures.path} can be aligned; give pictures of two pixels or more"
-        )
-    print(f"{done} aligned pictures, warps.jsonl and average.png (before, after) are in {printable(folder)}")
+        done = _align(config, aligner, pictures, filters, folder)
+    print(f"{done} aligned pictures, warps.jsonl and average.png (before, after) are in {printable(config.out)}")
     print("next: draw on a copy of template*.png, transparent elsewhere, and run python -m gangealing_fast.propagate")
 
 
-def write_pictures(folder: Path, names: Sequence[str], look: Look, done: int, *, decided: bool) -> list[dict[str, Any]]:
-    """Write aligned pictures, numbered from `done`; a line of warps.jsonl for each.
+def _align(config: AlignConfig, aligner: Aligner, pictures: Collection, filters: Filters, folder: Path) -> int:
+    """Align and write all pictures; returns how many."""
+    averages, done, left_out, seeing = Averages(), 0, 0, pictures.seeing
+    batch, keep = seeing.batch(config.batch), _kept(config, aligner, pictures)
+    with JsonLines(folder / "warps.jsonl") as warps, tqdm(total=len(pictures), unit="picture", desc="align") as progress:
+        for chunk in batches(pictures.sights(), batch, pictures.skipped):
+            progress.update(len(chunk))
+            wanted = [item for item in chunk if keep is None or item[0] in keep]
+            left_out += len(chunk) - len(wanted)
+            if not wanted:
+                continue
+            names, views = [name for _, name, _ in wanted], [view for _, _, view in wanted]
+            images, look = look_at(aligner, views, seeing, similarity_only=config.similarity_only)
+            lines = lines_of(names, views, images, look, decided=aligner.decides)
+            rows = [row for row, line in enumerate(lines) if filters.reason(line) is None]
+            left_out += len(lines) - len(rows)
+            if not rows:
+                continue
+            kept = rows_of(look, rows)
+            averages.add(before_of(images, look, seeing)[rows], kept)
+            for line in write_pictures(folder, [lines[row] for row in rows], kept, done, config):
+                warps.append(line)
+            done += len(rows)
+    _check(done, left_out, pictures)
+    averages.write(folder, seeing.resolution)
+    if len(averages.members) > 1:
+        print("; ".join(f"cluster {k}: {count} pictures" for k, count in sorted(averages.members.items())))
+    if left_out:
+        print(f"{left_out} pictures left out by --retain, --out-of-bounds, --effective-resolution")
+    if pictures.summary():
+        print(pictures.summary())
+    return done
 
-    decided: whether there was a cluster or a mirror to decide on.
-    """
-    record, scores, lines = look.alignment, flow_scores_of(look.alignment), []
-    for k, picture in enumerate(names):
-        file = result_name(done + k, picture)
-        save_picture(folder / file, record.image[k])
-        matrix = None if record.matrix is None else record.matrix[k].flatten().tolist()
-        line: dict[str, Any] = {"picture": picture, "file": file, "matrix": matrix}
-        if scores is not None:
-            line["flow_score"] = scores[k].item()
-        if decided:
-            line |= {"cluster": int(look.cluster[k]), "mirrored": bool(look.mirrored[k])}
-        lines.append(line)
-    return lines
+
+def _kept(config: AlignConfig, aligner: Aligner, pictures: Collection) -> frozenset[int] | None:
+    """The numbers of the pictures whose flow scores are high enough; None if all are kept."""
+    if config.retain == 1:
+        return None
+    with tqdm(total=len(pictures), unit="picture", desc="flow scores") as progress:
+        scores = scores_of(aligner, pictures.sights(small_alone=True), pictures.seeing, config.batch, progress.update)
+    return best([scores], config.retain)[0]
+
+
+def _check(done: int, left_out: int, pictures: Collection) -> None:
+    """Raise UserError if not one picture was aligned."""
+    if done:
+        return
+    if left_out:
+        raise UserError(
+            f"all {left_out} pictures in {pictures.path} are left out by --retain, --out-of-bounds or --effective-resolution"
+        )
+    if any(reason != ONE_PIXEL for _, reason in pictures.skipped):
+        raise UserError(f"none of the {len(pictures)} pictures in {pictures.path} can be read: {skipped_summary(pictures.skipped)}")
+    raise UserError(f"none of the {len(pictures)} pictures in {pictures.path} can be aligned; give pictures of two pixels or more")
+
+
+def write_pictures(
+    folder: Path, lines: Sequence[dict[str, Any]], look: Look, done: int, config: AlignConfig
+) -> list[dict[str, Any]]:
+    """Write aligned pictures, numbered from `done`, and their flows if wanted; their `lines` with the names of the files."""
+    record, written = look.alignment, []
+    for k, line in enumerate(lines):
+        stem = result_name(done + k, line["picture"]).removesuffix(".png")
+        file = f"{stem}.{config.format}"
+        write_bytes(folder / file, picture_bytes(record.image[k], file_format=config.format, quality=QUALITY))
+        if config.flows and record.residual_flow is not None:
+            write_bytes(folder / f"{stem}.npy", flow_bytes(record.residual_flow[k]))
+        written.append({"picture": line["picture"], "file": file} | line)
+    return written

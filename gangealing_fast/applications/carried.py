@@ -87,12 +87,22 @@ def kept(file: Path, mark: str, method: Method) -> Carried | None:
     return Carried(method.name, method.label, torch.from_numpy(arrays["points"]), mirrored)
 
 
-def remove_kept(folder: Path, mark: str | None) -> None:
+def move_kept(folder: Path, place: Path) -> None:
+    """Move what was kept in `folder` to `place`, and remove `folder`."""
+    try:
+        for file in sorted(folder.iterdir()):
+            file.replace(place / file.name)
+        folder.rmdir()
+    except OSError as error:
+        raise write_error(folder, error) from error
+
+
+def remove_kept(folder: Path, mark: str) -> None:
     """Remove what earlier runs carried, but for what bears `mark`."""
     for pattern in KEPT:
         for file in folder.glob(pattern):
             try:
-                same = mark is not None and str(_read(file).get("mark")) == mark
+                same = str(_read(file).get("mark")) == mark
             except UserError:
                 same = False
             if not same:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from torch import Tensor
@@ -12,8 +13,11 @@ from gangealing_fast.applications.config import UseOptions
 from gangealing_fast.runtime.errors import UserError
 
 
-def aligner_of(checkpoint: Path, options: UseOptions) -> Aligner:
-    """Raises UserError for a user's mistakes; several clusters without a classifier or a choice among them."""
+def aligner_of(checkpoint: Path, options: UseOptions, *, say: Callable[[str], None] = print) -> Aligner:
+    """say: as in `Aligner.load`.
+
+    Raises UserError for a user's mistakes; several clusters without a classifier or a choice among them.
+    """
     try:
         aligner = Aligner.load(
             checkpoint,
@@ -21,6 +25,7 @@ def aligner_of(checkpoint: Path, options: UseOptions) -> Aligner:
             cluster=options.cluster,
             iters=options.iters,
             padding_mode=options.padding_mode,
+            say=say,
         )
     except ValueError as error:
         raise UserError(f"{checkpoint}: {error}") from None

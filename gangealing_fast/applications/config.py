@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from gangealing_fast.runtime.config import WarpingOptions, shared_last
-from gangealing_fast.runtime.ranges import LARGEST, Count, Natural, Positive, Range, Share, SideOrDefault, Threads
+from gangealing_fast.runtime.ranges import LARGEST, Count, Natural, Positive, Range, Share, SideOrDefault, Threads, Weight
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +24,11 @@ class UseOptions(WarpingOptions):
 @shared_last
 @dataclass(frozen=True)
 class AlignConfig(UseOptions):
-    """Align every picture of a folder, tar or MNIST file."""
+    """Align every picture of a folder, tar, zip, LMDB or MNIST file, or of any number of tar shards.
+
+    Pictures of a folder of tars are written as tars, one for each; if it is stopped, the same command goes on. Several processes
+    share them: torchrun --nproc-per-node 2 -m gangealing_fast.align ...
+    """
 
     checkpoint: Path
     """Results folder of `train` or `classify`, its aligner.safetensors, the original's checkpoint, or a folder of `congeal`."""
@@ -33,9 +37,9 @@ class AlignConfig(UseOptions):
     out: Path
     """Folder for the aligned pictures, their average before and after, and warps.jsonl."""
     size: SideOrDefault = 0
-    """Side of the pictures as read and cropped; 0 takes the size the aligner was trained for."""
+    """Side of the pictures as the aligner sees them, cropped; 0 takes the size that it was trained for."""
     resolution: SideOrDefault = 0
-    """Side of the aligned pictures; 0 takes the transformer's own."""
+    """Side of the aligned pictures, which are read from the originals; 0 takes the transformer's own."""
     crop: Literal["center", "none"] = "center"
     """Cut out the centred square, or keep pictures whole, at their own size; beyond their edges lies what --padding-mode says.
     Pictures for an aligner of a set stay whole, unless --size is given."""
@@ -47,6 +51,25 @@ class AlignConfig(UseOptions):
     limit: Count | None = None
     """Only the first so many pictures."""
     batch: Count = 64
+    """How many pictures the aligner sees at once, at most."""
+    retain: Annotated[float, Range(0, 1, above=True)] = 1.0
+    """Keep this share of all pictures, those of the highest flow scores. Pictures are then looked at twice."""
+    out_of_bounds: Share = 1.0
+    """Leave out pictures of which more than this share would lie beyond the edges of the original."""
+    effective_resolution: Weight = 0.0
+    """Leave out aligned pictures whose side shows fewer pixels of the original."""
+    similarity_only: bool = False
+    """Align by the similarity alone; flow scores are those of the whole warp."""
+    flows: bool = False
+    """Write the residual flow of each picture too, [side, side, 2] float32 in .npy."""
+    format: Literal["png", "jpg"] = "png"
+    """png keeps every pixel; jpg (quality 95) is smaller and quicker to write."""
+    shard: Natural | None = None
+    """Write tars of so many pictures each; 0 writes single pictures. None: tars if --data is a folder of tars, one for each."""
+    engine: Literal["local", "ray"] = "local"
+    """ray: tars are made by the processes of a Ray cluster, or of this machine (pip install gangealing_fast[scale])."""
+    workers: Natural = 0
+    """With --engine ray: how many processes, each with an aligner; 0 for one on each CPU."""
     threads: Threads = 0
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from gangealing_fast.applications.aligning import Averages
+from gangealing_fast.applications.averages import Averages
 from gangealing_fast.applications.naming import result_name
 from gangealing_fast.applications.placed import placed_look
 from gangealing_fast.applications.squares import to_square
@@ -66,7 +66,7 @@ def run(config: CongealConfig) -> None:
         bars.close()
         _say_what_was_read(config, pictures, originals)
         options = {name: value for name, value in plain(config).items() if name not in _FREE}
-        stages = Stages(folder, options, list(zip(pictures.names, pictures.marks, strict=True)))
+        stages = Stages(config.out, options, list(zip(pictures.names, pictures.marks, strict=True)))
         made = congeal_by(config, pictures, progress=bars, keep=stages)
         bars.close()
         _write(config, folder, originals, pictures, _of_originals(made, pictures))
@@ -134,7 +134,7 @@ def _write(config: CongealConfig, folder: Path, originals: Originals, pictures: 
     )
     save_set(folder / FILE, saved)
     write_set_report(folder, config, found, pictures.names, shown, averages.pairs(side), made.matches)
-    _say_what_was_found(found, pictures.names, folder)
+    _say_what_was_found(found, pictures.names, config.out)
 
 
 def _row(found: Congealed, k: int) -> Registered:

@@ -29,22 +29,23 @@ def run(config: ConvertConfig) -> None:
     print(f"{printable(path)}: {parts.origin}, {' and '.join(parts.names())}")
     parts.settle(path, padding_mode=config.padding_mode, iters=config.iters)
     if config.to == "safetensors":
-        with results_folder(config.out, COMMAND, config, WRITES, inputs=[("--source", path)]):
-            written = _convert(config, parts, path)
+        with results_folder(config.out, COMMAND, config, WRITES, inputs=[("--source", path)]) as folder:
+            written = _convert(config, parts, path, folder)
+        written = [config.out / file.name for file in written]
     else:
         with results_file(config.out, COMMAND, config, overwrite=config.overwrite, inputs=[("--source", path)]):
-            written = _convert(config, parts, path)
+            written = _convert(config, parts, path, config.out)
     for file in written:
         print(f"wrote {printable(file)} ({file.stat().st_size:,} bytes)")
 
 
-def _convert(config: ConvertConfig, parts: Parts, path: Path) -> list[Path]:
+def _convert(config: ConvertConfig, parts: Parts, path: Path, out: Path) -> list[Path]:
     if config.to == "onnx" or config.to == "pt2":
         try:
             aligner = Aligner.of(parts, path, cluster=config.cluster)
         except ValueError as error:
             raise UserError(f"{path}: {error}") from None
-        return [aligner.export(config.out)]
+        return [aligner.export(out)]
     for sentence in refusals(parts, config.to):
         print(f"notice: {sentence}")
-    return write(parts, config.out, config.to, half=config.half)
+    return write(parts, out, config.to, half=config.half)

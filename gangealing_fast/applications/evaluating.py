@@ -19,6 +19,7 @@ from gangealing_fast.applications.carried import (
     fingerprint,
     keep,
     kept,
+    move_kept,
     read_results,
     remove_kept,
     write_pairs,
@@ -47,11 +48,13 @@ from gangealing_fast.runtime.errors import UserError
 from gangealing_fast.runtime.setup import set_threads
 from gangealing_fast.runtime.text import printable
 from gangealing_fast.storage.claims import results_folder
-from gangealing_fast.storage.files import write_json
+from gangealing_fast.storage.files import make_folder, write_json
 
 COMMAND = "evaluate"
 WRITES = r"figures\.json|report\.html|pairs\.npz"
 FIGURES = "figures.json"
+CARRIED = ".carried"
+"""Where what is finished lies until all is, so that a run that is killed goes on."""
 
 
 def run(config: EvaluateConfig) -> None:
@@ -77,12 +80,11 @@ def run(config: EvaluateConfig) -> None:
     methods = _methods(config, data)
     if len({one.name for one in methods} | {one.name for one in others}) < len(methods) + len(others):
         raise UserError("two files of --results have the same name, or that of a baseline; rename one")
-    finished = (config.out / FIGURES).exists()
     inputs = [("--results", path) for path in config.results]
     inputs += [(f"--{name}", path) for name in ("checkpoint", "keypoints") if (path := getattr(config, name)) is not None]
     with results_folder(config.out, COMMAND, config, WRITES, pictures={"--data": config.data}, inputs=inputs) as folder:
         mark = fingerprint(config, data, pairs)
-        remove_kept(folder, None if finished else mark)
+        remove_kept(config.out / CARRIED, mark)
         write_pairs(folder / "pairs.npz", data, pairs)
         _evaluate(config, data, pairs, methods, others, folder, mark)
 
@@ -141,10 +143,11 @@ def _evaluate(
 ) -> None:
     counting = Counting(tuple(dict.fromkeys(config.alpha)), config.bootstrap, config.confidence, config.seed)
     start = data.points[pairs.pairs[:, 0]]
-    carried = [_carry(method, pairs.pairs, start, folder / f"transfers-{method.name}.npz", mark) for method in methods]
+    parts = make_folder(config.out / CARRIED)
+    carried = [_carry(method, pairs.pairs, start, parts / f"transfers-{method.name}.npz", mark) for method in methods]
     carried += others
     judged = {one.name: judge(data, pairs, one.points, one.mirrored, counting) for one in carried}
-    cycles = _cycles(config, data, methods, counting, folder, mark)
+    cycles = _cycles(config, data, methods, counting, parts, mark)
     of = shown_size(config, data)
     figures: dict[str, Any] = {
         "command": command_line(COMMAND, config),
@@ -160,8 +163,9 @@ def _evaluate(
         "cycles": cycles,
     }
     write_evaluation_report(folder, figures, data, pairs, carried, pictures=config.pictures)
+    move_kept(config.out / CARRIED, folder)
     write_json(folder / FIGURES, figures)  # last: where it is, the run is finished
-    _say(figures, folder, config)
+    _say(figures, config.out, config)
 
 
 def _carry(method: Method, pairs: Tensor, points: Tensor, file: Path, mark: str) -> Carried:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import io
+import math
 import threading
 from collections.abc import Callable, Iterator
 from typing import IO, Literal, NamedTuple, TypeVar, get_args
@@ -198,6 +199,52 @@ def _layers(picture: Image.Image, longest: int | None, whole: tuple[int, int]) -
     return Layers(to_array(plain), None if opacity is None else numpy.asarray(opacity), whole)
 
 
+class View(NamedTuple):
+    """The centred square of a picture: `small` `[size, size, 3]` uint8, as a network sees it.
+
+    original: `[s, s, 3]` uint8, what an aligned picture is read from; `small` itself if the picture holds no more.
+    side: that of the square in the file, in pixels.
+    """
+
+    small: numpy.ndarray
+    original: numpy.ndarray
+    side: int
+
+
+def decode_view(content: bytes, size: int, largest: int) -> View:
+    """Decode one picture file once for both: as `decode` gives it at `size`, and its own pixels, at most `largest` a side.
+
+    A JPEG is decoded at a half, quarter or eighth if that is enough for both. Raises ValueError as `decode`.
+    """
+    side = _opened(content, None, lambda picture: min(picture.size))
+    return _opened(content, max(2 * size, largest), lambda picture: _view(picture, size, largest, side))
+
+
+def _view(picture: Image.Image, size: int, largest: int, side: int) -> View:
+    plain = _upright(picture)
+    small = to_square(plain, size, "center")
+    if side <= size or largest <= size:
+        return View(small, small, side)
+    return View(small, to_square(plain, min(largest, *plain.size), "center"), side)
+
+
+def decode_bounded(content: bytes, most: int) -> numpy.ndarray:
+    """As `decode` with size None, `[height, width, 3]`; a picture of more than `most` pixels is made smaller, to as many."""
+
+    def finish(picture: Image.Image) -> numpy.ndarray:
+        plain = _upright(picture)
+        ratio = math.sqrt(most / max(1, plain.width * plain.height))
+        return to_array(plain if ratio >= 1 else _resized(plain, _scaled_size(plain.size, ratio)))
+
+    width, height = _opened(content, None, lambda picture: picture.size)
+    needed = _scaled_size((width, height), 2 * math.sqrt(most / max(1, width * height)))
+    return _opened(content, max(needed) if width * height > 4 * most else None, finish)
+
+
+def _scaled_size(size: tuple[int, int], ratio: float) -> tuple[int, int]:
+    return max(1, int(size[0] * ratio)), max(1, int(size[1] * ratio))
+
+
 _Result = TypeVar("_Result")
 
 
@@ -221,11 +268,19 @@ def _opened(content: bytes, draft: int | None, finish: Callable[[Image.Image], _
         raise ValueError(f"cannot be decoded ({' '.join(str(error).split()) or type(error).__name__})") from error
 
 
-def _finish(picture: Image.Image, size: int | None, pad: Pad) -> numpy.ndarray:
+def _upright(picture: Image.Image) -> Image.Image:
     picture.load()
     ImageOps.exif_transpose(picture, in_place=True)
-    plain = to_eight_bits(picture)
-    if size is None:
+    return to_eight_bits(picture)
+
+
+def _finish(picture: Image.Image, size: int | None, pad: Pad) -> numpy.ndarray:
+    return fitted(_upright(picture), size, pad)
+
+
+def fitted(plain: Image.Image, size: int | None, pad: Pad) -> numpy.ndarray:
+    """A picture in mode "L" or "RGB" as `decode` returns it."""
+    if size is None or pad == "none":
         return to_array(plain)
     return to_shorter_side(plain, size) if pad == "shorter-side" else to_square(plain, size, _square(pad))
 

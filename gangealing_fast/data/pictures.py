@@ -6,10 +6,10 @@ from __future__ import annotations
 import collections
 import itertools
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import get_args
+from typing import TypeVar, get_args
 
 import numpy
 import torch
@@ -38,36 +38,54 @@ def to_uint8(pictures: torch.Tensor) -> torch.Tensor:
     return pictures.detach().float().add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8)
 
 
-def decode_entries(entries: Iterable[Entry], size: int | None, pad: Pad) -> Iterator[tuple[Entry, numpy.ndarray | str]]:
-    """Decode pictures in order on two threads, a few hundred ahead at most, or one if they keep their size or shape.
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
 
-    Yields:
-        `(entry, [size, size, 3] uint8)`, or `(entry, reason)` for one that cannot be used.
-    """
 
-    def one(entry: Entry) -> tuple[Entry, numpy.ndarray | str]:
+def mapped(
+    function: Callable[[_Item], _Result], items: Iterable[_Item], *, ahead: int, workers: int = _THREADS
+) -> Iterator[_Result]:
+    """`function` of each item in order, by `workers` threads, at most `ahead` results before they are asked for."""
+    begun: collections.deque[Future[_Result]] = collections.deque()
+    with ThreadPoolExecutor(workers) as pool:
         try:
-            return entry, decode(entry.read(), size, pad)
-        except ValueError as error:
-            return entry, str(error)
-        except OSError as error:
-            return entry, f"cannot be read ({error.strerror or error})"
-        except MemoryError:
-            return entry, "too large for the memory"
-
-    formats()  # before several threads need them
-    ahead = _WHOLE_AHEAD if size is None or pad in ("shorter-side", "none") else _AHEAD
-    begun: collections.deque[Future[tuple[Entry, numpy.ndarray | str]]] = collections.deque()
-    with ThreadPoolExecutor(_THREADS) as pool:
-        try:
-            for entry in entries:
-                begun.append(pool.submit(one, entry))
+            for item in items:
+                begun.append(pool.submit(function, item))
                 if len(begun) > ahead:
                     yield begun.popleft().result()
             while begun:
                 yield begun.popleft().result()
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+def read_or_reason(read: Callable[[], _Result]) -> _Result | str:
+    """What `read` returns, or why a picture cannot be read."""
+    try:
+        return read()
+    except ValueError as error:
+        return str(error)
+    except OSError as error:
+        return f"cannot be read ({error.strerror or error})"
+    except MemoryError:
+        return "too large for the memory"
+
+
+def decode_entries(
+    entries: Iterable[Entry], size: int | None, pad: Pad, workers: int = _THREADS
+) -> Iterator[tuple[Entry, numpy.ndarray | str]]:
+    """Decode pictures in order on `workers` threads, a few hundred ahead at most, or one each if they keep their size or shape.
+
+    Yields:
+        `(entry, [size, size, 3] uint8)`, or `(entry, reason)` for one that cannot be used.
+    """
+
+    def one(entry: Entry) -> tuple[Entry, numpy.ndarray | str]:
+        return entry, read_or_reason(lambda: decode(entry.read(), size, pad))
+
+    formats()  # before several threads need them
+    whole = size is None or pad in ("shorter-side", "none")
+    yield from mapped(one, entries, ahead=_WHOLE_AHEAD * max(1, workers // _THREADS) if whole else _AHEAD, workers=workers)
 
 
 class Pictures:
@@ -184,7 +202,7 @@ def open_pictures(
 
     Args:
         path: a folder (searched with its subfolders, sorted by name), a .tar (plain or WebDataset), a folder of .tar
-            shards, or an MNIST images file (IDX, gzipped or not).
+            shards, a .zip, an LMDB, or an MNIST images file (IDX, gzipped or not).
         size: side length in pixels of the squares to make.
         pad: "center" cuts the centred square, "border" keeps all and repeats the border pixels, "zero" fills up with black.
         limit: use the first so many files only.

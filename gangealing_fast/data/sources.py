@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where encoded pictures lie: folders, tars, folders of tar shards. Lists names and reads bytes; decodes nothing.
+"""Where encoded pictures lie: folders, tars, folders of tar shards, zips, LMDBs. Lists names; decodes nothing.
 
 What is a picture: a file with one of the usual endings, whole or damaged, and any other file that begins as a picture does.
 """
@@ -10,52 +10,18 @@ import collections
 import io
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from gangealing_fast.data.decoding import ENDINGS, is_picture
-from gangealing_fast.data.tars import LARGEST_FILE, Member, read_members
+from gangealing_fast.data.entries import PART, Entry, Listing, has_ending, is_hidden
+from gangealing_fast.data.lmdbs import is_lmdb, list_lmdb
+from gangealing_fast.data.tars import Member, read_members
+from gangealing_fast.data.zips import is_zip, list_zip
 from gangealing_fast.runtime.errors import UserError
 from gangealing_fast.runtime.text import printable
 from gangealing_fast.storage.files import open_regular, read_error
 
 _DEEPEST = 32
-_PART = 1 << 24
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One encoded picture: `size` bytes at `offset` of the file `path` (a tar member), or all of it (`size` None)."""
-
-    name: str
-    path: Path
-    offset: int = 0
-    size: int | None = None
-
-    def read(self) -> bytes:
-        """The encoded bytes; OSError where the file cannot be read, ValueError where it is too large or a tar ends too early."""
-        with open_regular(self.path) as file:
-            size = os.fstat(file.fileno()).st_size if self.size is None else self.size
-            if size > LARGEST_FILE:
-                raise ValueError(f"{size:,} bytes are more than the {LARGEST_FILE:,} of the largest file that is read")
-            file.seek(self.offset)
-            content = bytearray()
-            while len(content) < size:
-                part = file.read(min(_PART, size - len(content)))
-                if not part:
-                    raise ValueError("the tar ends inside this picture" if self.size is not None else "the file became shorter")
-                content += part
-            return bytes(content)
-
-
-@dataclass
-class Listing:
-    """entries: the pictures, sorted by name. skipped: (name, reason) of what could not be looked into. others: names of files that
-    are no pictures."""
-
-    entries: list[Entry] = field(default_factory=list)
-    skipped: list[tuple[str, str]] = field(default_factory=list)
-    others: list[str] = field(default_factory=list)
 
 
 def others_summary(others: Sequence[str]) -> str:
@@ -67,31 +33,28 @@ def others_summary(others: Sequence[str]) -> str:
     return f"{len(others)} other {are} and left out ({kinds}{rest}; first: {printable(others[0])})"
 
 
-def _has_ending(name: str) -> bool:
-    return PurePosixPath(name).suffix.lower() in ENDINGS
-
-
-def _is_hidden(name: str) -> bool:
-    return any(part.startswith(".") or part == "__MACOSX" for part in PurePosixPath(name).parts if part not in (".", ".."))
-
-
 def list_entries(path: str | os.PathLike[str]) -> Listing:
-    """All pictures of a folder (with its subfolders), of a .tar, or of a folder of .tar shards, sorted by name.
+    """All pictures of a folder (with its subfolders), a .tar, a folder of .tar shards, a .zip or an LMDB, sorted by name.
 
     Hidden files are left out.
 
     Raises:
-        UserError: missing, neither a folder nor a tar, a compressed or damaged tar, or no picture in it.
+        UserError: missing, nothing of these, a compressed or damaged archive, or no picture in it.
     """
     path = Path(path)
+    if is_lmdb(path):
+        return list_lmdb(path)
     if path.is_dir():
         found = _list_folder(path)
         return found if found.entries else _list_shards(path, found)
     if not path.exists():
-        raise UserError(f"there is no file or folder {path}; give a folder of pictures, a .tar or an MNIST images file")
-    found = _list_tar(path)
+        raise UserError(f"there is no file or folder {path}; give a folder of pictures, a .tar, a .zip or an MNIST images file")
+    zipped = is_zip(path)
+    found = list_zip(path) if zipped else list_tar(path)
     if not found.entries:
-        raise UserError(f"the tar {path} has no pictures in it; give one with .png, .jpg or other picture files")
+        raise UserError(
+            f"the {'zip' if zipped else 'tar'} {path} has no pictures in it; give one with .png, .jpg or other picture files"
+        )
     return found
 
 
@@ -103,7 +66,7 @@ def _list_folder(folder: Path) -> Listing:
         below, depth, above = pending.pop()
         try:
             with os.scandir(folder / below) as items:
-                entries = [item for item in items if not _is_hidden(item.name)]
+                entries = [item for item in items if not is_hidden(item.name)]
         except OSError as error:
             if not below:
                 raise read_error(folder, error) from error
@@ -139,7 +102,7 @@ def _is_folder(item: os.DirEntry[str]) -> bool:
 
 def _sort_in(found: Listing, entry: Entry) -> None:
     """A file or tar member among the pictures, or among the rest."""
-    if _has_ending(entry.name):
+    if has_ending(entry.name):
         found.entries.append(entry)
         return
     try:
@@ -148,7 +111,7 @@ def _sort_in(found: Listing, entry: Entry) -> None:
             if entry.size is None:
                 picture = is_picture(file)
             else:
-                picture = is_picture(io.BytesIO(file.read(min(entry.size, _PART // 16))))
+                picture = is_picture(io.BytesIO(file.read(min(entry.size, PART // 16))))
     except (OSError, ValueError, OverflowError):
         picture = False
     if picture:
@@ -164,13 +127,19 @@ def _sorted(found: Listing) -> Listing:
     return found
 
 
+def shards_of(folder: Path) -> list[Path]:
+    """The .tar files of a folder, sorted by name; [] if it is none."""
+    return sorted(path for path in folder.glob("*.tar") if not is_hidden(path.name)) if folder.is_dir() else []
+
+
 def _list_shards(folder: Path, among: Listing) -> Listing:
-    """The pictures in a folder's .tar files; `among` is what else lies in the folder."""
-    shards = sorted(path for path in folder.glob("*.tar") if not _is_hidden(path.name))
+    """The pictures in a folder's .tar files; `among` is what else lies in the folder (.json files beside tars describe them)."""
+    shards = shards_of(folder)
     names = {path.name for path in shards}
-    found = Listing([], list(among.skipped), [name for name in among.others if name not in names])
+    described = [name for name in among.others if name not in names and not (shards and name.endswith(".json"))]
+    found = Listing([], list(among.skipped), described)
     for shard in shards:
-        part = _list_tar(shard)
+        part = list_tar(shard)
         found.entries += part.entries
         found.skipped += part.skipped
         found.others += part.others
@@ -182,20 +151,21 @@ def _list_shards(folder: Path, among: Listing) -> Listing:
     return found
 
 
-def _list_tar(path: Path) -> Listing:
+def list_tar(path: Path) -> Listing:
+    """All pictures of a tar; there may be none. Raises UserError for another file, or a damaged one."""
     found, places = Listing(), dict[str, Member]()
     try:
         members, note = read_members(path)
     except OSError as error:
         raise read_error(path, error) from error
     for member in members:
-        if _is_hidden(member.name):
+        if is_hidden(member.name):
             continue
         target = places.get(member.link, member) if member.link is not None else member
         if target.reason is None:
             places[member.name] = target
             _sort_in(found, Entry(member.name, path, target.offset, target.size))
-        elif _has_ending(member.name):
+        elif has_ending(member.name):
             found.skipped.append((member.name, target.reason))
         else:
             found.others.append(member.name)

@@ -2,8 +2,8 @@
 """Who may write where: a results folder is new, empty, or the command's own, and used by one command at a time.
 
 Every results folder has a `config.json`: {"command": ..., "options": ...}. A command that trains resumes its own folder
-(`storage.runs`). Every other command replaces what it wrote there before, and says so. A file is replaced only if that was
-asked for.
+(`storage.runs`). Every other command replaces what it wrote there before once its new results are complete, and says so. A file is
+replaced only if that was asked for.
 """
 
 from __future__ import annotations
@@ -11,7 +11,9 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import os
 import re
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 RECORD = "config.json"
+BEGUN, COMPLETE = ".begun", ".complete"
+"""Hidden folders for results that are to replace earlier ones: while they are made, and while they take their places."""
 
 
 class Record(NamedTuple):
@@ -138,18 +142,42 @@ def results_folder(
     pictures: Mapping[str, Path | None] | None = None,
     inputs: Sequence[tuple[str, Path]] = (),
 ) -> Iterator[Path]:
-    """Hold `folder` for results that replace those of an earlier call of the same command, which are removed and counted.
+    """Hold `folder` for results that replace those of an earlier call of the same command, and give the folder to write to.
+
+    That is `folder` itself if it is new. If it holds earlier results, it is a hidden folder in it. When the block has ended well,
+    the new results replace the earlier ones name by name, and then what is left of the earlier ones is removed. If the block fails
+    or is killed, the earlier results are all there as they were.
 
     writes: a regular expression that the names of all files that the command writes match; no other file is removed.
     pictures: as in `keep_apart`. inputs: whatever else is read, by the option that names it. Errors as in `held`, and for an input
     that lies in the folder.
     """
     with held(folder, command, config, pictures or {}) as before:
-        if before is not None:
-            _keep_inputs(folder, [*(pictures or {}).items(), *inputs])
-            _remove(folder, command, writes)
-        write_record(folder, command, config)
-        yield folder
+        if before is None:
+            write_record(folder, command, config)
+            yield folder
+            return
+        _keep_inputs(folder, [*(pictures or {}).items(), *inputs])
+        begun, complete = folder / BEGUN, folder / COMPLETE
+        with _named(folder):
+            if complete.is_dir():  # an earlier call was killed while it replaced results
+                _move(complete, folder)
+            if begun.exists():
+                shutil.rmtree(begun)
+            begun.mkdir()
+            earlier = _earlier(folder, command, writes)
+        try:
+            write_record(begun, command, config)
+            yield begun
+        except BaseException:
+            shutil.rmtree(begun, ignore_errors=True)
+            raise
+        with _named(folder):
+            begun.rename(complete)
+            _move(complete, folder)
+            for entry, changed in earlier.items():
+                if os.path.lexists(entry) and entry.lstat().st_mtime_ns == changed:
+                    entry.unlink()
 
 
 def _keep_inputs(folder: Path, inputs: Sequence[tuple[str, Path | None]]) -> None:
@@ -158,16 +186,32 @@ def _keep_inputs(folder: Path, inputs: Sequence[tuple[str, Path | None]]) -> Non
             raise UserError(f"{option} {path} lies in --out {folder}, whose files are replaced; choose another --out")
 
 
-def _remove(folder: Path, command: str, writes: str) -> None:
+@contextlib.contextmanager
+def _named(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise write_error(error.filename or folder, error) from error
+
+
+def _earlier(folder: Path, command: str, writes: str) -> dict[Path, int]:
+    """The files of an earlier call, each with the time of its last change, so that none is removed that was written since."""
     old = [entry for entry in folder.iterdir() if re.fullmatch(writes, entry.name, re.DOTALL) and not entry.is_dir()]
     if old:
         what = f"{len(old)} files of an earlier {command} are" if len(old) > 1 else f"a file of an earlier {command} is"
-        print(f"{printable(folder)}: {what} replaced")
-    for entry in old:
-        try:
-            entry.unlink()
-        except OSError as error:
-            raise write_error(entry, error) from error
+        print(f"{printable(folder)}: {what} replaced once the new results are complete")
+    return {entry: entry.lstat().st_mtime_ns for entry in old}
+
+
+def _move(source: Path, target: Path) -> None:
+    """Move what lies in the folder `source` into `target`, file by file, and remove `source`. It may be called again if killed."""
+    for entry in sorted(source.iterdir()):
+        if entry.is_dir() and not entry.is_symlink():
+            (target / entry.name).mkdir(exist_ok=True)
+            _move(entry, target / entry.name)
+        else:
+            entry.replace(target / entry.name)
+    source.rmdir()
 
 
 @contextlib.contextmanager

@@ -122,6 +122,11 @@ def write_text(path: str | os.PathLike[str], content: str) -> None:
     write_bytes(path, content.encode("utf-8", "backslashreplace"))
 
 
+def json_bytes(value: Any) -> bytes:
+    """`value` as one line of JSON; numbers that are not finite become null."""
+    return json.dumps(_finite(value), allow_nan=False).encode()
+
+
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
     """Write `value` atomically as indented JSON; numbers that are not finite become null."""
     write_text(path, json.dumps(_finite(value), indent=2, allow_nan=False) + "\n")
