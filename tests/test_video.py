@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from fractions import Fraction
 
@@ -16,7 +17,6 @@ from safetensors.numpy import load_file
 from videos import RATE, pictures, read_video, write_video
 
 from gangealing_fast import propagate
-from gangealing_fast.applications import video as videos
 from gangealing_fast.applications.blending import lay_over
 from gangealing_fast.applications.frames import Drawing, Frame, draw, see
 from gangealing_fast.applications.propagating import read_edit
@@ -112,8 +112,7 @@ def test_correspondences_as_npz(place, monkeypatch):
 
 
 def test_odd_sides_get_one_pixel_more(place, monkeypatch, capsys):
-    frames = [np.pad(picture, ((0, 0), (0, 0), (0, 0))) for picture in pictures(3, 64, 64)]
-    source = write_video(place / "a.mkv", [frame[:63, :61] for frame in frames], codec="ffv1", sound=None)
+    source = write_video(place / "a.mkv", pictures(3, 63, 61), codec="ffv1", sound=None)
     assert run(monkeypatch, place, source, "--save-frames") == 0
     assert "gets one pixel more" in capsys.readouterr().out
     assert read_video(place / "out" / "edited.mp4").pictures[0].shape == (64, 62, 3)
@@ -224,9 +223,7 @@ def test_smoothed_looks_shake_less_and_draw_where_they_say():
     assert smooth < 0.6 * found
     plain = list(see(model, frames[:3], smoothing=Smoothing()))
     assert all(one.look.alignment is one.found.alignment for one in plain)
-    assert torch.equal(seen[0].look.alignment.matrix, seen[0].found.alignment.matrix.double().to(torch.float32)) or torch.allclose(
-        seen[0].look.alignment.matrix, seen[0].found.alignment.matrix, atol=1e-6
-    )
+    torch.testing.assert_close(seen[0].look.alignment.grid, seen[0].found.alignment.grid)
 
 
 @pytest.mark.parametrize("name", ["text.mp4", "empty.mp4", "cut.mp4", "missing.mp4", "sound.mp4", "list.mp4"])
@@ -259,32 +256,22 @@ def test_what_is_no_video_is_a_sentence(place, monkeypatch, capsys, name):
 
 
 def test_a_video_that_breaks_off_leaves_no_video(place, monkeypatch, capsys):
-    whole = write_video(place / "a.mkv", pictures(40), sound=None, codec="ffv1").read_bytes()
-    monkeypatch.setattr(videos, "_upright", _failing(videos._upright, 9))
-    assert run(monkeypatch, place, place / "a.mkv") == 2
+    whole = write_video(place / "whole.avi", pictures(30), sound=None, codec="mpeg4").read_bytes()
+    (place / "a.avi").write_bytes(whole[: len(whole) // 2])
+    assert run(monkeypatch, place, place / "a.avi") == 2
     error = capsys.readouterr().err
-    assert "is damaged behind frame 9" in error and "--limit 9" in error and whole
+    assert "a.avi is damaged behind frame" in error
+    number = int(re.search(r"--limit (\d+)$", error)[1])
+    assert 3 < number < 30
     assert not (place / "out" / "edited.mp4").exists() and not list((place / "out").glob(".*.tmp"))
-
-
-def _failing(function, after):
-    """`function`, but its call number `after` meets data that is damaged, as PyAV says it."""
-    import av
-
-    calls = iter(range(10**6))
-
-    def wrapped(frame):
-        if next(calls) == after:
-            raise av.error.InvalidDataError(1094995529, "Invalid data found when processing input", "x")
-        return function(frame)
-
-    return wrapped
+    assert run(monkeypatch, place, place / "a.avi", "--limit", number) == 0
+    assert len(read_video(place / "out" / "edited.mp4").pictures) == number
 
 
 def test_frames_that_change_in_size_are_named(place, monkeypatch, capsys):
-    """Two streams of MPEG-4 behind one another, as a raw stream allows."""
-    parts = [write_video(place / f"{size}.m4v", pictures(3, size, size), codec="mpeg4", sound=None) for size in (64, 32)]
-    joined = place / "joined.m4v"
+    """Two transport streams behind one another, as cameras write them."""
+    parts = [write_video(place / f"{size}.ts", pictures(9, size, size), codec="mpeg2video", sound=None) for size in (64, 32)]
+    joined = place / "joined.ts"
     joined.write_bytes(b"".join(part.read_bytes() for part in parts))
     assert run(monkeypatch, place, joined) == 2
     error = capsys.readouterr().err
@@ -307,12 +294,12 @@ def _without_frames(source):
 
 
 def test_sound_that_a_container_cannot_hold_is_named(place, monkeypatch, capsys):
-    source = write_video(place / "a.mkv", pictures(3), sound="wmav2")
+    source = write_video(place / "a.mkv", pictures(3), sound="tta")
     assert run(monkeypatch, place, source, "--container", "mov") == 2
     error = capsys.readouterr().err
-    assert "the sound is wmav2" in error and "--container mkv" in error and error.count("\n") == 1
+    assert "the sound is tta" in error and "--container mkv" in error and error.count("\n") == 1
     assert run(monkeypatch, place, source, "--container", "mkv") == 0
-    assert read_video(place / "out" / "edited.mkv").codecs == ["wmav2"]
+    assert read_video(place / "out" / "edited.mkv").codecs == ["tta"]
 
 
 def test_without_pyav_a_sentence_names_the_extra(place, monkeypatch, capsys):

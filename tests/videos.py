@@ -20,7 +20,7 @@ def pictures(count: int, height: int = 64, width: int = 64) -> list[np.ndarray]:
     rows, columns = np.mgrid[:height, :width]
     made = []
     for number in range(count):
-        wave = np.stack([np.sin((columns + number) / 7), np.cos(rows / 5), np.sin((rows + columns) / 9)], -1)
+        wave = np.stack([np.sin((columns + number) / 14), np.cos(rows / 11), np.sin((rows + columns) / 19)], -1)
         made.append((127.5 + 100 * wave).astype(np.uint8))
     return made
 
@@ -35,10 +35,10 @@ def write_video(
     sound: str | None = "aac",
     rotation: int = 0,
 ) -> Path:
-    """A video of `frames`, with a tone if `sound` names a codec. stamps: in units of 1 / rate; rotation: counterclockwise,
-    degrees.""" stamps = range(len(frames)) if stamps is None else stamps
+    """A video of `frames`, with a tone if `sound` names a codec. stamps: in units of 1 / rate; rotation: counterclockwise."""
+    stamps = range(len(frames)) if stamps is None else stamps
     with av.open(str(path), "w") as file:
-        video = file.add_stream(codec, rate=rate)
+        video = file.add_stream(codec, rate=rate, options={"crf": "4"} if codec == "libx264" else {})
         video.height, video.width = frames[0].shape[:2]
         video.pix_fmt = "yuv420p"
         video.codec_context.time_base = 1 / rate
@@ -64,7 +64,7 @@ def write_video(
 
 
 class Read(NamedTuple):
-    """pictures: uint8 `[H, W, 3]`. seconds: their times. rate: frames a second. sound: the bytes of each packet, codecs: by name."""
+    """pictures: uint8 `[H, W, 3]`. seconds: their times. rate: frames a second. sound: its packets. codecs: by name."""
 
     pictures: list[np.ndarray]
     seconds: list[float]

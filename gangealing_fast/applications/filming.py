@@ -50,6 +50,8 @@ def film(config: PropagateConfig, aligner: Aligner, edits: Mapping[int, Tensor |
         count = work.run()
         passed = time.perf_counter() - began
     print(f"{count} frames in {passed:.1f} s, {count / passed:.1f} a second")
+    if video.frames is not None and count < video.frames:
+        print(f"notice: {printable(config.data)} says that it has {video.frames} frames, but no more than these can be read")
     print(work.told())
     print(f"{work.edited.name} and edits.jsonl (a line for each frame) are in {printable(folder)}")
     if config.smooth == "none" and not config.smooth_flow:
@@ -78,7 +80,7 @@ class _Film:
         with contextlib.ExitStack() as files:
             writer = files.enter_context(self._writer(self.edited, (video.width, video.height), sound, video.aspect))
             lines = files.enter_context(JsonLines(self._folder / "edits.jsonl"))
-            stamps: list[int] = []
+            stamps: list[tuple[int, int]] = []
             seen_frames = see(
                 self._aligner,
                 self._frames(stamps, writer.copy if sound else None),
@@ -94,16 +96,16 @@ class _Film:
                 stamp = stamps.pop(0)
                 lines.append(self._one(seen, count, stamp, writer))
                 if aligned is not None:
-                    aligned.write(congealed(self._aligner, seen, aligned.size[0]), stamp)
+                    aligned.write(congealed(self._aligner, seen, aligned.size[0]), *stamp)
                 if places is not None:
                     found = in_picture(seen.look.square, seen.look.alignment.grid, lattice(config.correspondence_points))
                     places.add(found, seen.frame.seconds)
                 count += 1
         return count
 
-    def _frames(self, stamps: list[int], sound: Any) -> Iterator[Frame]:
+    def _frames(self, stamps: list[tuple[int, int]], sound: Any) -> Iterator[Frame]:
         for frame in self._video.read(sound):
-            stamps.append(frame.stamp)
+            stamps.append((frame.stamp, frame.duration))
             yield Frame(frame.picture, self._video.seconds(frame.stamp))
 
     def _writer(
@@ -137,12 +139,12 @@ class _Film:
         path = self._folder / f"correspondences.{self._config.correspondences}"
         return files.enter_context(collected(path, template))
 
-    def _one(self, seen: Seen, number: int, stamp: int, writer: VideoWriter) -> dict[str, Any]:
+    def _one(self, seen: Seen, number: int, stamp: tuple[int, int], writer: VideoWriter) -> dict[str, Any]:
         """Draw and write one frame; its line of edits.jsonl."""
         look = seen.look
         cluster, mirrored = int(look.cluster), bool(look.mirrored)
         drawn, covered = draw(self._aligner, seen.frame.picture, self._edits.get(cluster), look, self._drawing)
-        writer.write(drawn, stamp)
+        writer.write(drawn, *stamp)
         if self._config.save_frames:
             save_picture(self._folder / f"frame-{number:06d}.png", drawn)
         self._measure(seen, (cluster, mirrored))

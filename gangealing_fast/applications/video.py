@@ -41,10 +41,12 @@ def pyav() -> Any:
 
 
 class VideoFrame(NamedTuple):
-    """number: from 0. stamp: its time in units of `Video.time_base`. picture: uint8 `[1, 3, H, W]`, upright."""
+    """number: from 0. stamp: its time in units of `Video.time_base`, duration: how long it is shown, 0 if the file does not say.
+    picture: uint8 `[1, 3, H, W]`, upright."""
 
     number: int
     stamp: int
+    duration: int
     picture: Tensor
 
 
@@ -132,7 +134,7 @@ class Video:
             for frame in frames:
                 stamp = frame.pts if frame.pts is not None else round(number / self.rate / self.time_base)
                 last = stamp if last is None else max(stamp, last + 1)
-                yield VideoFrame(number, last, _upright(frame))
+                yield VideoFrame(number, last, frame.duration or 0, _upright(frame))
                 number += 1
                 if number == self._limit:
                     return
@@ -204,6 +206,7 @@ class VideoWriter:
         self._av, self._container, self._stream, self.size, self.time_base = av, container, stream, size, time_base
         self.even = (size[0] + size[0] % 2, size[1] + size[1] % 2)
         self._copies: dict[int, Any] = {}
+        self._durations: dict[int, int] = {}
         self._configure(aspect)
 
     def _configure(self, aspect: Fraction) -> None:
@@ -230,8 +233,8 @@ class VideoWriter:
         except (self._av.error.FFmpegError, ValueError):
             raise refused from None
 
-    def write(self, picture: Tensor, stamp: int) -> None:
-        """The next frame, uint8 `[3, H, W]`, at a time stamp that is later than the one before."""
+    def write(self, picture: Tensor, stamp: int, duration: int = 0) -> None:
+        """The next frame, uint8 `[3, H, W]`, at a time stamp that is later than the one before; duration: 0 for the usual one."""
         pixels = picture.permute(1, 2, 0).numpy()
         missing = [(0, even - side) for even, side in zip(self.even[::-1], self.size[::-1], strict=True)]
         if self.even != self.size:
@@ -240,7 +243,8 @@ class VideoWriter:
         names = self._av.video.reformatter
         frame = frame.reformat(format="yuv420p", dst_colorspace=names.Colorspace.ITU709, dst_color_range=names.ColorRange.MPEG)
         frame.pts, frame.time_base = stamp, self.time_base
-        self._container.mux(self._stream.encode(frame))
+        self._durations[stamp] = duration
+        self._mux(self._stream.encode(frame))
 
     def copy(self, packet: Any) -> None:
         """A packet of sound, as it is."""
@@ -249,4 +253,10 @@ class VideoWriter:
 
     def finish(self) -> None:
         """Write what the encoder still holds."""
-        self._container.mux(self._stream.encode())
+        self._mux(self._stream.encode())
+
+    def _mux(self, packets: Sequence[Any]) -> None:
+        for packet in packets:
+            # The encoder takes every frame for one of the average length, which would change that average.
+            packet.duration = self._durations.pop(packet.pts, 0) or packet.duration
+            self._container.mux(packet)
