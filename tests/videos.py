@@ -55,7 +55,7 @@ def write_video(
             for start in range(0, length - 1023, 1024):
                 wave = np.sin(2 * np.pi * 440 * np.arange(start, start + 1024) / SOUND_RATE) * 0.3
                 of = tone.codec_context.format.name
-                values = wave.astype(np.float32) if of == "fltp" else (wave * 32767).astype(np.int16)
+                values = wave.astype(np.float32) if of == "fltp" else (wave * 127 + 128).astype(np.uint8)
                 heard = av.AudioFrame.from_ndarray(values[None], format=of, layout="mono")
                 heard.sample_rate, heard.pts = SOUND_RATE, start
                 file.mux(tone.encode(heard))
