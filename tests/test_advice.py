@@ -17,7 +17,7 @@ import torch
 from runs import pretrain_config, train_config, write_generator, write_pictures
 
 from gangealing_fast.alignment.config import ClassifyConfig, TrainConfig
-from gangealing_fast.applications.config import AlignConfig, ConvertConfig, PropagateConfig
+from gangealing_fast.applications.config import AlignConfig, ConvertConfig, PropagateConfig, VisualizeConfig
 from gangealing_fast.contrastive.config import ContrastConfig
 from gangealing_fast.data.config import PrepareConfig
 from gangealing_fast.metrics import WarpHealth
@@ -40,6 +40,7 @@ CONFIGURATIONS = {
     "contrast": ContrastConfig,
     "align": AlignConfig,
     "propagate": PropagateConfig,
+    "visualize": VisualizeConfig,
     "convert": ConvertConfig,
     "env": EnvConfig,
 }
@@ -48,7 +49,7 @@ OPTIONS = {name: {f"--{f.name.replace('_', '-')}" for f in dataclasses.fields(ki
 OF_ROOM = {
     "pretraining": ("pretrain",),
     "contrastive": ("contrast", "train"),
-    "alignment": ("train", "classify", "align", "propagate"),
+    "alignment": ("train", "classify", "align", "propagate", "visualize"),
 }
 # Of torchrun, and of every command with presets.
 OTHERS = {"--preset", "--help", "--nproc-per-node"}

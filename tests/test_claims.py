@@ -26,7 +26,7 @@ from gangealing_fast.runtime.errors import UserError
 from gangealing_fast.storage.claims import RECORD, results_folder
 from gangealing_fast.storage.locks import lock_path, locked
 
-FOLDERS = ("pretrain", "contrast", "train", "classify", "align", "propagate", "convert")
+FOLDERS = ("pretrain", "contrast", "train", "classify", "align", "propagate", "visualize", "convert")
 QUICK = ("align", "propagate", "convert")
 
 
@@ -54,6 +54,7 @@ def arguments(command: str, place: Path) -> list[object]:
         "classify": ["--checkpoint", learned, "--data", data, "--steps", 1],
         "align": ["--checkpoint", learned, "--data", data],
         "propagate": ["--checkpoint", learned, "--data", data, "--edit", place / "edit.png"],
+        "visualize": ["--checkpoint", learned, "--data", data, "--size", 32, "--show", "average"],
         "convert": ["--source", learned],
     }[command]
 

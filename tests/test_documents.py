@@ -17,7 +17,7 @@ import pytest
 
 from gangealing_fast.alignment.config import PRESETS as TRAIN_PRESETS
 from gangealing_fast.alignment.config import ClassifyConfig, TrainConfig
-from gangealing_fast.applications.config import AlignConfig, ConvertConfig, PropagateConfig
+from gangealing_fast.applications.config import AlignConfig, ConvertConfig, PropagateConfig, VisualizeConfig
 from gangealing_fast.contrastive.config import ContrastConfig
 from gangealing_fast.data.config import PrepareConfig
 from gangealing_fast.metrics import WarpHealth
@@ -41,6 +41,7 @@ CONFIGURATIONS: dict[str, tuple[type, dict[str, Any]]] = {
     "contrast": (ContrastConfig, {}),
     "align": (AlignConfig, {}),
     "propagate": (PropagateConfig, {}),
+    "visualize": (VisualizeConfig, {}),
     "convert": (ConvertConfig, {}),
     "env": (EnvConfig, {}),
 }

@@ -14,7 +14,7 @@ from runs import call
 from gangealing_fast.__main__ import COMMANDS
 from gangealing_fast.alignment.config import PRESETS as TRAIN_PRESETS
 from gangealing_fast.alignment.config import ClassifyConfig, TrainConfig
-from gangealing_fast.applications.config import AlignConfig, ConvertConfig, PropagateConfig
+from gangealing_fast.applications.config import AlignConfig, ConvertConfig, PropagateConfig, VisualizeConfig
 from gangealing_fast.contrastive.config import ContrastConfig
 from gangealing_fast.data.config import PrepareConfig
 from gangealing_fast.pretraining.config import PRESETS as PRETRAIN_PRESETS
@@ -31,6 +31,7 @@ CONFIGURATIONS: dict[str, type] = {
     "classify": ClassifyConfig,
     "align": AlignConfig,
     "propagate": PropagateConfig,
+    "visualize": VisualizeConfig,
     "convert": ConvertConfig,
     "env": EnvConfig,
 }

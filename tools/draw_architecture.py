@@ -57,7 +57,9 @@ COMMANDS = (
     Box("command", 905, 300, 110, ("classify",)),
     Box("command", 555, 300, 110, ("align",)),
     Box("command", 385, 300, 110, ("propagate",)),
-    Box("file", 225, 300, 150, ("edited pictures",)),
+    Box("file", 225, 300, 150, ("edited pictures", "and videos")),
+    Box("command", 225, 375, 110, ("visualize",)),
+    Box("file", 75, 375, 120, ("films, flows",)),
     Box("file", 555, 375, 190, ("aligned pictures", "template.png, warps.jsonl")),
     Box("file", 385, 375, 120, ("your edit", "of the template")),
     Box("command", 745, 375, 110, ("convert",)),
@@ -84,6 +86,8 @@ COMMAND_ARROWS = (
     Arrow(((460, 375), (445, 375))),
     Arrow(((385, 350), (385, 317))),
     Arrow(((330, 300), (300, 300))),
+    Arrow(((860, 227), (860, 255), (125, 255), (125, 340), (225, 340), (225, 358))),
+    Arrow(((170, 375), (135, 375))),
 )
 STEP = (
     Box("file", 65, 545, 90, ("z, noise", "pose")),
