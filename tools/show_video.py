@@ -2,7 +2,7 @@
 """A packaged held-out digit moving in a known way, with noise and a tone; how an edit is propagated to it; its pictures.
 
 python tools/show_video.py make FOLDER                       # FOLDER/moving.mp4, 10 s of 512 x 512, and FOLDER/truth.npz
-python tools/show_video.py measure RUN FOLDER                # frames a second, jitter and error of every way of smoothing
+python tools/show_video.py measure RUN FOLDER                # jitter and error of every way of smoothing
 python tools/show_video.py pictures RUN FOLDER docs/images   # the pictures of docs/editing.md
 """
 
@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 import sys
-import time
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -124,10 +123,6 @@ def measure(run: Path, folder: Path) -> None:
         jitter, error = error_of(list(see(aligner, taken, smoothing=smoothing)), matrices)
         print(f"| {name} | {jitter:.2f} | {error:.2f} |", flush=True)
     print(f"| the true motion itself | {true.value:.3f} | 0 |")
-    began = time.process_time()
-    for seen in see(aligner, taken[:50]):
-        draw(aligner, seen.frame.picture, edit(), seen.look)
-    print(f"network and drawing alone: {50 / (time.process_time() - began):.1f} frames a second of processor time of one core")
 
 
 def edit(side: int = 256) -> Tensor:
@@ -143,7 +138,7 @@ def edit(side: int = 256) -> Tensor:
 def pictures(run: Path, folder: Path, images: Path) -> None:
     """video-frames.png: frames as they are, with an edit, a mask and points; blending.png: the three ways to lay an edit over."""
     aligner, taken = Aligner.load(run), read(folder)
-    chosen = [taken[number] for number in range(0, COUNT, COUNT // 6)][:6]
+    chosen = [taken[number] for number in range(0, COUNT, COUNT // 4)][:4]
     everywhere = torch.ones(1, 4, 64, 64)
     everywhere[:, :3] = 0
     ways = (
@@ -155,8 +150,8 @@ def pictures(run: Path, folder: Path, images: Path) -> None:
     for marks, drawing in ways:
         looks = see(aligner, chosen)
         rows.append(torch.stack([to_float(draw(aligner, one.frame.picture, marks, one.look, drawing)[0]) for one in looks]))
-    small = F.interpolate(torch.cat(rows), size=(112, 112), mode="bilinear", antialias=True)
-    save_grid(small, images / "video-frames.png", columns=6)
+    small = F.interpolate(torch.cat(rows), size=(88, 88), mode="bilinear", antialias=True)
+    save_grid(small, images / "video-frames.png", columns=4)
     x = torch.linspace(-0.6, 0.5, 160).expand(1, 3, 160, 160)
     patch = torch.zeros(1, 4, 160, 160)
     patch[:, :, 50:110, 50:110] = torch.tensor([0.85, 0.55, 0.2, 1.0])[None, :, None, None]
