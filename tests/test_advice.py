@@ -17,7 +17,7 @@ import torch
 from runs import pretrain_config, train_config, write_generator, write_pictures
 
 from gangealing_fast.alignment.config import ClassifyConfig, TrainConfig
-from gangealing_fast.applications.config import AlignConfig, ConvertConfig, EvaluateConfig, PropagateConfig
+from gangealing_fast.applications.config import AlignConfig, ConvertConfig, EvaluateConfig, PropagateConfig, VisualizeConfig
 from gangealing_fast.congealing.config import CongealConfig
 from gangealing_fast.contrastive.config import ContrastConfig
 from gangealing_fast.data.config import PrepareConfig
@@ -43,6 +43,7 @@ CONFIGURATIONS = {
     "align": AlignConfig,
     "propagate": PropagateConfig,
     "evaluate": EvaluateConfig,
+    "visualize": VisualizeConfig,
     "convert": ConvertConfig,
     "env": EnvConfig,
 }
@@ -51,7 +52,7 @@ OPTIONS = {name: {f"--{f.name.replace('_', '-')}" for f in dataclasses.fields(ki
 OF_ROOM = {
     "pretraining": ("pretrain",),
     "contrastive": ("contrast", "train"),
-    "alignment": ("train", "classify", "align", "propagate", "evaluate"),
+    "alignment": ("train", "classify", "align", "propagate", "visualize", "evaluate"),
 }
 # Of torchrun, and of every command with presets.
 OTHERS = {"--preset", "--help", "--nproc-per-node"}

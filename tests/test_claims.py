@@ -27,7 +27,7 @@ from gangealing_fast.runtime.errors import UserError
 from gangealing_fast.storage.claims import BEGUN, COMPLETE, RECORD, results_folder
 from gangealing_fast.storage.locks import lock_path, locked
 
-FOLDERS = ("congeal", "pretrain", "contrast", "train", "classify", "align", "propagate", "evaluate", "convert")
+FOLDERS = ("congeal", "pretrain", "contrast", "train", "classify", "align", "propagate", "visualize", "evaluate", "convert")
 QUICK = ("align", "propagate", "evaluate", "convert")
 MODULES = {"align": "aligning", "propagate": "propagating", "convert": "converting"}
 
@@ -59,6 +59,7 @@ def arguments(command: str, place: Path) -> list[object]:
         "align": ["--checkpoint", learned, "--data", data],
         "propagate": ["--checkpoint", learned, "--data", data, "--edit", place / "edit.png"],
         "evaluate": ["--data", data, "--keypoints", place / "points.npy", "--features", "none", "--cycle-count", 0],
+        "visualize": ["--checkpoint", learned, "--data", data, "--size", 32, "--show", "average"],
         "convert": ["--source", learned],
     }[command]
 

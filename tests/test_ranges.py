@@ -14,7 +14,7 @@ from runs import call
 from gangealing_fast.__main__ import COMMANDS
 from gangealing_fast.alignment.config import PRESETS as TRAIN_PRESETS
 from gangealing_fast.alignment.config import ClassifyConfig, TrainConfig
-from gangealing_fast.applications.config import AlignConfig, ConvertConfig, EvaluateConfig, PropagateConfig
+from gangealing_fast.applications.config import AlignConfig, ConvertConfig, EvaluateConfig, PropagateConfig, VisualizeConfig
 from gangealing_fast.congealing.config import CongealConfig
 from gangealing_fast.contrastive.config import ContrastConfig
 from gangealing_fast.data.config import PrepareConfig
@@ -34,6 +34,7 @@ CONFIGURATIONS: dict[str, type] = {
     "align": AlignConfig,
     "propagate": PropagateConfig,
     "evaluate": EvaluateConfig,
+    "visualize": VisualizeConfig,
     "convert": ConvertConfig,
     "env": EnvConfig,
 }

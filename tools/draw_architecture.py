@@ -59,7 +59,8 @@ COMMANDS = (
     Box("command", 905, 300, 110, ("classify",)),
     Box("command", 555, 300, 110, ("align",)),
     Box("command", 385, 300, 110, ("propagate",)),
-    Box("file", 225, 300, 150, ("edited pictures",)),
+    Box("file", 225, 300, 150, ("edited pictures", "and videos")),
+    Box("command", 225, 375, 110, ("visualize", "films, flows")),
     Box("file", 555, 375, 190, ("aligned pictures", "template.png, warps.jsonl")),
     Box("file", 385, 375, 120, ("your edit", "of the template")),
     Box("command", 745, 375, 110, ("convert",)),
@@ -94,6 +95,7 @@ COMMAND_ARROWS = (
     Arrow(((330, 300), (300, 300))),
     Arrow(((860, 227), (860, 255), (80, 255), (80, 283))),
     Arrow(((80, 317), (80, 350))),
+    Arrow(((860, 227), (860, 255), (143, 255), (143, 338), (225, 338), (225, 350))),
 )
 STEP = (
     Box("file", 65, 545, 90, ("z, noise", "pose")),

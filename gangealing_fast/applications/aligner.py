@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
@@ -12,9 +12,12 @@ from torch import Tensor
 
 from gangealing_fast import __version__
 from gangealing_fast.applications import hub
+from gangealing_fast.applications.frames import Drawing, Edits
+from gangealing_fast.applications.frames import propagate as propagate_frames
 from gangealing_fast.applications.looks import Finder, Look, joined
 from gangealing_fast.applications.opening import finder_of, trained_of
 from gangealing_fast.applications.refined import refined
+from gangealing_fast.applications.smoothing import Smoothing
 from gangealing_fast.applications.squares import Square, check_pictures, check_points, to_square
 from gangealing_fast.applications.trained import Trained
 from gangealing_fast.checkpoints.reading import Parts
@@ -455,6 +458,25 @@ class Aligner:
         confidence = confidence.reshape(n, 1, high - low, width)[:, :, wanted]
         drawn = mipmap_warp(maps.expand(n, -1, -1, -1), grid, padding_mode="border")[:, :, wanted]
         return torch.where(confidence > 0, drawn, 0.0), confidence
+
+    def propagate(
+        self,
+        frames: Iterable[Tensor],
+        edit: Edits,
+        *,
+        drawing: Drawing | None = None,
+        smoothing: Smoothing | None = None,
+        rate: float = 25.0,
+        batch: int = 8,
+    ) -> Iterator[Tensor]:
+        """An edit of the template on one frame of a video after the other: uint8 `[3, H, W]`, as many as there are frames.
+
+        frames: pictures `[3, H, W]` of one size, uint8 or floating in [-1, 1]; they are read as results are asked for, `batch` at a
+        time. edit: `[1, 4, R, R]` in [0, 1], its colours multiplied by its opacity, or one (or None) for each cluster. drawing: how
+        it is shown, see `applications.frames.Drawing`. smoothing: of the warps in time, see `applications.smoothing.Smoothing`; by
+        default none. rate: frames a second, for the smoothing. Raises ValueError for frames or edits of another shape.
+        """
+        return propagate_frames(self, frames, edit, drawing=drawing, smoothing=smoothing, rate=rate, batch=batch)
 
 
 def _scored(alignment: Alignment) -> Tensor:

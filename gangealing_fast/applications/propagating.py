@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What `python -m gangealing_fast.propagate` does: read an edit of the template, lay it over picture after picture."""
+"""What `python -m gangealing_fast.propagate` does: read an edit of the template, lay it over pictures or over a video."""
 
 from __future__ import annotations
 
@@ -15,9 +15,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from gangealing_fast.applications.aligner import Aligner, Look
+from gangealing_fast.applications.blending import lay_over
 from gangealing_fast.applications.choosing import aligner_of, centre
 from gangealing_fast.applications.config import PropagateConfig
+from gangealing_fast.applications.filming import WRITES as WRITES_OF_VIDEOS
+from gangealing_fast.applications.filming import film, refuse_for_pictures
+from gangealing_fast.applications.frames import Drawing, draw
 from gangealing_fast.applications.naming import result_name
+from gangealing_fast.applications.video import is_video
 from gangealing_fast.data.decoding import formats, is_transparent
 from gangealing_fast.data.pictures import PictureStream, to_float, to_uint8
 from gangealing_fast.runtime.errors import UserError
@@ -28,7 +33,7 @@ from gangealing_fast.storage.files import JsonLines, read_bytes, save_picture
 
 NO_EDIT = "none"
 COMMAND = "propagate"
-WRITES = r"[0-9]{6,}-.*\.png|edits\.jsonl"
+WRITES = r"[0-9]{6,}-.*\.png|edits\.jsonl|" + WRITES_OF_VIDEOS
 BAND = 1 << 22
 """Pixels of a picture that are edited at a time."""
 SEEN = 1 << 26
@@ -61,11 +66,6 @@ def read_edit(path: Path) -> Tensor:
     return torch.cat([edit[:, :3] * edit[:, 3:], edit[:, 3:]], 1)
 
 
-def lay_over(images: Tensor, edit: Tensor) -> Tensor:
-    """Pictures `[N, 3, H, W]` in [-1, 1] under `edit` `[N, 4, H, W]`, as `read_edit` returns it."""
-    return images * (1 - edit[:, 3:]) + 2 * edit[:, :3] - edit[:, 3:]
-
-
 def _edits(config: PropagateConfig, clusters: int) -> dict[int, Tensor | None]:
     """The edit of every cluster that a picture may be of."""
     wanted = range(clusters) if config.cluster is None else [config.cluster]
@@ -80,8 +80,13 @@ def run(config: PropagateConfig) -> None:
     set_threads(config.threads)
     aligner = aligner_of(config.checkpoint, config)
     edits = _edits(config, aligner.clusters)
-    pictures = PictureStream(config.data, size=None, limit=config.limit)
     read = [("--edit", Path(name)) for name in config.edit if name != NO_EDIT]
+    if is_video(config.data):
+        with results_folder(config.out, COMMAND, config, WRITES, pictures={"--data": config.data}, inputs=read) as folder:
+            film(config, aligner, edits, folder)
+        return
+    refuse_for_pictures(config)
+    pictures = PictureStream(config.data, size=None, limit=config.limit)
     with results_folder(config.out, COMMAND, config, WRITES, pictures={"--data": config.data}, inputs=read) as folder:
         done = _propagate(config, aligner, edits, pictures, folder)
     if pictures.summary():
@@ -103,7 +108,11 @@ def _propagate(
                 line |= {"file": None, "why": "a side of one pixel"}
             else:
                 look = look_at(aligner, batch)
-                edited, covered = edit_picture(aligner, batch, edits[int(look.cluster)], look)
+                edit = edits[int(look.cluster)]
+                if config.blend == "alpha":
+                    edited, covered = edit_picture(aligner, batch, edit, look)
+                else:  # a pyramid is made of the whole picture
+                    edited, covered = draw(aligner, batch, edit, look, Drawing(blend=config.blend))
                 save_picture(folder / str(line["file"]), edited)
                 line |= {"cluster": int(look.cluster), "mirrored": bool(look.mirrored), "covered": covered}
                 done += 1
