@@ -12,7 +12,7 @@ from gangealing_fast.runtime.errors import UserError
 
 # In the order of use. What stands in brackets can be left out.
 STEPS = ("prepare", "pretrain", "[contrast]", "train", "[classify]", "align", "propagate")
-BESIDE = ("convert", "env")
+BESIDE = ("autoencode", "convert", "env")
 COMMANDS = (*(step.strip("[]") for step in STEPS), *BESIDE)
 
 
