@@ -28,7 +28,7 @@ class Code(NamedTuple):
 
 
 class Encoder(nn.Module):
-    """Pictures `[N, channels, size, size]` in [0, 1] to codes.
+    """Pictures `[N, channels, side, side]` in [0, 1] to codes.
 
     categories: 0 for no categorical code. kind: "gaussian" draws the style from a Gaussian of the picture, by reparametrisation;
     "universal" has `noise_inputs` random numbers as a further input. In evaluation mode a Gaussian encoder gives the mean.
@@ -36,7 +36,7 @@ class Encoder(nn.Module):
 
     def __init__(
         self,
-        size: int,
+        side: int,
         channels: int,
         style: int,
         categories: int = 0,
@@ -49,7 +49,7 @@ class Encoder(nn.Module):
     ) -> None:
         super().__init__()
         self.settings = {
-            "size": size,
+            "side": side,
             "channels": channels,
             "style": style,
             "categories": categories,
@@ -60,7 +60,7 @@ class Encoder(nn.Module):
             "noise_inputs": noise_inputs,
         }
         self.kind, self.categories, self.noise_inputs = kind, categories, noise_inputs if kind == "universal" else 0
-        self.body, features = _body(size, channels, architecture, width, batch_norm)
+        self.body, features = _body(side, channels, architecture, width, batch_norm)
         features += self.noise_inputs
         self.hidden = _layer(features, width, batch_norm)
         self.to_style = nn.Linear(width, style * (2 if kind == "gaussian" else 1))
@@ -83,37 +83,37 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Codes to pictures `[N, channels, size, size]` in [0, 1].
+    """Codes to pictures `[N, channels, side, side]` in [0, 1].
 
-    categories: numbers of the categorical code that it gets beside the style, 0 for none. heads: the categorical code chooses a
+    categories: numbers of the categorical code that it gets beside the style, 0 for none. as_map: the categorical code chooses a
     point of the style's space instead, which is added to the style (section 7 of the paper): a map.
     """
 
     def __init__(
         self,
-        size: int,
+        side: int,
         channels: int,
         style: int,
         categories: int = 0,
         *,
-        heads: bool = False,
+        as_map: bool = False,
         architecture: Architecture = "dense",
         width: int = 1000,
     ) -> None:
         super().__init__()
         self.settings = {
-            "size": size,
+            "side": side,
             "channels": channels,
             "style": style,
             "categories": categories,
-            "heads": heads,
+            "as_map": as_map,
             "architecture": architecture,
             "width": width,
         }
-        self.size, self.channels, self.style, self.categories = size, channels, style, categories
-        self.heads = nn.Parameter(3 * torch.randn(categories, style)) if heads else None
-        self.hidden = _layer(style + (0 if heads else categories), width)
-        self.body = _unfold(size, channels, architecture, width)
+        self.side, self.channels, self.style, self.categories = side, channels, style, categories
+        self.heads = nn.Parameter(3 * torch.randn(categories, style)) if as_map else None
+        self.hidden = _layer(style + (0 if as_map else categories), width)
+        self.body = _unfold(side, channels, architecture, width)
 
     def config(self) -> dict[str, Any]:
         """The constructor's arguments."""
@@ -132,7 +132,7 @@ class Decoder(nn.Module):
     def from_place(self, place: Tensor) -> Tensor:
         """Pictures of what `place` returns."""
         pictures: Tensor = self.body(self.hidden(place)).sigmoid()
-        return pictures.reshape(-1, self.channels, self.size, self.size)
+        return pictures.reshape(-1, self.channels, self.side, self.side)
 
 
 class CodeCritic(nn.Module):
@@ -164,20 +164,20 @@ def _layer(inputs: int, outputs: int, batch_norm: bool = False) -> nn.Sequential
     return nn.Sequential(linear, *([nn.BatchNorm1d(outputs)] if batch_norm else []), nn.ReLU())
 
 
-def _widths(size: int, width: int) -> list[int]:
+def _widths(side: int, width: int) -> list[int]:
     """Channels after each halving, the last of them `width`. Raises ValueError for a side that cannot be halved down to 4."""
-    halvings = max(0, size // SMALLEST).bit_length() - 1
-    if size != SMALLEST << max(halvings, 0) or halvings < 1:
-        raise ValueError(f"convolutional networks need a side of 8, 16, 32, ..., got {size}")
+    halvings = max(0, side // SMALLEST).bit_length() - 1
+    if side != SMALLEST << max(halvings, 0) or halvings < 1:
+        raise ValueError(f"convolutional networks need a side of 8, 16, 32, ..., got {side}")
     return [max(16, width >> (halvings - 1 - level)) for level in range(halvings)]
 
 
-def _body(size: int, channels: int, architecture: Architecture, width: int, batch_norm: bool) -> tuple[nn.Sequential, int]:
+def _body(side: int, channels: int, architecture: Architecture, width: int, batch_norm: bool) -> tuple[nn.Sequential, int]:
     """Layers before the last hidden one, and how many features they give."""
     if architecture == "dense":
-        return nn.Sequential(nn.Flatten(), _layer(channels * size * size, width, batch_norm)), width
+        return nn.Sequential(nn.Flatten(), _layer(channels * side * side, width, batch_norm)), width
     layers: list[nn.Module] = []
-    for outputs in _widths(size, width):
+    for outputs in _widths(side, width):
         layers.append(nn.Conv2d(channels, outputs, 4, stride=2, padding=1))
         layers += [nn.BatchNorm2d(outputs)] if batch_norm else []
         layers.append(nn.LeakyReLU(0.2))
@@ -185,11 +185,11 @@ def _body(size: int, channels: int, architecture: Architecture, width: int, batc
     return nn.Sequential(*layers, nn.Flatten()), channels * SMALLEST * SMALLEST
 
 
-def _unfold(size: int, channels: int, architecture: Architecture, width: int) -> nn.Sequential:
+def _unfold(side: int, channels: int, architecture: Architecture, width: int) -> nn.Sequential:
     """Layers after the first hidden one, down to numbers before the sigmoid."""
     if architecture == "dense":
-        return nn.Sequential(_layer(width, width), nn.Linear(width, channels * size * size))
-    widths = _widths(size, width)[::-1]
+        return nn.Sequential(_layer(width, width), nn.Linear(width, channels * side * side))
+    widths = _widths(side, width)[::-1]
     layers: list[nn.Module] = [_layer(width, widths[0] * SMALLEST * SMALLEST), nn.Unflatten(1, (widths[0], SMALLEST, SMALLEST))]
     for level, inputs in enumerate(widths):
         outputs = widths[level + 1] if level + 1 < len(widths) else channels

@@ -64,7 +64,7 @@ class Training:
         self._set_rates(at.step)
         self.model.train()
         images, classes = self._batch()
-        self._reconstruct(images, classes, means)
+        self._reconstruct(images, classes, at.step, means)
         self._regularise(images, classes, means)
         if self.config.use == "semi" or (self.config.use == "map" and self.config.labels):
             self._classify(means)
@@ -99,7 +99,7 @@ class Training:
             return F.one_hot(classes, self.kinds).float()
         return code.probabilities
 
-    def _reconstruct(self, images: Tensor, classes: Tensor, means: Means) -> None:
+    def _reconstruct(self, images: Tensor, classes: Tensor, step: int, means: Means) -> None:
         code = self._encode(images)
         loss = F.mse_loss(self.model.decoder(code.style, self._category(code, classes)), images)
         means.add({"reconstruction": loss.item()})
@@ -110,7 +110,8 @@ class Training:
             loss = loss + self.config.heads_apart * near
         self.reconstructing.zero_grad(set_to_none=True)
         loss.backward()
-        self.reconstructing.step()
+        # Less at first, so that the average forgets where it began.
+        self.reconstructing.step(decay=min(self.config.ema, (1 + step) / (10 + step)))
 
     def _told(self, classes: Tensor) -> Tensor | None:
         """What the style's critic is told of each picture: its class, or that nobody knows it."""
@@ -213,10 +214,10 @@ def told_of(config: AutoencodeConfig, collection: Collection) -> Tensor | None:
 
 def build(config: AutoencodeConfig, collection: Collection, kinds: int) -> AdversarialAutoencoder:
     """Encoder and decoder for the options. Raises UserError for a size that the architecture cannot have."""
-    _, channels, size, _ = collection.training.images.shape
+    _, channels, side, _ = collection.training.images.shape
     try:
         encoder = Encoder(
-            size,
+            side,
             channels,
             config.style,
             kinds if config.use in WITH_CATEGORIES else 0,
@@ -227,11 +228,11 @@ def build(config: AutoencodeConfig, collection: Collection, kinds: int) -> Adver
             noise_inputs=config.noise_inputs,
         )
         decoder = Decoder(
-            size,
+            side,
             channels,
             config.style,
             kinds,
-            heads=config.use == "map",
+            as_map=config.use == "map",
             architecture=config.architecture,
             width=config.width,
         )
