@@ -82,16 +82,17 @@ def test_few_labels_teach_what_the_classes_are(mnist, tmp_path):
     assert read_json(config.out / "figures.json")["test_error"] <= 0.05
 
 
+@pytest.mark.slow
 def test_codes_come_nearer_to_their_prior(mnist, tmp_path):
     """The discrepancy between codes and prior falls to less than a quarter of what it was after the first epoch."""
     found = []
-    for epochs, out in ((1, "one"), (15, "many")):
+    for epochs, out in ((1, "one"), (22, "many")):
         config = AutoencodeConfig(
             data=mnist,
             out=tmp_path / out,
-            **{**TINY, "style": 2, "epochs": epochs, "regularisation_rate": 1e-3, "ema": 0.9, "batch": 40},
+            **{**TINY, "style": 2, "epochs": epochs, "regularisation_rate": 1e-3, "ema": 0.9},
         )
-        trainer.run(dataclasses.replace(config, snapshot_epochs=15))
+        trainer.run(dataclasses.replace(config, snapshot_epochs=22))
         found.append(read_json(config.out / "figures.json")["style_mmd"])
     assert found[1] < found[0] / 4
 

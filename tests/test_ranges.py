@@ -15,6 +15,7 @@ from gangealing_fast.__main__ import COMMANDS
 from gangealing_fast.alignment.config import PRESETS as TRAIN_PRESETS
 from gangealing_fast.alignment.config import ClassifyConfig, TrainConfig
 from gangealing_fast.applications.config import AlignConfig, ConvertConfig, PropagateConfig
+from gangealing_fast.autoencoders.config import AutoencodeConfig
 from gangealing_fast.contrastive.config import ContrastConfig
 from gangealing_fast.data.config import PrepareConfig
 from gangealing_fast.pretraining.config import PRESETS as PRETRAIN_PRESETS
@@ -31,6 +32,7 @@ CONFIGURATIONS: dict[str, type] = {
     "classify": ClassifyConfig,
     "align": AlignConfig,
     "propagate": PropagateConfig,
+    "autoencode": AutoencodeConfig,
     "convert": ConvertConfig,
     "env": EnvConfig,
 }
