@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from gangealing_fast import adversarial as adversarial
     from gangealing_fast import alignment as alignment
     from gangealing_fast import applications as applications
+    from gangealing_fast import autoencoders as autoencoders
     from gangealing_fast import checkpoints as checkpoints
     from gangealing_fast import congealing as congealing
     from gangealing_fast import contrastive as contrastive
@@ -37,6 +38,7 @@ _PACKAGES = {
     "adversarial",
     "alignment",
     "applications",
+    "autoencoders",
     "checkpoints",
     "congealing",
     "contrastive",

@@ -18,6 +18,7 @@ from runs import pretrain_config, train_config, write_generator, write_pictures
 
 from gangealing_fast.alignment.config import ClassifyConfig, TrainConfig
 from gangealing_fast.applications.config import AlignConfig, ConvertConfig, EvaluateConfig, PropagateConfig, VisualizeConfig
+from gangealing_fast.autoencoders.config import AutoencodeConfig
 from gangealing_fast.congealing.config import CongealConfig
 from gangealing_fast.contrastive.config import ContrastConfig
 from gangealing_fast.data.config import PrepareConfig
@@ -45,6 +46,7 @@ CONFIGURATIONS = {
     "evaluate": EvaluateConfig,
     "visualize": VisualizeConfig,
     "convert": ConvertConfig,
+    "autoencode": AutoencodeConfig,
     "env": EnvConfig,
 }
 OPTIONS = {name: {f"--{f.name.replace('_', '-')}" for f in dataclasses.fields(kind)} for name, kind in CONFIGURATIONS.items()}
@@ -52,6 +54,7 @@ OPTIONS = {name: {f"--{f.name.replace('_', '-')}" for f in dataclasses.fields(ki
 OF_ROOM = {
     "pretraining": ("pretrain",),
     "contrastive": ("contrast", "train"),
+    "autoencoders": ("autoencode",),
     "alignment": ("train", "classify", "align", "propagate", "visualize", "evaluate"),
 }
 # Of torchrun, and of every command with presets.

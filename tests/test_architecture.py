@@ -20,7 +20,7 @@ FLOORS = (
     {"kernels", "report", "training", "models", "data", "metrics"},
     {"checkpoints"},
     {"adversarial"},
-    {"contrastive", "congealing"},
+    {"contrastive", "congealing", "autoencoders"},
     {"pretraining"},
     {"alignment"},
     {"applications"},

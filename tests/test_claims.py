@@ -27,7 +27,19 @@ from gangealing_fast.runtime.errors import UserError
 from gangealing_fast.storage.claims import BEGUN, COMPLETE, RECORD, results_folder
 from gangealing_fast.storage.locks import lock_path, locked
 
-FOLDERS = ("congeal", "pretrain", "contrast", "train", "classify", "align", "propagate", "visualize", "evaluate", "convert")
+FOLDERS = (
+    "congeal",
+    "pretrain",
+    "contrast",
+    "train",
+    "classify",
+    "align",
+    "propagate",
+    "visualize",
+    "evaluate",
+    "convert",
+    "autoencode",
+)
 QUICK = ("align", "propagate", "evaluate", "convert")
 MODULES = {"align": "aligning", "propagate": "propagating", "convert": "converting"}
 
@@ -61,6 +73,7 @@ def arguments(command: str, place: Path) -> list[object]:
         "evaluate": ["--data", data, "--keypoints", place / "points.npy", "--features", "none", "--cycle-count", 0],
         "visualize": ["--checkpoint", learned, "--data", data, "--size", 32, "--show", "average"],
         "convert": ["--source", learned],
+        "autoencode": ["--data", data, "--size", 16],
     }[command]
 
 

@@ -18,6 +18,8 @@ import pytest
 from gangealing_fast.alignment.config import PRESETS as TRAIN_PRESETS
 from gangealing_fast.alignment.config import ClassifyConfig, TrainConfig
 from gangealing_fast.applications.config import AlignConfig, ConvertConfig, EvaluateConfig, PropagateConfig, VisualizeConfig
+from gangealing_fast.autoencoders.config import PRESETS as AUTOENCODE_PRESETS
+from gangealing_fast.autoencoders.config import AutoencodeConfig
 from gangealing_fast.congealing.config import CongealConfig
 from gangealing_fast.contrastive.config import ContrastConfig
 from gangealing_fast.data.config import PrepareConfig
@@ -44,6 +46,7 @@ CONFIGURATIONS: dict[str, tuple[type, dict[str, Any]]] = {
     "align": (AlignConfig, {}),
     "propagate": (PropagateConfig, {}),
     "evaluate": (EvaluateConfig, {}),
+    "autoencode": (AutoencodeConfig, AUTOENCODE_PRESETS),
     "visualize": (VisualizeConfig, {}),
     "convert": (ConvertConfig, {}),
     "env": (EnvConfig, {}),

@@ -12,9 +12,11 @@ from picture_files import write_idx
 from runs import assert_pretraining_resumes, pretrain_config, write_pictures
 from torch import nn
 
+from gangealing_fast.data.sampler import balanced
+from gangealing_fast.metrics.clusters import majority
 from gangealing_fast.models import DcganCritic, Discriminator
-from gangealing_fast.pretraining.classification import Classifier, majority, settle_statistics
-from gangealing_fast.pretraining.source import DigitSource, balanced
+from gangealing_fast.pretraining.classification import Classifier, settle_statistics
+from gangealing_fast.pretraining.source import DigitSource
 from gangealing_fast.pretraining.trainer import run
 from gangealing_fast.runtime.errors import UserError
 from gangealing_fast.storage import checkpoint

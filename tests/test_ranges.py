@@ -15,6 +15,7 @@ from gangealing_fast.__main__ import COMMANDS
 from gangealing_fast.alignment.config import PRESETS as TRAIN_PRESETS
 from gangealing_fast.alignment.config import ClassifyConfig, TrainConfig
 from gangealing_fast.applications.config import AlignConfig, ConvertConfig, EvaluateConfig, PropagateConfig, VisualizeConfig
+from gangealing_fast.autoencoders.config import AutoencodeConfig
 from gangealing_fast.congealing.config import CongealConfig
 from gangealing_fast.contrastive.config import ContrastConfig
 from gangealing_fast.data.config import PrepareConfig
@@ -35,6 +36,7 @@ CONFIGURATIONS: dict[str, type] = {
     "propagate": PropagateConfig,
     "evaluate": EvaluateConfig,
     "visualize": VisualizeConfig,
+    "autoencode": AutoencodeConfig,
     "convert": ConvertConfig,
     "env": EnvConfig,
 }

@@ -65,10 +65,12 @@ COMMANDS = (
     Box("file", 385, 375, 120, ("your edit", "of the template")),
     Box("command", 745, 375, 110, ("convert",)),
     Box("file", 905, 375, 150, ("ONNX, pt2, original",)),
+    Box("command", 925, 110, 110, ("autoencode", "codes")),
     Box("command", 80, 300, 110, ("evaluate",)),
     Box("file", 80, 375, 120, ("figures.json", "report.html")),
 )
 COMMAND_ARROWS = (
+    Arrow(((85, 85), (85, 68), (925, 68), (925, 85)), True),
     Arrow(((150, 110), (195, 110))),
     Arrow(((85, 135), (85, 193))),
     Arrow(((140, 210), (170, 210))),

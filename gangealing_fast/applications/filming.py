@@ -53,7 +53,7 @@ def film(config: PropagateConfig, aligner: Aligner, edits: Mapping[int, Tensor |
     if video.frames is not None and count < video.frames:
         print(f"notice: {printable(config.data)} says that it has {video.frames} frames, but no more than these can be read")
     print(work.told())
-    print(f"{work.edited.name} and edits.jsonl (a line for each frame) are in {printable(folder)}")
+    print(f"{work.edited.name} and edits.jsonl (a line for each frame) are in {printable(config.out)}")
     if config.smooth == "none" and not config.smooth_flow:
         print("next: if the edit trembles, give --smooth kalman or --smooth one-euro")
 

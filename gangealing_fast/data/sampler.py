@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 from gangealing_fast.runtime.errors import UserError
 from gangealing_fast.runtime.randomness import derived_seed
@@ -92,3 +93,19 @@ def split_held_out(names: Sequence[str], count: int, *, by: Literal["last", "has
     else:
         held = set(order[len(names) - count :])
     return [i for i in order if i not in held], sorted(held)
+
+
+def balanced(classes: Tensor, count: int, seed: int) -> Tensor:
+    """Where `count` samples stand whose classes `[N]` (0, 1, ...) occur equally often, or once more for the first of them.
+
+    Raises UserError where there are fewer of a class, or a class would have none.
+    """
+    order = torch.randperm(len(classes), generator=torch.Generator().manual_seed(derived_seed(seed, "labels")))
+    shuffled, kinds, chosen = classes[order], int(classes.max()) + 1, []
+    for kind in range(kinds):
+        wanted = count // kinds + (kind < count % kinds)
+        found = order[shuffled == kind]
+        if not 0 < wanted <= len(found):
+            raise UserError(f"--labels must give each of {kinds} classes between 1 and {len(found)} digits, got {count} in all")
+        chosen.append(found[:wanted])
+    return torch.cat(chosen)

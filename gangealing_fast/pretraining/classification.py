@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from gangealing_fast.adversarial.objectives.record import scales
 from gangealing_fast.data.digits import random_similarity, training_digits, warp_digits
 from gangealing_fast.data.mnist import find_images
+from gangealing_fast.metrics.clusters import majority
 from gangealing_fast.models import DcganCritic, Discriminator
 from gangealing_fast.pretraining.config import PretrainConfig
 from gangealing_fast.runtime.errors import UserError
@@ -53,20 +54,6 @@ def logits_of(network: nn.Module, images: Tensor, categories: int, dtype: torch.
     """Class logits `[N, categories]` of pictures `[N, 3, S, S]`, in parts of 250; outputs for generated samples are left out."""
     with autocast(images.device, dtype):
         return torch.cat([scales(network(part))[0][:, :categories].float() for part in images.split(250)])
-
-
-def majority(outputs: Tensor, classes: Tensor, categories: int) -> list[int]:
-    """For each of the critic's categories the class that most of the samples have for which it is the largest output.
-
-    outputs, classes: int64 `[N]`. A category that no sample falls into gets the most frequent class.
-    """
-    kinds = int(classes.max()) + 1
-    counts = torch.zeros(categories, kinds, dtype=torch.int64).index_put_(
-        (outputs.cpu(), classes.cpu()), torch.ones(len(outputs), dtype=torch.int64), accumulate=True
-    )
-    empty = counts.sum(1) == 0
-    counts[empty] = counts.sum(0)
-    return counts.argmax(1).tolist()
 
 
 @dataclass

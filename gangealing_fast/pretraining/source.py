@@ -11,7 +11,7 @@ from torch import Tensor
 
 from gangealing_fast.data.digits import random_similarity, training_digits, warp_digits
 from gangealing_fast.data.pictures import Pictures, open_pictures, to_float
-from gangealing_fast.data.sampler import InfiniteSampler, split_held_out
+from gangealing_fast.data.sampler import InfiniteSampler, balanced, split_held_out
 from gangealing_fast.pretraining.config import PretrainConfig
 from gangealing_fast.runtime.errors import UserError
 from gangealing_fast.runtime.randomness import derived_seed
@@ -56,22 +56,6 @@ class PictureSource:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.sampler.load_state_dict(state)
-
-
-def balanced(classes: Tensor, count: int, seed: int) -> Tensor:
-    """Where `count` samples stand whose classes `[N]` (0, 1, ...) occur equally often, or once more for the first of them.
-
-    Raises UserError where there are fewer of a class, or a class would have none.
-    """
-    order = torch.randperm(len(classes), generator=torch.Generator().manual_seed(derived_seed(seed, "labels")))
-    shuffled, kinds, chosen = classes[order], int(classes.max()) + 1, []
-    for kind in range(kinds):
-        wanted = count // kinds + (kind < count % kinds)
-        found = order[shuffled == kind]
-        if not 0 < wanted <= len(found):
-            raise UserError(f"--labels must give each of {kinds} classes between 1 and {len(found)} digits, got {count} in all")
-        chosen.append(found[:wanted])
-    return torch.cat(chosen)
 
 
 class DigitSource:

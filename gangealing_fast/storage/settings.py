@@ -72,6 +72,16 @@ RULES: Mapping[str, Rule] = {
     "group": whole(1, _CHANNELS),
     "widths": _list_of(whole(1, _CHANNELS), 16),
     "inject": whole(0, 64, none=True),
+    "side": whole(4, 1 << 10),
+    "channels": whole(1, 4),
+    "style": whole(1, _CHANNELS),
+    "categories": whole(0, _CHANNELS),
+    "kind": one_of("deterministic", "gaussian", "universal"),
+    "architecture": one_of("dense", "convolutional"),
+    "width": whole(1, _CHANNELS),
+    "batch_norm": one_of(False, True),
+    "noise_inputs": whole(0, _CHANNELS),
+    "as_map": one_of(False, True),
 }
 """Of every setting that a file of this package states about a network, or about how it is used, by its name."""
 

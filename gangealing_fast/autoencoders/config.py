@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Options of `python -m gangealing_fast.autoencode`. Imports nothing heavy, so that --help is quick."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from gangealing_fast.runtime.config import ProcessOptions, shared_last
+from gangealing_fast.runtime.ranges import LARGEST, Channels, Count, LearningRate, Natural, Range, Share, SideOrDefault, Weight
+
+Use = Literal["basic", "conditional", "supervised", "semi", "clusters", "map"]
+
+
+@shared_last
+@dataclass(frozen=True)
+class AutoencodeConfig(ProcessOptions):
+    """Train an adversarial autoencoder. The same command resumes a killed run."""
+
+    data: Path
+    """The folder with MNIST's original files, or pictures: a folder, tar or shards."""
+    out: Path
+    """Results folder: autoencoder.safetensors, checkpoint.pt, log.jsonl, pictures, report.html."""
+    use: Use = "basic"
+    """basic: codes as the prior. conditional: the prior's parts are the classes. supervised: style apart from the told class. semi:
+    classes from few labels, with style. clusters: classes from no labels. map: clusters laid out in few dimensions."""
+    prior: str = "gaussian"
+    """Of the style: gaussian, mixture (ten Gaussians), swiss-roll, uniform, a file NAME.npy of samples, or MODULE:FUNCTION of the
+    number of samples. The latter is your own code, and is run."""
+    style: Count = 8
+    """Numbers of the style code; of a map, its dimensions."""
+    prior_scale: Annotated[float, Range(0, 1000, above=True)] = 1.0
+    """The prior's numbers are multiplied by this."""
+    labels: Natural = 0
+    """Of so many pictures, as many of each class, the class is told; 0 tells all if the use needs classes."""
+    categories: Natural = 0
+    """Classes of the categorical code; 0: as many as the pictures have."""
+    encoder: Literal["deterministic", "gaussian", "universal"] = "deterministic"
+    """universal: random numbers are a further input, so that a picture may have any distribution of codes."""
+    noise_inputs: Count = 20
+    """Random numbers that a universal encoder gets."""
+    architecture: Literal["dense", "convolutional"] = "dense"
+    width: Channels = 1000
+    """Units of the two hidden layers, and of the critics'; channels of the widest layer of a convolutional one."""
+    batch_norm: bool = False
+    """In the encoder's hidden layers."""
+    input_dropout: Share = 0.0
+    """Share of a picture's pixels that the encoder does not see in training."""
+    size: SideOrDefault = 0
+    """Side of the pictures; 0: 28 for MNIST, else 64."""
+    held_out: Natural = 0
+    """Pictures, the last ones, that figures are computed on; 0: MNIST's test digits, else a tenth of the pictures."""
+    epochs: Count = 100
+    batch: Annotated[int, Range(2, LARGEST)] = 100
+    objective: str = "nonsaturating"
+    """What encoder and critics play for, by its name in docs/objectives.md; one whose critic returns a number."""
+    learning_rate: LearningRate = 5e-4
+    """Of the reconstruction and of the classification; falls to 0 over the second half of the run."""
+    regularisation_rate: LearningRate = 2e-4
+    """Of the encoder against its critics, and of the critics; falls likewise."""
+    ema: Share = 0.999
+    """Share that one step keeps of the averaged weights, which are those that are examined and written."""
+    heads_apart: Weight = 1.0
+    """Of a map: weight of the penalty on heads of clusters that come nearer to each other than --head-distance."""
+    head_distance: Weight = 4.0
+    snapshot_epochs: Count = 10
+    """A checkpoint, figures and pictures every so many epochs."""
+
+
+PRESETS: dict[str, AutoencodeConfig] = {
+    "mnist": AutoencodeConfig(data=Path("mnist"), out=Path("runs/autoencode-mnist"), use="basic", style=8),
+    "clusters": AutoencodeConfig(
+        data=Path("mnist"), out=Path("runs/autoencode-clusters"), use="clusters", style=5, categories=16, batch_norm=True
+    ),
+    "semi": AutoencodeConfig(
+        data=Path("mnist"), out=Path("runs/autoencode-semi"), use="semi", style=10, labels=100, input_dropout=0.2
+    ),
+    "map": AutoencodeConfig(data=Path("mnist"), out=Path("runs/autoencode-map"), use="map", style=2, labels=100, input_dropout=0.2),
+}
