@@ -4,7 +4,7 @@
 python tools/measure_refining.py --checkpoint runs/cats --data cats64.tar --held-out 500 --posed 100 --threads 1
 
 A template of 100 of the held-out pictures is made first. Sharpness is that of the average of all of them, as they are. The pair
-error is over `--posed` of them, each in two random poses of the preset `cats`; the template is then made of pictures in random poses.
+error is over `--posed` of them, each in two random poses of the preset `cats`; the template is then made of pictures in such poses.
 """
 
 from __future__ import annotations
