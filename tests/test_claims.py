@@ -27,7 +27,8 @@ from gangealing_fast.runtime.errors import UserError
 from gangealing_fast.storage.claims import BEGUN, COMPLETE, RECORD, results_folder
 from gangealing_fast.storage.locks import lock_path, locked
 
-FOLDERS = (
+WORKING = ("congeal", "pretrain", "contrast", "train", "classify", "autoencode")
+FOLDERS = (*WORKING, "align", "propagate", "visualize", "evaluate", "convert")
     "congeal",
     "pretrain",
     "contrast",
