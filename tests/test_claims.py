@@ -29,18 +29,6 @@ from gangealing_fast.storage.locks import lock_path, locked
 
 WORKING = ("congeal", "pretrain", "contrast", "train", "classify", "autoencode")
 FOLDERS = (*WORKING, "align", "propagate", "visualize", "evaluate", "convert")
-    "congeal",
-    "pretrain",
-    "contrast",
-    "train",
-    "classify",
-    "align",
-    "propagate",
-    "visualize",
-    "evaluate",
-    "convert",
-    "autoencode",
-)
 QUICK = ("align", "propagate", "evaluate", "convert")
 MODULES = {"align": "aligning", "propagate": "propagating", "convert": "converting"}
 
