@@ -21,6 +21,10 @@ LARGEST_LOG_SCALE = 1.4
 """A picture whose scale is beyond this ran away: it starts again at the identity."""
 
 
+ABOVE_CHANCE = 1.25
+"""Times what 99 % of shuffled pairs reach: pairs below it say nothing."""
+
+
 class Start(NamedTuple):
     """`matrix [n, 3, 3]` from the square (after its mirror) to the frame of its cluster, `mirrored [n]`, `cluster [n]`."""
 
@@ -75,7 +79,7 @@ def first_alignment(
 def _strength(fitted: Fitted, generator: torch.Generator) -> Tensor:
     """`[E]`: how far the supported share of a pair's matches is above what chance reaches, 0 if it is not."""
     share = fitted.score / fitted.matches.weight.sum(1).clamp_min(1e-6)
-    return (share - chance_score(fitted, generator)).clamp_min(0) * (fitted.matches.weight > 0).sum(1)
+    return (share - ABOVE_CHANCE * chance_score(fitted, generator)).clamp_min(0) * (fitted.matches.weight > 0).sum(1)
 
 
 def _check_common(pairs: Tensor, strength: Tensor, count: int) -> None:

@@ -25,9 +25,10 @@ REPORTED = 32
 class Aligned(NamedTuple):
     """How n pictures lie on their template.
 
-    matrix `[n, 3, 3]`: from the square, after its mirror, to the frame. flow `[n, g, g, 2]`: in the frame. explained `[n]`: what
-    share of the template's saliency was found in the picture. matches `[n, 32, 5]`: the best of the last step, as (x, y) in the
-    square after its mirror, (x, y) in the frame, and the weight, 0 for padding.
+    matrix `[n, 3, 3]`: from the square, after its mirror, to the frame. flow `[n, g, g, 2]`: in the frame.
+    explained `[n]`: what share of the template's saliency was found in the picture.
+    matches `[n, 32, 5]`: the best of the last step, (x, y) in the square after its mirror, (x, y) in the frame, and the weight, 0
+    for padding.
     """
 
     matrix: Tensor

@@ -1,0 +1,365 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Joint alignment by features on drawn pictures whose poses are known."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gangealing_fast.congealing import FeatureNetwork, Templates, build_templates, congeal, load_features, register
+from gangealing_fast.congealing.clusters import components, split
+from gangealing_fast.congealing.features import Bases, Tap, places, read_places
+from gangealing_fast.congealing.joint import gauge
+from gangealing_fast.congealing.matching import Matches, mutual_matches
+from gangealing_fast.congealing.mirrors import choose_mirrored
+from gangealing_fast.congealing.outliers import doubtful
+from gangealing_fast.congealing.pictures import Squares
+from gangealing_fast.congealing.residual import residual_flow
+from gangealing_fast.congealing.transforms import (
+    carry,
+    fit_similarity,
+    move,
+    refit_affine,
+    refit_homography,
+    refit_similarity,
+    sample_similarities,
+    similarity_matrix,
+)
+from gangealing_fast.runtime.errors import UserError
+
+SIDE = 96
+COUNT = 5
+
+
+class Colours(nn.Module):
+    """A network without weights of stride 4: the mean colour of a cell, and how it differs between sides."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean = F.avg_pool2d(x, 4)
+        wide = F.avg_pool2d(x, 12, 4, 4, count_include_pad=False)
+        across = F.avg_pool2d(x - x.roll(5, 3), 12, 4, 4)
+        down = F.avg_pool2d(x - x.roll(5, 2), 12, 4, 4)
+        return torch.cat([mean, wide, across, down], 1)
+
+
+@pytest.fixture(scope="module")
+def network() -> FeatureNetwork:
+    run = Colours()
+    return FeatureNetwork("colours", lambda x: [Tap(run(x), 4.0, 1.5, x.shape[-1])], coarse=(64, 16), fine=(80, 20))
+
+
+def scene(seed: int = 0) -> Tensor:
+    """A picture `[3, 96, 96]` of smooth blotches, most of them in its middle."""
+    source = torch.Generator().manual_seed(seed)
+    noise = F.interpolate(torch.randn(1, 3, 9, 9, generator=source), size=SIDE, mode="bicubic")[0]
+    along = torch.linspace(-1, 1, SIDE)
+    return (noise * torch.exp(-2 * (along.square() + along[:, None].square()))).clamp(-1, 1)
+
+
+def posed(picture: Tensor, count: int = COUNT, seed: int = 1) -> tuple[Tensor, Tensor]:
+    """The picture in `count` poses `[n, 3, 96, 96]`, and the matrices `[n, 3, 3]` that put it there, in pixels."""
+    source = torch.Generator().manual_seed(seed)
+    turn, size, x, y = ((torch.rand(count, generator=source) * 2 - 1) * most for most in (0.45, 0.2, 0.2, 0.2))
+    scale = size.exp()
+    matrix = similarity_matrix(torch.stack([scale * turn.cos(), scale * turn.sin(), x, y], 1))
+    grid = F.affine_grid(torch.linalg.inv(matrix)[:, :2], [count, 3, SIDE, SIDE], align_corners=False)
+    seen = F.grid_sample(picture.expand(count, -1, -1, -1), grid, padding_mode="border", align_corners=False)
+    pixel = torch.tensor([[SIDE / 2, 0, SIDE / 2 - 0.5], [0, SIDE / 2, SIDE / 2 - 0.5], [0, 0, 1]], dtype=torch.float64)
+    return seen, pixel @ matrix.double() @ torch.linalg.inv(pixel)
+
+
+def pair_error(found: Tensor, true: Tensor) -> float:
+    """Mean distance in pixels by which middle points of one picture are carried to a wrong place of another."""
+    middle = places(4).double()[None] * SIDE / 5 + SIDE / 2
+    there = carry(true, middle.expand(len(true), -1, -1))
+    common = carry(found, there)
+    wrong = [
+        carry(torch.linalg.inv(found), common[row].expand(len(found), -1, -1)).sub(there).norm(dim=-1).mean()
+        for row in range(len(found))
+    ]
+    return float(torch.stack(wrong).mean())
+
+
+@pytest.fixture(scope="module")
+def example() -> tuple[Tensor, Tensor]:
+    return posed(scene())
+
+
+@pytest.fixture(scope="module")
+def aligned(example, network):
+    return congeal(example[0], features=network, flips=False, side=64)
+
+
+def test_pictures_in_known_poses_are_brought_together(example, aligned):
+    images, true = example
+    unmoved = torch.eye(3, dtype=torch.float64).repeat(len(images), 1, 1)
+    before, after = pair_error(unmoved, true), pair_error(aligned.matrix, true)
+    assert before > 6 and after < 0.2 * before
+    assert not aligned.outlier.any() and not aligned.mirrored.any()
+    assert aligned.flow.shape == (COUNT, 20, 20, 2) and aligned.template.shape == (1, 3, 64, 64)
+    assert ((aligned.confidence >= 0) & (aligned.confidence <= 1)).all()
+
+
+def test_matches_lie_where_the_poses_say(example, aligned):
+    images, true = example
+    points, there, weight = aligned.matches[..., :2], aligned.matches[..., 2:4], aligned.matches[..., 4]
+    assert ((points >= -1) & (points <= SIDE)).all()
+    off = (carry(aligned.matrix, points.double()) - there).norm(dim=-1)[weight > 0]
+    assert off.median() < 3, "pixels of a template of 64"
+
+
+def test_the_same_seed_gives_the_same_numbers_and_the_default_is_a_sequence(example, aligned, network):
+    again = congeal(list(example[0]), features=network, flips=False, side=64)
+    assert torch.equal(again.matrix, aligned.matrix) and torch.equal(again.flow, aligned.flow)
+
+
+def test_a_killed_run_goes_on_to_the_same_numbers(example, aligned, network):
+    kept: dict[str, dict[str, Tensor]] = {}
+
+    class Store:
+        def load(self, stage):
+            return kept.get(stage)
+
+        def save(self, stage, tensors):
+            kept[stage] = tensors
+            if stage == "graph":
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        congeal(example[0], features=network, flips=False, side=64, keep=Store())
+    assert set(kept) == {"graph"}
+    stages: list[str] = []
+    found = congeal(
+        example[0], features=network, flips=False, side=64, keep=Store(), progress=lambda stage, done, total: stages.append(stage)
+    )
+    assert torch.equal(found.matrix, aligned.matrix) and "graph" not in stages and "template-0" in kept
+
+
+def test_a_new_picture_is_registered_where_a_member_lies(example, aligned, network):
+    new, true_new = posed(scene(), 2, seed=7)
+    templates = Templates.from_state(aligned.templates.state())
+    found = register(new, templates, features=network)
+    together = torch.cat([aligned.matrix, found.matrix])
+    assert pair_error(together, torch.cat([example[1], true_new])) < 2.5
+    near = register(new, templates, features=network, start=found.matrix)
+    assert pair_error(torch.cat([found.matrix, near.matrix]), torch.cat([true_new, true_new])) < 2.5
+
+
+def test_others_join_the_template_of_the_core(network, monkeypatch):
+    monkeypatch.setattr("gangealing_fast.congealing.engine.CORE", 4)
+    images, true = posed(scene(), 7)
+    found = congeal(images, features=network, flips=False, side=64)
+    assert pair_error(found.matrix, true) < 2.5
+
+
+def test_a_template_is_built_from_what_is_roughly_known(example, network):
+    images, true = example
+    rough = torch.linalg.inv(true)
+    rough[:, :2, 2] += 1.0
+    templates = build_templates(images, rough, features=network, side=SIDE)
+    found = register(images, templates, features=network, start=rough)
+    assert pair_error(found.matrix, true) < 2.0
+
+
+def test_transparent_pictures_are_masked_and_sizes_may_differ(network):
+    images, true = posed(scene(), 4)
+    alpha = torch.ones(4, 1, SIDE, SIDE)
+    mixed = [torch.cat([picture, layer]) for picture, layer in zip(images, alpha, strict=True)]
+    mixed[1] = F.pad(mixed[1], (0, 16, 0, 0), value=-1)
+    found = congeal(mixed, features=network, flips=False, side=64)
+    assert pair_error(found.matrix, true) < 2.5
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (lambda images: images[:2], "3 pictures or more"),
+        (lambda images: [*images[:2], torch.full((3, 40, 40), float("nan"))], "picture 2 has values that are not finite"),
+        (lambda images: [*images[:2], torch.zeros(3, 20, 200)], "panorama"),
+        (lambda images: [*images[:2], torch.zeros(2, 40, 40)], "pictures are"),
+        (lambda images: torch.zeros(4, 3, 40, 40), "nothing in common"),
+        (lambda images: torch.randn(5, 3, 96, 96, generator=torch.Generator().manual_seed(0)).clamp(-1, 1), "nothing in common"),
+    ],
+)
+def test_what_cannot_be_aligned_is_said(change, sentence, example, network):
+    with pytest.raises(UserError, match=sentence):
+        congeal(change(example[0]), features=network, flips=False, side=64)
+
+
+def test_wrong_arguments_are_said(example, aligned, network):
+    with pytest.raises(UserError, match="clusters"):
+        congeal(example[0], clusters=4, features=network)
+    with pytest.raises(UserError, match="masks"):
+        congeal(example[0], masks=example[0][:2, :1], features=network)
+    with pytest.raises(UserError, match="mask of picture 0"):
+        congeal(example[0], masks=torch.ones(COUNT, 1, 8, 8), features=network)
+    other = FeatureNetwork("other", network.features)
+    with pytest.raises(UserError, match="made with the features colours"):
+        register(example[0], aligned.templates, features=other)
+
+
+def test_one_picture_repeated_is_aligned(network):
+    found = congeal(scene().expand(4, -1, -1, -1), features=network, flips=False, side=64)
+    unmoved = torch.eye(3, dtype=torch.float64).repeat(4, 1, 1)
+    assert pair_error(found.matrix, unmoved) < 0.3
+
+
+def test_a_damaged_template_is_refused(aligned):
+    state = aligned.templates.state()
+    del state["0.offset"]
+    with pytest.raises(ValueError, match="damaged"):
+        Templates.from_state(state)
+    state = aligned.templates.state()
+    state["0.fine.mean"] = state["0.fine.mean"][:-1]
+    with pytest.raises(ValueError, match="damaged"):
+        Templates.from_state(state)
+
+
+# ---- parts
+
+
+def test_squares_put_pictures_where_their_matrix_says():
+    picture = torch.full((3, 20, 40), -1.0)
+    picture[:, 10:, 30:] = 1.0
+    squares = Squares([picture], None, 80)
+    images, masks = squares.batch([0])
+    assert masks[0, 0, :20].eq(0).all() and masks[0, 0, 20:60].eq(1).all()
+    corner = torch.tensor([[[29.5, 9.5]]], dtype=torch.float64)
+    place = (carry(squares.placing, corner)[0, 0] + 1) * 40 - 0.5
+    assert torch.allclose(place, torch.tensor([59.5, 39.5], dtype=torch.float64))
+    assert images[0, 0, 50, 70] > 0.99 and images[0, 0, 30, 50] < -0.99
+
+
+def test_read_places_knows_where_a_cell_looks():
+    ramp = torch.arange(16.0).expand(1, 1, 16, 16) * 4 + 1.5
+    read = read_places(Tap(ramp, 4.0, 1.5, 64), 64, 8)
+    assert torch.allclose(read[0, :8, 0], torch.arange(8.0) * 8 + 3.5)
+
+
+def test_matches_are_mutual_and_of_sub_cell_accuracy():
+    grid, source = 8, torch.Generator().manual_seed(0)
+    vectors = F.normalize(torch.randn(1, grid * grid, 32, generator=source), dim=-1)
+    inside = torch.ones(1, grid * grid, dtype=torch.bool)
+    shifted = vectors.unflatten(1, (grid, grid)).roll(1, 2).flatten(1, 2)
+    found = mutual_matches(vectors, shifted, inside, inside, grid)
+    step = (found.target - found.source)[found.weight > 0]
+    kept = step[step[:, 0] > 0]
+    assert len(kept) == 56 and torch.allclose(kept, torch.tensor([0.25, 0.0]).expand_as(kept), atol=1e-3)
+
+
+def test_transforms_are_found_among_wrong_matches():
+    source = torch.Generator().manual_seed(0)
+    p = torch.rand(1, 60, 2, generator=source) * 2 - 1
+    true = torch.tensor([[0.8, 0.3, 0.1, -0.1]])
+    q = move(true, p)
+    q[:, :20] = torch.rand(1, 20, 2, generator=source) * 2 - 1
+    weight = torch.ones(1, 60)
+    drawn, score = sample_similarities(p, q, weight, 0.06, source)
+    assert torch.allclose(drawn, true, atol=0.02) and 38 < score < 50
+    assert torch.allclose(refit_similarity(p, q, weight, 0.06, start=drawn), true, atol=0.02)
+    assert torch.allclose(fit_similarity(p[:, 20:], q[:, 20:], weight[:, 20:]), true, atol=1e-5)
+    bent = similarity_matrix(true)
+    bent[:, 0, 1] += 0.1
+    q = carry(bent, p)
+    assert torch.allclose(refit_affine(p, q, weight, similarity_matrix(true), 0.1, pull=0.0), bent, atol=1e-3)
+    bent[:, 2, 0] = 0.1
+    q = carry(bent, p)
+    found = refit_homography(p, q, weight, similarity_matrix(true), 0.1, pull=0.0, rounds=20)
+    assert torch.allclose(found, bent, atol=5e-3)
+
+
+def test_the_frame_is_the_median_and_does_not_shrink_by_one_runaway():
+    matrix = torch.eye(3).repeat(7, 1, 1)
+    matrix[3, :2] *= 50
+    assert torch.allclose(gauge(matrix, torch.ones(7))[0], torch.eye(3))
+
+
+def test_flow_is_what_matches_leave_over():
+    grid = 16
+    points = places(grid)[None]
+    gap = torch.stack([0.05 * torch.sin(2 * points[..., 1]), 0.03 * points[..., 0]], -1)
+    matches = Matches(torch.arange(grid * grid)[None], points, points + gap, torch.ones(1, grid * grid))
+    flow = residual_flow(matches, torch.eye(3)[None], grid)
+    assert (flow.flatten(1, 2) - gap).norm(dim=-1).mean() < 0.3 * gap.norm(dim=-1).mean()
+    assert residual_flow(matches._replace(weight=torch.zeros(1, grid * grid)), torch.eye(3)[None], grid).eq(0).all()
+
+
+def test_mirrored_pictures_are_found_and_symmetrical_sets_are_left():
+    count = 12
+    pairs = torch.combinations(torch.arange(count))
+    true = torch.arange(count) < 4
+    same = true[pairs[:, 0]] == true[pairs[:, 1]]
+    plain, other = torch.where(same, 10.0, 2.0), torch.where(same, 2.0, 10.0)
+    assert torch.equal(choose_mirrored(pairs, plain, other, count), true)
+    noise = torch.rand(len(pairs), generator=torch.Generator().manual_seed(0))
+    assert not choose_mirrored(pairs, 10 + noise, 10 - noise, count).any()
+    assert not choose_mirrored(pairs, torch.full((len(pairs),), 9.0), torch.full((len(pairs),), 2.0), count).any()
+
+
+def test_clusters_are_parts_of_the_graph():
+    pairs = torch.tensor([[0, 1], [1, 2], [2, 3], [4, 5], [5, 6], [3, 4], [6, 7]])
+    strength = torch.tensor([3.0, 3, 3, 3, 3, 0, 0])
+    assert components(pairs, strength > 0, 8).tolist() == [0, 0, 0, 0, 1, 1, 1, 2]
+    assert split(pairs, strength, 8, "auto").tolist() == [0, 0, 0, 0, 1, 1, 1, 0]
+    assert split(pairs, strength + 0.01, 8, 2).tolist()[:7] == [0, 0, 0, 0, 1, 1, 1]
+
+
+def test_the_doubtful_have_far_less_of_the_template():
+    share = torch.tensor([0.3, 0.28, 0.33, 0.31, 0.05, 0.29])
+    assert doubtful(share).tolist() == [False, False, False, False, True, False]
+    assert not doubtful(torch.full((6,), 0.2)).any()
+
+
+def test_bases_of_a_constant_tap_are_finite():
+    tap = torch.ones(2, 9, 5)
+    inside = torch.ones(2, 9, dtype=torch.bool)
+    bases = Bases.fit([tap], inside, torch.Generator().manual_seed(0))
+    assert bases.apply([tap]).isfinite().all()
+
+
+# ---- networks of the user's own
+
+
+class Tokens(nn.Module):
+    """One class token, then a token of mean colours for each 8x8 patch."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        cells = torch.nn.functional.avg_pool2d(x, 8).flatten(2).transpose(1, 2)
+        return torch.cat([cells[:, :1] * 0, cells], 1)
+
+
+def test_a_torchscript_file_describes_places(tmp_path):
+    path = tmp_path / "tokens.pt"
+    torch.jit.script(Tokens()).save(str(path))
+    network = load_features(path, stride=8, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+    (tap,) = network.features(torch.full((2, 3, 64, 64), 0.25))
+    assert tap.maps.shape == (2, 3, 8, 8) and torch.allclose(tap.maps, torch.tensor(0.25), atol=1e-6)
+    assert (tap.stride, tap.first, network.name) == (8.0, 3.5, "tokens.pt")
+    fixed = load_features(path, stride=8, side=128)
+    assert fixed.features(torch.zeros(1, 3, 64, 64))[0].maps.shape[-1] == 16
+
+
+def test_features_that_cannot_be_used_are_said(tmp_path):
+    with pytest.raises(UserError, match="do not exist"):
+        load_features(tmp_path / "none.pt", stride=8)
+    damaged = tmp_path / "damaged.pt"
+    damaged.write_bytes(b"nothing")
+    with pytest.raises(UserError, match="cannot be loaded"):
+        load_features(damaged, stride=8)
+    path = tmp_path / "tokens.pt"
+    torch.jit.script(Tokens()).save(str(path))
+    with pytest.raises(UserError, match="check the stride"):
+        load_features(path, stride=2).features(torch.zeros(1, 3, 64, 64))
+    with pytest.raises(UserError, match="stride of at least 1"):
+        load_features(path, stride=0)
+
+
+def test_turns_beyond_the_limit_are_no_candidates():
+    p = places(6)[None]
+    q = move(torch.tensor([[math.cos(2.5), math.sin(2.5), 0.0, 0.0]]), p)
+    found, score = sample_similarities(p, q, torch.ones(1, 36), 0.02, torch.Generator().manual_seed(0))
+    assert score < 10 and found.isfinite().all()

@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Measures joint alignment by features on pictures with known key points, and prints a table.
+
+    python tools/measure_congealing.py --tar faces128.tar --counts 30 --seeds 11 12 13
+
+The tar holds pictures `NAME/00000.jpg` ... of one size and `NAME/keypoints.npy` `[N, K, 2]`. A set is the first of a random
+order of the seed. Warped pictures are turned by up to 30 degrees, scaled by 0.7 to 1.2 and shifted by up to 15 % of the side.
+PCK: of all ordered pairs of pictures and all key points, the share carried to within 0.05, 0.1 and 0.15 of the longer side of
+the target's box of key points.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import math
+import resource
+import tarfile
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from gangealing_fast.congealing import Registered, congeal, register
+
+SHARES = (0.05, 0.1, 0.15)
+LARGEST_TURN, SMALLEST, LARGEST, LARGEST_SHIFT = math.radians(30), 0.7, 1.2, 0.15
+
+
+class Example(NamedTuple):
+    """Pictures `[n, 3, S, S]` and masks `[n, 1, S, S]` in [-1, 1], and key points `[n, K, 2]` in pixels."""
+
+    pictures: Tensor
+    masks: Tensor
+    points: Tensor
+
+
+def draw(path: Path, seed: int, count: int, warped: bool) -> Example:
+    """A set of pictures of the tar."""
+    source = torch.Generator().manual_seed(seed)
+    with tarfile.open(path) as archive:
+        names = sorted(name for name in archive.getnames() if name.endswith((".jpg", ".png")))
+        points = numpy.load(io.BytesIO(_content(archive, next(n for n in archive.getnames() if n.endswith("keypoints.npy")))))
+        rows = torch.randperm(len(names), generator=source)[:count].tolist()
+        decoded = [numpy.array(Image.open(io.BytesIO(_content(archive, names[row]))).convert("RGB")) for row in rows]
+    pictures = torch.stack([torch.from_numpy(picture).permute(2, 0, 1) for picture in decoded]).float() / 127.5 - 1
+    example = Example(pictures, torch.ones_like(pictures[:, :1]), torch.from_numpy(points[rows]).double())
+    return _pose(example, source) if warped else example
+
+
+def _content(archive: tarfile.TarFile, name: str) -> bytes:
+    file = archive.extractfile(name)
+    assert file is not None
+    return file.read()
+
+
+def _pose(example: Example, source: torch.Generator) -> Example:
+    count, size = len(example.pictures), example.pictures.shape[-1]
+    turn, scale = ((torch.rand(count, generator=source)) for _ in range(2))
+    turn, scale = (turn * 2 - 1) * LARGEST_TURN, SMALLEST * (LARGEST / SMALLEST) ** scale
+    matrix = torch.zeros(count, 3, 3)
+    matrix[:, 0, 0] = matrix[:, 1, 1] = scale * turn.cos()
+    matrix[:, 1, 0] = scale * turn.sin()
+    matrix[:, 0, 1] = -matrix[:, 1, 0]
+    matrix[:, :2, 2] = (torch.rand(count, 2, generator=source) * 2 - 1) * 2 * LARGEST_SHIFT
+    matrix[:, 2, 2] = 1
+    grid = F.affine_grid(torch.linalg.inv(matrix)[:, :2], [count, 3, size, size], align_corners=False)
+    seen = F.grid_sample(example.pictures, grid, align_corners=False)
+    inside = F.grid_sample(torch.ones(count, 1, size, size), grid, align_corners=False)
+    places = (example.points + 0.5) * 2 / size - 1
+    moved = places @ matrix[:, :2, :2].double().mT + matrix[:, None, :2, 2].double()
+    return Example(seen, inside * 2 - 1, (moved + 1) * size / 2 - 0.5)
+
+
+def _flow_at(found: Registered, points: Tensor, side: int) -> Tensor:
+    at = (points + 0.5) * 2 / side - 1
+    read = F.grid_sample(found.flow.double().permute(0, 3, 1, 2), at[:, None], padding_mode="border", align_corners=False)
+    return read[:, :, 0].mT
+
+
+def _carry(matrix: Tensor, points: Tensor) -> Tensor:
+    moved = points @ matrix[:, :2, :2].mT + matrix[:, None, :2, 2]
+    return moved / (points @ matrix[:, 2, :2, None] + matrix[:, 2, 2, None, None])
+
+
+def pck(found: Registered, points: Tensor, side: int) -> list[float]:
+    """Percentages at `SHARES`. points `[n, K, 2]` in pixels; side: of the template."""
+    straight = _carry(found.matrix, points)
+    there = straight.clone()
+    for _ in range(30):
+        there = (there + straight - _flow_at(found, there, side)) / 2
+    box = (points.amax(1) - points.amin(1)).amax(1)
+    back, hits = torch.linalg.inv(found.matrix), torch.zeros(len(SHARES))
+    for row in range(len(points)):
+        own = there[row : row + 1].expand(len(points), -1, -1)
+        distance = (_carry(back, own + _flow_at(found, own, side)) - points).norm(dim=-1) / box[:, None]
+        distance = torch.cat([distance[:row], distance[row + 1 :]])
+        hits += torch.stack([(distance <= share).float().mean() for share in SHARES])
+    return (hits / len(points) * 100).tolist()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Measures joint alignment by features on pictures with key points.")
+    parser.add_argument("--tar", type=Path, required=True)
+    parser.add_argument("--counts", type=int, nargs="+", default=[30])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[11, 12, 13])
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--mirrored", action="store_true", help="mirror every second picture, and count those that were found")
+    parser.add_argument("--new", type=int, default=0, help="register so many further pictures to the template")
+    options = parser.parse_args()
+    if not options.tar.is_file():
+        parser.exit(0, f"{options.tar} is not on this machine: nothing was measured.\n")
+    torch.set_num_threads(options.threads)
+    print("count | seed | pictures | PCK 0.05 / 0.1 / 0.15 | seconds | mirrored | left out", flush=True)
+    for count in options.counts:
+        for seed in options.seeds:
+            for warped in (False, True):
+                example = draw(options.tar, seed, count + options.new, warped)
+                _row(example, count, seed, "warped" if warped else "as they are", options.mirrored)
+    print(f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB")
+
+
+def _row(example: Example, count: int, seed: int, kind: str, mirrored: bool) -> None:
+    images, masks = example.pictures[:count], example.masks[:count]
+    if mirrored:
+        images, masks = images.clone(), masks.clone()
+        images[::2], masks[::2] = images[::2].flip(3), masks[::2].flip(3)
+    begin = time.perf_counter()
+    found = congeal(images, masks=masks)
+    seconds = time.perf_counter() - begin
+    side = found.templates.side
+    if mirrored:
+        odd = torch.arange(count) % 2 == 0
+        right = int(max((found.mirrored == odd).sum(), (found.mirrored != odd).sum()))
+        print(f"{count} | {seed} | {kind} | half mirrored: {right} of {count} right | {seconds:.1f} |", flush=True)
+        return
+    figures = " / ".join(f"{value:.1f}" for value in pck(found, example.points[:count], side))
+    left = f"{int(found.mirrored.sum())} | {int(found.outlier.sum())}"
+    print(f"{count} | {seed} | {kind} | {figures} | {seconds:.1f} | {left}", flush=True)
+    if len(example.pictures) > count:
+        begin = time.perf_counter()
+        new = register(example.pictures[count:], found.templates, masks=example.masks[count:])
+        seconds = (time.perf_counter() - begin) / (len(example.pictures) - count)
+        figures = " / ".join(f"{value:.1f}" for value in pck(new, example.points[count:], side))
+        print(f"{len(example.pictures) - count} new | {seed} | {kind} | {figures} | {seconds:.2f} a picture |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
