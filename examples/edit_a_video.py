@@ -20,7 +20,7 @@ import gangealing_fast
 from gangealing_fast import Aligner, ops
 from gangealing_fast.applications.video import Video, video_writer
 from gangealing_fast.checkpoints.reading import load_generator
-from gangealing_fast.data.pictures import to_uint8
+from gangealing_fast.data.pictures import to_float, to_uint8
 from gangealing_fast.storage.files import save_picture
 
 torch.manual_seed(2)
@@ -46,7 +46,7 @@ with video_writer(Path("cat.mp4"), (side, side), Fraction(8), Fraction(1, 8)) as
 Path("frames").mkdir(exist_ok=True)
 with Video(Path("cat.mp4")) as video:
     for number, frame in enumerate(video.read()):
-        save_picture(Path("frames") / f"{number:04}.png", frame.picture)
+        save_picture(Path("frames") / f"{number:04}.png", to_float(frame.picture)[0])
 command = [sys.executable, "-m", "gangealing_fast.congeal", "--data", "frames", "--out", "set", "--no-pictures"]
 subprocess.run(command, check=True)
 
