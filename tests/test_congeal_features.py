@@ -294,10 +294,13 @@ def test_mirrored_pictures_are_found_and_symmetrical_sets_are_left():
     true = torch.arange(count) < 4
     same = true[pairs[:, 0]] == true[pairs[:, 1]]
     plain, other = torch.where(same, 10.0, 2.0), torch.where(same, 2.0, 10.0)
-    assert torch.equal(choose_mirrored(pairs, plain, other, count), true)
-    noise = torch.rand(len(pairs), generator=torch.Generator().manual_seed(0))
-    assert not choose_mirrored(pairs, 10 + noise, 10 - noise, count).any()
-    assert not choose_mirrored(pairs, torch.full((len(pairs),), 9.0), torch.full((len(pairs),), 2.0), count).any()
+    source = torch.Generator().manual_seed(0)
+    assert torch.equal(choose_mirrored(pairs, plain, other, count, source), true)
+    noise = torch.randn(len(pairs), generator=source)
+    assert not choose_mirrored(pairs, 10 + noise, 10 - noise, count, source).any()
+    assert not choose_mirrored(pairs, torch.full((len(pairs),), 9.0), torch.full((len(pairs),), 2.0), count, source).any()
+    weak = choose_mirrored(pairs, torch.where(same, 10.0, 8.0), torch.where(same, 8.0, 10.0), count, source, certain=True)
+    assert torch.equal(weak, true)
 
 
 def test_clusters_are_parts_of_the_graph():

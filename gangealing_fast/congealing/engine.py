@@ -84,7 +84,7 @@ def congeal(
     Args:
         images: `[N, 3, H, W]` in [-1, 1], or pictures of any sizes; a fourth channel says what belongs to the picture.
         masks: the same for pictures without one: `[N, 1, H, W]` or `[1, H, W]` each in [-1, 1], 1 inside.
-        flips: whether mirror images are looked for; "auto" does so too, and mirrors none unless the set clearly has some.
+        flips: True if there are mirror images among them; "auto" mirrors none unless the set clearly says that there are.
         clusters: how many kinds there are; "auto" takes the parts that the matches fall into.
         features: the network that describes places; EfficientNet-lite0 by default.
         model: the transform of each picture. flow: whether a smooth flow follows it.

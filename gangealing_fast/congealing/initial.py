@@ -60,7 +60,7 @@ def first_alignment(
     if flips:
         other = views.describe(rows, unmoved, ~none, level, found.bases)
         both = fit_pairs(vectors, inside, other.vectors, other.inside, pairs, level[1], generator)
-        mirrored = choose_mirrored(pairs, fitted.score, both.score, count)
+        mirrored = choose_mirrored(pairs, fitted.score, both.score, count, generator, certain=flips is True)
         if bool(mirrored.any()):
             vectors = torch.where(mirrored[:, None, None], other.vectors, vectors)
             inside = torch.where(mirrored[:, None], other.inside, inside)
