@@ -110,7 +110,6 @@ def main() -> None:
     parser.add_argument("--counts", type=int, nargs="+", default=[30])
     parser.add_argument("--seeds", type=int, nargs="+", default=[11, 12, 13])
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--mirrored", action="store_true", help="mirror every second picture, and count those that were found")
     parser.add_argument("--new", type=int, default=0, help="register so many further pictures to the template")
     options = parser.parse_args()
     if not options.tar.is_file():
@@ -121,24 +120,16 @@ def main() -> None:
         for seed in options.seeds:
             for warped in (False, True):
                 example = draw(options.tar, seed, count + options.new, warped)
-                _row(example, count, seed, "warped" if warped else "as they are", options.mirrored)
+                _row(example, count, seed, "warped" if warped else "as they are")
     print(f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB")
 
 
-def _row(example: Example, count: int, seed: int, kind: str, mirrored: bool) -> None:
+def _row(example: Example, count: int, seed: int, kind: str) -> None:
     images, masks = example.pictures[:count], example.masks[:count]
-    if mirrored:
-        images, masks = images.clone(), masks.clone()
-        images[::2], masks[::2] = images[::2].flip(3), masks[::2].flip(3)
     begin = time.perf_counter()
     found = congeal(images, masks=masks)
     seconds = time.perf_counter() - begin
     side = found.templates.side
-    if mirrored:
-        odd = torch.arange(count) % 2 == 0
-        right = int(max((found.mirrored == odd).sum(), (found.mirrored != odd).sum()))
-        print(f"{count} | {seed} | {kind} | half mirrored: {right} of {count} right | {seconds:.1f} |", flush=True)
-        return
     figures = " / ".join(f"{value:.1f}" for value in pck(found, example.points[:count], side))
     left = f"{int(found.mirrored.sum())} | {int(found.outlier.sum())}"
     print(f"{count} | {seed} | {kind} | {figures} | {seconds:.1f} | {left}", flush=True)

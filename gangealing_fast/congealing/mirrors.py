@@ -20,9 +20,9 @@ def choose_mirrored(
 ) -> Tensor:
     """`[N]`, bool: the smaller part of the set, if the pairs `[E, 2]` say clearly that there are two.
 
-    plain, mirrored: scores `[E]` of the pairs as they are, and with one of their pictures mirrored. certain: there are mirror images,
-    so no clear sign is asked for. Otherwise what the signs explain must be 0.3 at least, and 1.5 times what they explain of the same
-    evidence with signs that were drawn.
+    plain, mirrored: scores `[E]` of the pairs as they are, and with one of their pictures mirrored.
+    certain: there are mirror images, so no clear sign is asked for. Otherwise what the signs explain must be 0.3 at least, and 1.5
+    times what they explain of the same evidence with signs that were drawn.
     """
     evidence = ((plain - mirrored) / (plain + mirrored + 1e-6)).double()
     sign, found = _signs(pairs, evidence, count)
