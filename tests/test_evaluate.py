@@ -278,7 +278,7 @@ def test_a_stopped_run_goes_on_where_it_was(place, monkeypatch, capsys):
     with monkeypatch.context() as patch:
         patch.setattr(evaluating, "judge", stopped)
         assert call(patch, evaluate, *arguments) == 130
-    carried = {path.name: path.read_bytes() for path in (place / "out").glob("transfers-*.npz")}
+    carried = {path.name: path.read_bytes() for path in (place / "out" / evaluating.CARRIED).glob("transfers-*.npz")}
     assert set(carried) == {f"transfers-{name}.npz" for name in ("aligner", "aligner-published", "identity")}
     with monkeypatch.context() as patch:
         patch.setattr(ByAligner, "transfer", stopped)
