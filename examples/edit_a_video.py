@@ -18,9 +18,9 @@ from PIL import Image, ImageDraw
 
 import gangealing_fast
 from gangealing_fast import Aligner, ops
-from gangealing_fast.applications.video import Video, video_writer
 from gangealing_fast.checkpoints.reading import load_generator
 from gangealing_fast.data.pictures import to_float, to_uint8
+from gangealing_fast.data.video import Video, video_writer
 from gangealing_fast.storage.files import save_picture
 
 torch.manual_seed(2)

@@ -21,9 +21,9 @@ from gangealing_fast.applications.blending import lay_over
 from gangealing_fast.applications.frames import Drawing, Frame, draw, see
 from gangealing_fast.applications.propagating import read_edit
 from gangealing_fast.applications.smoothing import Smoothing
-from gangealing_fast.applications.video import Video, is_video, video_writer
 from gangealing_fast.checkpoints.writing import export_aligner
 from gangealing_fast.data.pictures import to_float, to_uint8
+from gangealing_fast.data.video import Video, is_video, video_writer
 from gangealing_fast.runtime.errors import UserError
 from gangealing_fast.storage.files import read_json_lines
 

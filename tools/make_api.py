@@ -37,7 +37,7 @@ SECTIONS = (
     Section("gangealing_fast.applications.frames", ("Drawing",)),
     Section("gangealing_fast.applications.blending"),
     Section("gangealing_fast.applications.smoothing"),
-    Section("gangealing_fast.applications.video"),
+    Section("gangealing_fast.data.video"),
     Section("gangealing_fast.ops"),
     Section("gangealing_fast.models"),
     Section("gangealing_fast.geometry.warps"),

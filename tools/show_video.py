@@ -25,9 +25,9 @@ from gangealing_fast.applications.blending import blend
 from gangealing_fast.applications.frames import Drawing, Frame, Seen, draw, see
 from gangealing_fast.applications.smoothing import Jitter, Smoothing
 from gangealing_fast.applications.tracking import in_picture, lattice
-from gangealing_fast.applications.video import Video, pyav
 from gangealing_fast.data.digits import load_heldout_digits, warp_digits
 from gangealing_fast.data.pictures import to_float
+from gangealing_fast.data.video import Video, pyav
 from gangealing_fast.geometry.warps import identity_grid, invert, similarity_matrix, transform_points
 from gangealing_fast.ops import mipmap_warp
 from gangealing_fast.report.pictures import save_grid

@@ -19,7 +19,7 @@ from gangealing_fast.applications.correspondences import Correspondences, collec
 from gangealing_fast.applications.frames import Drawing, Frame, Seen, congealed, draw, see
 from gangealing_fast.applications.smoothing import Jitter, Smoothing
 from gangealing_fast.applications.tracking import in_picture, lattice
-from gangealing_fast.applications.video import Video, VideoWriter, video_writer
+from gangealing_fast.data.video import Video, VideoWriter, video_writer
 from gangealing_fast.runtime.errors import UserError
 from gangealing_fast.runtime.text import printable
 from gangealing_fast.storage.files import JsonLines, save_picture

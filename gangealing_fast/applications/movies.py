@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from gangealing_fast.applications.aligner import Aligner
-from gangealing_fast.applications.video import video_writer
+from gangealing_fast.data.video import video_writer
 from gangealing_fast.report.pictures import picture_grid
 from gangealing_fast.storage.files import atomic_write, to_picture
 

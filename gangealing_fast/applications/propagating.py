@@ -22,9 +22,9 @@ from gangealing_fast.applications.filming import WRITES as WRITES_OF_VIDEOS
 from gangealing_fast.applications.filming import film, refuse_for_pictures
 from gangealing_fast.applications.frames import Drawing, draw
 from gangealing_fast.applications.naming import result_name
-from gangealing_fast.applications.video import is_video
 from gangealing_fast.data.decoding import formats, is_transparent
 from gangealing_fast.data.pictures import PictureStream, to_float, to_uint8
+from gangealing_fast.data.video import is_video
 from gangealing_fast.runtime.errors import UserError
 from gangealing_fast.runtime.setup import set_threads
 from gangealing_fast.runtime.text import printable

@@ -15,8 +15,8 @@ from gangealing_fast.applications.choosing import aligner_of
 from gangealing_fast.applications.config import VisualizeConfig
 from gangealing_fast.applications.movies import congealing_movie, write_movie
 from gangealing_fast.applications.naming import result_name
-from gangealing_fast.applications.video import pyav
 from gangealing_fast.data.pictures import PictureStream, to_float
+from gangealing_fast.data.video import pyav
 from gangealing_fast.geometry.warps import identity_grid
 from gangealing_fast.models.layers import resize_to
 from gangealing_fast.report.pictures import flow_pictures, save_grid

@@ -15,10 +15,11 @@ from PIL import Image
 from gangealing_fast.data.config import PrepareConfig
 from gangealing_fast.data.decoding import decode, fitted, formats
 from gangealing_fast.data.entries import Entry, Listing
-from gangealing_fast.data.frames import is_video, read_frames
+from gangealing_fast.data.frames import read_frames
 from gangealing_fast.data.mnist import is_idx_name
 from gangealing_fast.data.pictures import mapped, open_pictures, read_or_reason
 from gangealing_fast.data.sources import list_entries
+from gangealing_fast.data.video import is_video
 from gangealing_fast.runtime.errors import UserError
 from gangealing_fast.storage.files import picture_bytes
 

@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import IO, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy
 import torch
@@ -40,6 +40,14 @@ def pyav() -> Any:
     return av
 
 
+@contextlib.contextmanager
+def opened(path: Path) -> Iterator[Any]:
+    """PyAV's container of a file while the block runs. Raises OSError or av's errors if it cannot be opened."""
+    # Play lists and the like name other files and addresses: none of them is opened.
+    with open_regular(path) as file, pyav().open(file, options={"protocol_whitelist": "none"}) as container:
+        yield container
+
+
 class VideoFrame(NamedTuple):
     """number: from 0. stamp: its time in units of `Video.time_base`, duration: how long it is shown, 0 if the file does not say.
     picture: uint8 `[1, 3, H, W]`, upright."""
@@ -60,11 +68,9 @@ class Video:
 
     def __init__(self, path: Path, *, limit: int | None = None) -> None:
         self._av, self.path, self._limit = pyav(), path, limit
-        with contextlib.ExitStack() as opened:
+        with contextlib.ExitStack() as stack:
             try:
-                self._file: IO[bytes] = opened.enter_context(open_regular(path))
-                # Play lists and the like name other files and addresses: none of them is opened.
-                self._container = opened.enter_context(self._av.open(self._file, options={"protocol_whitelist": "none"}))
+                self._container = stack.enter_context(opened(path))
             except self._av.error.FFmpegError as error:
                 raise UserError(f"{path} is no video that can be read ({_reason(error)}); give another file") from None
             except OSError as error:
@@ -84,7 +90,7 @@ class Video:
             self.height, self.width = self._first.picture.shape[2:]
             known = self._stream.frames or None
             self.frames = known if known is None or limit is None else min(known, limit)
-            self._opened = opened.pop_all()
+            self._opened = stack.pop_all()
 
     def seconds(self, stamp: int) -> float:
         """The time of a time stamp."""
@@ -134,7 +140,7 @@ class Video:
             for frame in frames:
                 stamp = frame.pts if frame.pts is not None else round(number / self.rate / self.time_base)
                 last = stamp if last is None else max(stamp, last + 1)
-                yield VideoFrame(number, last, frame.duration or 0, _upright(frame))
+                yield VideoFrame(number, last, frame.duration or 0, upright(frame))
                 number += 1
                 if number == self._limit:
                     return
@@ -155,7 +161,7 @@ class Video:
         self.close()
 
 
-def _upright(frame: Any) -> Tensor:
+def upright(frame: Any) -> Tensor:
     """uint8 `[1, 3, H, W]` of a decoded frame, turned as its file says (counterclockwise, by quarters)."""
     pixels = frame.to_ndarray(format="rgb24")
     angle = frame.rotation if math.isfinite(frame.rotation) else 0  # a damaged matrix has none
