@@ -130,6 +130,9 @@ def test_the_frames_of_a_video_become_pictures(tmp_path):
     (tmp_path / "bad.mp4").write_bytes(b"no video")
     with pytest.raises(UserError, match="the video .*bad.mp4 cannot be decoded"):
         prepare(tmp_path / "bad.mp4", tmp_path / "bad.tar", size=16)
+    (tmp_path / "list.mp4").write_text(f"#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\nfile://{tmp_path}/v.mp4\n#EXT-X-ENDLIST\n")
+    with pytest.raises(UserError, match="the video .*list.mp4 cannot be decoded"):
+        prepare(tmp_path / "list.mp4", tmp_path / "list.tar", size=16)
     fill(tmp_path / "in", 1)
     with pytest.raises(UserError, match="is no video; leave --every 2 out"):
         prepare(tmp_path / "in", tmp_path / "in.tar", every=2)
