@@ -16,6 +16,7 @@ from gangealing_fast import __version__
 from gangealing_fast.checkpoints.reading import Parts
 from gangealing_fast.checkpoints.writing import model_card, write
 from gangealing_fast.runtime.errors import UserError
+from gangealing_fast.runtime.text import reason_of
 from gangealing_fast.storage.files import read_error, write_text
 
 FORMAT = 1
@@ -101,7 +102,7 @@ def pull(name: str, revision: str | None, token: str | None) -> Path:
         return Path(hub.snapshot_download(name, revision=revision, token=token, allow_patterns=list(FILES)))
     except Exception as error:
         raise UserError(
-            f"{name} is no folder here and cannot be had from the Hugging Face hub ({_reason(error)}): check the name and the "
+            f"{name} is no folder here and cannot be had from the Hugging Face hub ({reason_of(error)}): check the name and the "
             "network, or download its files elsewhere and give their folder"
         ) from None
 
@@ -118,8 +119,8 @@ def push(parts: Parts, use: Use, name: str, *, private: bool, token: str | None,
             return str(hub.upload_folder(repo_id=name, folder_path=folder, token=token, commit_message=message))
         except Exception as error:
             raise UserError(
-                f"{name} cannot be written to the Hugging Face hub ({_reason(error)}): log in with `hf auth login`, check name and "
-                "network, or keep the folder that save_pretrained writes"
+                f"{name} cannot be written to the Hugging Face hub ({reason_of(error)}): log in with `hf auth login`, check name "
+                "and network, or keep the folder that save_pretrained writes"
             ) from None
 
 
@@ -129,7 +130,3 @@ def _hub() -> Any:
     except ImportError:
         raise UserError("the Hugging Face hub needs the package huggingface_hub: pip install 'gangealing_fast[hub]'") from None
     return huggingface_hub
-
-
-def _reason(error: Exception) -> str:
-    return " ".join(str(error).split())[:160] or type(error).__name__

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gangealing_fast.runtime.errors import UserError
+from gangealing_fast.runtime.text import reason_of
 
 COMPONENTS = 10
 """Parts of the mixture and of the swiss roll, one for each class of MNIST."""
@@ -95,9 +96,7 @@ def of_samples(path: Path, dimensions: int, scale: float = 1.0) -> Prior:
     try:
         values = numpy.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
-        raise UserError(
-            f"--prior {path} cannot be read ({' '.join(str(error).split())[:100]}); save an array with numpy.save"
-        ) from None
+        raise UserError(f"--prior {path} cannot be read ({reason_of(error, 100)}); save an array with numpy.save") from None
     if not isinstance(values, numpy.ndarray) or values.ndim != 2 or not len(values) or values.dtype.kind not in "fiu":
         shape = getattr(values, "shape", None)
         raise UserError(f"--prior {path} must hold numbers [samples, {dimensions}], but its array is {shape}")
@@ -112,7 +111,7 @@ def of_function(name: str, dimensions: int, scale: float = 1.0) -> Prior:
     try:
         function = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError, ValueError) as error:
-        raise UserError(f"--prior {name} cannot be had ({' '.join(str(error).split())[:100]}); name MODULE:FUNCTION") from None
+        raise UserError(f"--prior {name} cannot be had ({reason_of(error, 100)}); name MODULE:FUNCTION") from None
 
     def draw(count: int, parts: Tensor | None) -> Tensor:
         samples = torch.as_tensor(function(count)).to(torch.float32)

@@ -20,3 +20,8 @@ def _shown(character: str) -> str:
     if 0xDC80 <= code <= 0xDCFF:  # a byte that is no UTF-8
         return f"\\x{code - 0xDC00:02x}"
     return character.encode("unicode_escape").decode("ascii")
+
+
+def reason_of(error: BaseException, most: int = 160) -> str:
+    """What an error says, on one line of at most `most` characters; its kind if it says nothing."""
+    return " ".join(str(error).split())[:most] or type(error).__name__

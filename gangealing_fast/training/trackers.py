@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from gangealing_fast.runtime.config import TrackerName
 from gangealing_fast.runtime.errors import UserError
+from gangealing_fast.runtime.text import reason_of
 
 PROJECT = "gangealing_fast"
 
@@ -117,8 +118,7 @@ class Reporting:
             action(self._tracker)
         except Exception as error:
             self._tracker = None
-            reason = " ".join(str(error).split())[:160] or type(error).__name__
-            tqdm.write(f"notice: --tracker {self._name} failed ({reason}); the run goes on without it")
+            tqdm.write(f"notice: --tracker {self._name} failed ({reason_of(error)}); the run goes on without it")
 
 
 @contextlib.contextmanager
@@ -139,8 +139,9 @@ def _open(name: TrackerName, folder: Path) -> Tracker | None:
     except UserError:
         raise
     except Exception as error:
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise UserError(f"--tracker {name} cannot be started ({reason}): set it up as its documents say, or leave it out") from None
+        raise UserError(
+            f"--tracker {name} cannot be started ({reason_of(error, 200)}): set it up as its documents say, or leave it out"
+        ) from None
 
 
 def _module(module: str, package: str) -> Any:
