@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
+import struct
 import tarfile
 import zipfile
 
@@ -106,20 +108,9 @@ def test_an_lmdb_of_any_keys(tmp_path):
         list_entries(tmp_path / "empty")
 
 
-def write_video(path, frames: int) -> None:
-    av = pytest.importorskip("av")
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("mpeg4", rate=10)
-        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
-        stream.bit_rate = 2_000_000
-        for index in range(frames):
-            picture = np.full((48, 64, 3), 20 * index + 10, np.uint8)
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
-        container.mux(stream.encode())
-
-
 def test_the_frames_of_a_video_become_pictures(tmp_path):
-    write_video(tmp_path / "v.mp4", 7)
+    videos = pytest.importorskip("videos", reason="needs PyAV")
+    videos.write_video(tmp_path / "v.mp4", [np.full((48, 64, 3), 20 * index + 10, np.uint8) for index in range(7)])
     prepare(tmp_path / "v.mp4", tmp_path / "all.tar", size=16)
     pictures = open_pictures(tmp_path / "all.tar", size=16)
     assert pictures.names == [f"v-{index:06d}.png" for index in range(7)]
@@ -136,6 +127,24 @@ def test_the_frames_of_a_video_become_pictures(tmp_path):
     fill(tmp_path / "in", 1)
     with pytest.raises(UserError, match="is no video; leave --every 2 out"):
         prepare(tmp_path / "in", tmp_path / "in.tar", every=2)
+
+
+def test_the_frames_of_a_turned_video_stand_upright(tmp_path):
+    videos = pytest.importorskip("videos", reason="needs PyAV")
+    frame = np.full((48, 64, 3), 20, np.uint8)
+    frame[:, 32:] = 220  # the right half, which a turn to the left brings to the top
+    videos.write_video(tmp_path / "v.mov", [frame] * 2, rotation=90, sound=None)
+    prepare(tmp_path / "v.mov", tmp_path / "all.tar", size=16)
+    rows = open_pictures(tmp_path / "all.tar", size=16).batch([0])[0].float().mean((0, 2))
+    assert (rows[:7] > 200).all() and (rows[9:] < 40).all()
+
+
+def test_mnist_files_go_into_shards_too(tmp_path):
+    with gzip.open(tmp_path / "digits-images-idx3-ubyte.gz", "wb") as file:
+        file.write(struct.pack(">IIII", 2051, 5, 28, 28) + bytes(range(0, 250, 50)) * 784)
+    prepare(tmp_path / "digits-images-idx3-ubyte.gz", tmp_path / "out", size=28, shard=2)
+    assert [entry.name for entry in list_entries(tmp_path / "out").entries] == [f"{n:05d}.png" for n in range(5)]
+    assert sorted(path.name for path in (tmp_path / "out").glob("*.tar")) == ["000000.tar", "000001.tar", "000002.tar"]
 
 
 # ---- shards

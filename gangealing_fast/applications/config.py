@@ -119,7 +119,7 @@ class PropagateConfig(VideoOptions):
     """Carry an edit of the template to every picture of a folder, tar or MNIST file, or to every frame of a video."""
 
     checkpoint: Path
-    """Results folder of `train` or `classify`, its aligner.safetensors, or the original's checkpoint."""
+    """Results folder of `train` or `classify`, its aligner.safetensors, the original's checkpoint, or a folder of `congeal`."""
     data: Path
     """The pictures, of any size and shape; or a video (.mp4, .mov, .mkv, .webm, .avi and others)."""
     edit: tuple[str, ...]
@@ -196,8 +196,8 @@ class EvaluateConfig(UseOptions):
     out: Path
     """Folder for figures.json, report.html, pairs.npz and the carried points."""
     checkpoint: Path | None = None
-    """Whatever holds an aligner: a results folder of `train` or `classify`, an aligner.safetensors, or the original's checkpoint.
-    None for the baselines and --results alone."""
+    """Whatever holds an aligner: a results folder of `train` or `classify`, an aligner.safetensors, the original's checkpoint, or a
+    folder of `congeal`. None for the baselines and --results alone."""
     keypoints: Path | None = None
     """File with the key points, .json (COCO), .csv, .npy or .mat (ACSM's); None for keypoints.npy, .csv or .json in --data."""
     split: Literal["train", "val", "test"] = "test"
