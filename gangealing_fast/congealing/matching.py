@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 from gangealing_fast.congealing.features import places
 
 TEMPERATURE = 0.03
+LEAST = 8
 
 
 class Matches(NamedTuple):
@@ -32,28 +34,45 @@ def mutual_matches(first: Tensor, second: Tensor, first_inside: Tensor, second_i
 
     first, second: unit vectors `[N, P, D]`, P = grid². inside: `[N, P]`, bool.
     """
-    count, number = first.shape[:2]
-    likeness = (first * first_inside[..., None]) @ (second * second_inside[..., None]).mT
-    best, there = likeness.max(2)
-    back = likeness.argmax(1)
-    mutual = (back.gather(1, there) == torch.arange(number)) & first_inside & second_inside.gather(1, there)
-    most = max(8, int(mutual.sum(1).max())) if count else 8
-    order = mutual.to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, :most]
-    kept, target_cell = mutual.gather(1, order), there.gather(1, order)
-    refined = _read_out(likeness, order, target_cell, grid)
+    # One pair at a time, so that its table of likenesses stays in the cache.
+    pairs = zip(first, second, first_inside, second_inside, strict=True)
+    return join_matches([_of_pair(a * there[:, None], b * here[:, None], there, here, grid) for a, b, there, here in pairs])
+
+
+def _of_pair(first: Tensor, second: Tensor, first_inside: Tensor, second_inside: Tensor, grid: int) -> Matches:
+    """The matches `[1, M]` of one pair, without padding. Vectors of places that do not count are 0."""
+    likeness = first @ second.T
+    best, there = likeness.max(1)
+    # If a row's largest is its column's largest too, the places are each other's nearest. That is several times quicker to find out
+    # than which place of a column is the largest.
+    mutual = (best == likeness.amax(0)[there]) & first_inside & second_inside[there]
+    cell = mutual.nonzero()[:, 0]
+    target = there[cell]
+    # Of places that are exactly alike, as those of an empty background are, the first one has the match.
+    only = torch.full((len(second),), len(first)).scatter_reduce_(0, target, cell, "amin")[target] == cell
+    cell, target = cell[only], target[only]
     points = places(grid)
-    cosine = best.gather(1, order)
-    return Matches(order, points[order], points[target_cell] + refined, cosine.clamp_min(0) * kept)
+    found = points[target] + _read_out(likeness, cell, target, grid)
+    return Matches(cell[None], points[cell][None], found[None], best[cell].clamp_min(0)[None])
+
+
+def join_matches(parts: Sequence[Matches]) -> Matches:
+    """Several groups of matches as one, padded to the largest of them and to 8."""
+    most = max([LEAST, *(part.weight.shape[1] for part in parts)])
+    return Matches(*(torch.cat([_pad(getattr(part, name), most) for part in parts]) for name in Matches._fields))
+
+
+def _pad(values: Tensor, most: int) -> Tensor:
+    return F.pad(values, (0, 0) * (values.ndim - 2) + (0, most - values.shape[1]))
 
 
 def _read_out(likeness: Tensor, row: Tensor, column: Tensor, grid: int) -> Tensor:
-    """`[N, M, 2]`: how far the softmax-weighted middle of the 3x3 places around a match is from it."""
+    """`[M, 2]`: how far the softmax-weighted middle of the 3x3 places around a match is from it."""
     step = torch.arange(9)
     offset = torch.stack([step % 3 - 1, step // 3 - 1], -1)
-    x, y = (column % grid)[..., None] + offset[:, 0], (column // grid)[..., None] + offset[:, 1]
+    x, y = (column % grid)[:, None] + offset[:, 0], (column // grid)[:, None] + offset[:, 1]
     inside = (x >= 0) & (x < grid) & (y >= 0) & (y < grid)
     around = y.clamp(0, grid - 1) * grid + x.clamp(0, grid - 1)
-    pair = torch.arange(len(row))[:, None, None]
-    value = likeness[pair, row[..., None], around].masked_fill(~inside, -1)
-    share = F.softmax((value - value[..., 4:5]) / TEMPERATURE, -1)
+    value = likeness[row[:, None], around].masked_fill(~inside, -1)
+    share = F.softmax((value - value[:, 4:5]) / TEMPERATURE, -1)
     return (share[..., None] * offset.float()).sum(-2) * 2 / grid

@@ -10,8 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gangealing_fast.congealing.features import Bases
-from gangealing_fast.congealing.graph import join_matches
-from gangealing_fast.congealing.matching import Matches, mutual_matches
+from gangealing_fast.congealing.matching import Matches, join_matches, mutual_matches
 from gangealing_fast.congealing.transforms import (
     IDENTITY,
     Model,
