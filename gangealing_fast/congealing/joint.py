@@ -13,11 +13,13 @@ from torch import Tensor
 from gangealing_fast.congealing.matching import Matches
 from gangealing_fast.congealing.outliers import doubtful
 from gangealing_fast.congealing.residual import compose_flows, read_flow, residual_flow
-from gangealing_fast.congealing.template import SALIENCY_POWER, Level, accumulate, make_level, match_members, step
+from gangealing_fast.congealing.searching import LOST, search
+from gangealing_fast.congealing.template import Level, accumulate, explained_share, make_level, match_members, step
 from gangealing_fast.congealing.transforms import Model, carry, robust
 from gangealing_fast.congealing.views import Views
 
 COARSE_STEPS = 3
+SEARCH_AFTER = 1
 SIGMA = 0.06
 REPORTED = 32
 
@@ -46,14 +48,6 @@ class Core(NamedTuple):
     fine: Level
 
 
-def explained_share(support: Tensor, saliency: Tensor) -> Tensor:
-    """`[n]` in [0, 1]: of what the set has in common, how much was found in each picture.
-
-    support `[n, M]`: robust weights of the matches. saliency `[P]`.
-    """
-    return (support.sum(1) / (saliency**SALIENCY_POWER).sum().clamp_min(1e-6)).clamp(0, 1)
-
-
 def align_core(
     views: Views,
     rows: Tensor,
@@ -80,7 +74,13 @@ def align_core(
         stepped = step(matches, far=generator if far and index == 0 else None, model=model)
         matrix = stepped.matrix @ matrix
         coarse = make_level(sums, found.bases)
-        use = 1 - doubtful(explained_share(stepped.support, coarse.saliency)).float()
+        explained = explained_share(stepped.support, coarse.saliency)
+        if far and index == SEARCH_AFTER:
+            lost = explained < LOST * explained.median()
+            if bool(lost.any()):
+                sure = make_level(accumulate(found.vectors, found.inside, use * ~lost), found.bases)
+                matrix[lost], explained[lost] = search(views, rows[lost], mirrored[lost], sure, matrix[lost], generator, model)
+        use = 1 - doubtful(explained).float()
         # The last coarse template is the one that new pictures are compared with, so its frame stays.
         if index < steps - 1:
             matrix = gauge(matrix, use)

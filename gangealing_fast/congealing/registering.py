@@ -6,8 +6,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gangealing_fast.congealing.joint import Aligned, explained_share, first_fine, second_fine
-from gangealing_fast.congealing.template import match_new, step
+from gangealing_fast.congealing.joint import Aligned, first_fine, second_fine
+from gangealing_fast.congealing.template import explained_share, match_new, step
 from gangealing_fast.congealing.templates import Template
 from gangealing_fast.congealing.transforms import Model
 from gangealing_fast.congealing.views import Views

@@ -109,6 +109,14 @@ def _match(mean: Tensor, known: Tensor, vectors: Tensor, inside: Tensor, grid: i
     return matches._replace(weight=matches.weight * saliency**SALIENCY_POWER)
 
 
+def explained_share(support: Tensor, saliency: Tensor) -> Tensor:
+    """`[n]` in [0, 1]: of what the set has in common, how much was found in each picture.
+
+    support `[n, M]`: robust weights of the matches. saliency `[P]`.
+    """
+    return (support.sum(1) / (saliency**SALIENCY_POWER).sum().clamp_min(1e-6)).clamp(0, 1)
+
+
 class Stepped(NamedTuple):
     """What one step found: matrices `[N, 3, 3]` of the warped pictures to the template, and the robust weight of each match."""
 
