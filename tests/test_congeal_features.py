@@ -283,9 +283,9 @@ def test_flow_is_what_matches_leave_over():
     points = places(grid)[None]
     gap = torch.stack([0.05 * torch.sin(2 * points[..., 1]), 0.03 * points[..., 0]], -1)
     matches = Matches(torch.arange(grid * grid)[None], points, points + gap, torch.ones(1, grid * grid))
-    flow = residual_flow(matches, torch.eye(3)[None], grid)
+    flow = residual_flow(matches, torch.eye(3)[None], grid, 0.1)
     assert (flow.flatten(1, 2) - gap).norm(dim=-1).mean() < 0.3 * gap.norm(dim=-1).mean()
-    assert residual_flow(matches._replace(weight=torch.zeros(1, grid * grid)), torch.eye(3)[None], grid).eq(0).all()
+    assert residual_flow(matches._replace(weight=torch.zeros(1, grid * grid)), torch.eye(3)[None], grid, 0.1).eq(0).all()
 
 
 def test_mirrored_pictures_are_found_and_symmetrical_sets_are_left():

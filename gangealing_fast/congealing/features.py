@@ -64,7 +64,7 @@ def efficientnet_features() -> FeatureNetwork:
         # TensorFlow's padding of even sides puts cell k of a tap of stride s at pixel k s + s - 1.
         return [Tap(tap, stride, stride - 1.0, size) for tap, stride in zip(maps, (8, 16), strict=True)]
 
-    return FeatureNetwork("efficientnet-lite0", run)
+    return FeatureNetwork("efficientnet-lite0", run, fine=(448, 56))
 
 
 def self_supervised_features(path: str | Path) -> FeatureNetwork:

@@ -14,13 +14,17 @@ from gangealing_fast.congealing.matching import Matches
 from gangealing_fast.congealing.outliers import doubtful
 from gangealing_fast.congealing.residual import compose_flows, read_flow, residual_flow
 from gangealing_fast.congealing.searching import LOST, search
-from gangealing_fast.congealing.template import Level, accumulate, explained_share, make_level, match_members, step
+from gangealing_fast.congealing.template import SALIENCY_POWER, Level, accumulate, explained_share, make_level, match_members, step
 from gangealing_fast.congealing.transforms import Model, carry, robust
 from gangealing_fast.congealing.views import Views
 
 COARSE_STEPS = 3
 SEARCH_AFTER = 1
 SIGMA = 0.06
+COARSE_SIGMA, FINE_SIGMA = 0.12, 0.06
+"""What residuals count as near to one another when a flow is made of them."""
+NEAR, NEARER = 0.25, 0.15
+"""How far from its place anything is still looked for in the last two steps, along each axis of a frame from -1 to 1."""
 REPORTED = 32
 
 
@@ -40,12 +44,16 @@ class Aligned(NamedTuple):
 
 
 class Core(NamedTuple):
-    """The members of a cluster that make its template. outlier `[n]`: those left out of it."""
+    """The members of a cluster that make its template. outlier `[n]`: those left out of it.
+
+    usual: the median of what they find of the coarse template.
+    """
 
     aligned: Aligned
     outlier: Tensor
     coarse: Level
     fine: Level
+    usual: float
 
 
 def align_core(
@@ -60,7 +68,7 @@ def align_core(
     tick: Callable[[], None],
     far: bool = True,
 ) -> Core:
-    """Align pictures to the template that they make, from `matrix` `[n, 3, 3]`, in 4 ticks, 5 with flow.
+    """Align pictures to the template that they make, from `matrix` `[n, 3, 3]`, in 5 ticks.
 
     far: whether the start may be far off; else one coarse step is made instead of three.
     """
@@ -73,20 +81,18 @@ def align_core(
         matches = match_members(found.vectors, found.inside, sums, network.coarse[1])
         stepped = step(matches, far=generator if far and index == 0 else None, model=model)
         matrix = stepped.matrix @ matrix
-        coarse = make_level(sums, found.bases)
-        explained = explained_share(stepped.support, coarse.saliency)
+        explained = explained_share(stepped.support, make_level(sums, found.bases).saliency)
         if far and index == SEARCH_AFTER:
             lost = explained < LOST * explained.median()
             if bool(lost.any()):
                 sure = make_level(accumulate(found.vectors, found.inside, use * ~lost), found.bases)
                 matrix[lost], explained[lost] = search(views, rows[lost], mirrored[lost], sure, matrix[lost], generator, model)
         use = 1 - doubtful(explained).float()
-        # The last coarse template is the one that new pictures are compared with, so its frame stays.
+        # The next templates are those that new pictures are compared with, so that their frame stays.
         if index < steps - 1:
             matrix = gauge(matrix, use)
         tick()
-    aligned, fine = align_finely(views, rows, matrix, mirrored, use, model=model, flow=flow, generator=generator, tick=tick)
-    return Core(aligned, use == 0, coarse, fine)
+    return align_finely(views, rows, matrix, mirrored, use, model=model, flow=flow, generator=generator, tick=tick)
 
 
 def align_finely(
@@ -100,35 +106,33 @@ def align_finely(
     flow: bool,
     generator: torch.Generator,
     tick: Callable[[], None],
-) -> tuple[Aligned, Level]:
-    """The last transform, the flow, and once more the flow against the template that became sharper by it."""
-    level = views.network.fine
-    found = views.describe(rows, matrix, mirrored, level, generator)
+) -> Core:
+    """The last transform and a first flow, and once more, finer, against the template that became sharper by them."""
+    network = views.network
+    found = views.describe(rows, matrix, mirrored, network.coarse, generator)
     sums = accumulate(found.vectors, found.inside, use)
-    matches = match_members(found.vectors, found.inside, sums, level[1])
-    fine = make_level(sums, found.bases)
-    straight, first = first_fine(matches, matrix, fine, model)
+    matches = match_members(found.vectors, found.inside, sums, network.coarse[1], NEAR)
+    coarse = make_level(sums, found.bases)
+    straight, first = first_fine(matches, matrix, coarse, model)
     tick()
-    if not flow:
-        return straight, fine
-    matrix = straight.matrix
-    found = views.describe(rows, matrix, mirrored, level, generator, first)
+    found = views.describe(rows, straight.matrix, mirrored, network.fine, generator, first if flow else None)
     sums = accumulate(found.vectors, found.inside, use)
-    matches = match_members(found.vectors, found.inside, sums, level[1])
+    matches = match_members(found.vectors, found.inside, sums, network.fine[1], NEARER)
     fine = make_level(sums, found.bases)
+    aligned = second_fine(matches, straight.matrix, first, fine) if flow else first_fine(matches, straight.matrix, fine, model)[0]
     tick()
-    return second_fine(matches, matrix, first, fine), fine
+    return Core(aligned, use == 0, coarse, fine, float(straight.explained[use > 0].median()))
 
 
-def first_fine(matches: Matches, matrix: Tensor, fine: Level, model: Model) -> tuple[Aligned, Tensor]:
+def first_fine(matches: Matches, matrix: Tensor, level: Level, model: Model) -> tuple[Aligned, Tensor]:
     """How pictures carried by `matrix` lie by their matches, without flow, and the flow that is left over."""
     stepped = step(matches, far=None, model=model)
     points = carry(torch.linalg.inv(matrix), matches.target)
-    zero = torch.zeros(len(matrix), fine.grid, fine.grid, 2)
+    zero = torch.zeros(len(matrix), level.grid, level.grid, 2)
     aligned = Aligned(
-        stepped.matrix @ matrix, zero, explained_share(stepped.support, fine.saliency), _best(points, matches, stepped.support)
+        stepped.matrix @ matrix, zero, explained_share(stepped.support, level.saliency), _best(points, matches, stepped.support)
     )
-    return aligned, residual_flow(matches, stepped.matrix, fine.grid)
+    return aligned, residual_flow(matches, stepped.matrix, level.grid, COARSE_SIGMA)
 
 
 def second_fine(matches: Matches, matrix: Tensor, first: Tensor, fine: Level) -> Aligned:
@@ -136,7 +140,9 @@ def second_fine(matches: Matches, matrix: Tensor, first: Tensor, fine: Level) ->
     unmoved = torch.eye(3).expand(len(first), -1, -1)
     support = matches.weight * robust(matches.target, matches.source, SIGMA)
     points = carry(torch.linalg.inv(matrix), matches.target + read_flow(first, matches.target))
-    flow = compose_flows(first, residual_flow(matches, unmoved, fine.grid))
+    # What is in common was decisive for the transform; a flow is drawn by everything that matches.
+    even = matches.weight / fine.saliency[matches.cell].clamp_min(0.01) ** (SALIENCY_POWER - 1)
+    flow = compose_flows(first, residual_flow(matches._replace(weight=even), unmoved, fine.grid, FINE_SIGMA))
     return Aligned(matrix, flow, explained_share(support, fine.saliency), _best(points, matches, support))
 
 

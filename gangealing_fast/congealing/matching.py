@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -14,6 +16,7 @@ from gangealing_fast.congealing.features import places
 
 TEMPERATURE = 0.03
 LEAST = 8
+_PLACES = 256
 
 
 class Matches(NamedTuple):
@@ -29,31 +32,61 @@ class Matches(NamedTuple):
     weight: Tensor
 
 
-def mutual_matches(first: Tensor, second: Tensor, first_inside: Tensor, second_inside: Tensor, grid: int) -> Matches:
+def mutual_matches(
+    first: Tensor, second: Tensor, first_inside: Tensor, second_inside: Tensor, grid: int, reach: float | None = None
+) -> Matches:
     """Places of the first and of the second that are each other's nearest, for N pairs.
 
-    first, second: unit vectors `[N, P, D]`, P = grid². inside: `[N, P]`, bool.
+    first, second: unit vectors `[N, P, D]`, P = grid². inside: `[N, P]`, bool. reach: how far two places may lie apart along each
+    axis of frames from -1 to 1; None for anywhere.
     """
-    # One pair at a time, so that its table of likenesses stays in the cache.
+    # One pair at a time, a part of its table of likenesses at a time, so that it stays in the cache.
     pairs = zip(first, second, first_inside, second_inside, strict=True)
-    return join_matches([_of_pair(a * there[:, None], b * here[:, None], there, here, grid) for a, b, there, here in pairs])
+    return join_matches([_of_pair(a * there[:, None], b * here[:, None], there, here, grid, reach) for a, b, there, here in pairs])
 
 
-def _of_pair(first: Tensor, second: Tensor, first_inside: Tensor, second_inside: Tensor, grid: int) -> Matches:
+def _of_pair(first: Tensor, second: Tensor, first_inside: Tensor, second_inside: Tensor, grid: int, reach: float | None) -> Matches:
     """The matches `[1, M]` of one pair, without padding. Vectors of places that do not count are 0."""
-    likeness = first @ second.T
-    best, there = likeness.max(1)
+    best, there, back = _nearest(first, second, grid, reach)
     # If a row's largest is its column's largest too, the places are each other's nearest. That is several times quicker to find out
     # than which place of a column is the largest.
-    mutual = (best == likeness.amax(0)[there]) & first_inside & second_inside[there]
+    mutual = (best == back[there]) & first_inside & second_inside[there]
     cell = mutual.nonzero()[:, 0]
     target = there[cell]
     # Of places that are exactly alike, as those of an empty background are, the first one has the match.
     only = torch.full((len(second),), len(first)).scatter_reduce_(0, target, cell, "amin")[target] == cell
     cell, target = cell[only], target[only]
     points = places(grid)
-    found = points[target] + _read_out(likeness, cell, target, grid)
+    found = points[target] + _read_out(first[cell], second, target, grid)
     return Matches(cell[None], points[cell][None], found[None], best[cell].clamp_min(0)[None])
+
+
+def _nearest(first: Tensor, second: Tensor, grid: int, reach: float | None) -> tuple[Tensor, Tensor, Tensor]:
+    """`[P]` each: the largest likeness of each place of the first, where that is, and the largest of each place of the second."""
+    cells = grid if reach is None else math.ceil(reach * grid / 2)
+    high = max(1, _PLACES // grid)
+    best, there = [], []
+    back = first.new_full((len(second),), -math.inf)
+    for top in range(0, grid, high):
+        bottom = min(grid, top + high)
+        low, end = max(0, top - cells), min(grid, bottom + cells)
+        table = first[top * grid : bottom * grid] @ second[low * grid : end * grid].T
+        if reach is not None:
+            table += _too_far(grid, cells, top - low, bottom - low, end - low)
+        value, place = table.max(1)
+        best.append(value)
+        there.append(place + low * grid)
+        part = back[low * grid : end * grid]
+        torch.maximum(part, table.amax(0), out=part)
+    return torch.cat(best), torch.cat(there), back
+
+
+@functools.lru_cache(maxsize=256)
+def _too_far(grid: int, cells: int, top: int, bottom: int, rows: int) -> Tensor:
+    """What is added to likenesses of places of the rows top to bottom with those of `rows` rows: -4 beyond `cells` cells."""
+    across = (torch.arange(grid)[:, None] - torch.arange(grid)).abs() > cells
+    down = (torch.arange(top, bottom)[:, None] - torch.arange(rows)).abs() > cells
+    return -4.0 * (across[None, :, None, :] | down[:, None, :, None]).reshape((bottom - top) * grid, rows * grid).float()
 
 
 def join_matches(parts: Sequence[Matches]) -> Matches:
@@ -66,13 +99,16 @@ def _pad(values: Tensor, most: int) -> Tensor:
     return F.pad(values, (0, 0) * (values.ndim - 2) + (0, most - values.shape[1]))
 
 
-def _read_out(likeness: Tensor, row: Tensor, column: Tensor, grid: int) -> Tensor:
-    """`[M, 2]`: how far the softmax-weighted middle of the 3x3 places around a match is from it."""
+def _read_out(vectors: Tensor, others: Tensor, column: Tensor, grid: int) -> Tensor:
+    """`[M, 2]`: how far the softmax-weighted middle of the 3x3 places around a match is from it.
+
+    vectors `[M, D]`, of the first; others `[P, D]`, of the second, where the matches are at `column`.
+    """
     step = torch.arange(9)
     offset = torch.stack([step % 3 - 1, step // 3 - 1], -1)
     x, y = (column % grid)[:, None] + offset[:, 0], (column // grid)[:, None] + offset[:, 1]
     inside = (x >= 0) & (x < grid) & (y >= 0) & (y < grid)
     around = y.clamp(0, grid - 1) * grid + x.clamp(0, grid - 1)
-    value = likeness[row[:, None], around].masked_fill(~inside, -1)
+    value = (others[around] @ vectors[..., None])[..., 0].masked_fill(~inside, -1)
     share = F.softmax((value - value[:, 4:5]) / TEMPERATURE, -1)
     return (share[..., None] * offset.float()).sum(-2) * 2 / grid

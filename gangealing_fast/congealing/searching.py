@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -35,7 +33,7 @@ def look_from(
     far: torch.Generator | None,
     model: Model,
 ) -> tuple[Tensor, Tensor]:
-    """One step from `matrix` `[n, 3, 3]`: matrices from square to frame, and the share `[n]` of the template that is found there."""
+    """One step from `matrix` `[n, 3, 3]`: matrices from square to frame, and the explained shares `[n]`."""
     found = views.describe(rows, matrix, mirrored, views.network.coarse, level.bases)
     stepped = step(match_new(found.vectors, found.inside, level), far=far, model=model)
     return stepped.matrix @ matrix, explained_share(stepped.support, level.saliency)

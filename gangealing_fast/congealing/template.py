@@ -86,25 +86,25 @@ def make_level(sums: Accumulated, bases: Bases) -> Level:
     return Level(sums.total / sums.number.clamp_min(1)[:, None], sums.known, bases)
 
 
-def match_members(vectors: Tensor, inside: Tensor, sums: Accumulated, grid: int) -> Matches:
+def match_members(vectors: Tensor, inside: Tensor, sums: Accumulated, grid: int, reach: float | None = None) -> Matches:
     """Matches from the template of the others to every member: source in the template, target in the picture."""
     found = []
     for rows in torch.arange(len(vectors)).split(_PICTURES):
         weight = sums.weight[rows]
         own = vectors[rows] * weight[..., None]
         others = (sums.total - own) / (sums.number - weight).clamp_min(1)[..., None]
-        found.append(_match(others, sums.known.expand(len(rows), -1), vectors[rows], inside[rows], grid))
+        found.append(_match(others, sums.known.expand(len(rows), -1), vectors[rows], inside[rows], grid, reach))
     return join_matches(found)
 
 
-def match_new(vectors: Tensor, inside: Tensor, level: Level) -> Matches:
+def match_new(vectors: Tensor, inside: Tensor, level: Level, reach: float | None = None) -> Matches:
     """Matches from a template to pictures that have no part in it."""
     count = len(vectors)
-    return _match(level.mean.expand(count, -1, -1), level.known.expand(count, -1), vectors, inside, level.grid)
+    return _match(level.mean.expand(count, -1, -1), level.known.expand(count, -1), vectors, inside, level.grid, reach)
 
 
-def _match(mean: Tensor, known: Tensor, vectors: Tensor, inside: Tensor, grid: int) -> Matches:
-    matches = mutual_matches(F.normalize(mean, dim=-1), vectors, known, inside, grid)
+def _match(mean: Tensor, known: Tensor, vectors: Tensor, inside: Tensor, grid: int, reach: float | None) -> Matches:
+    matches = mutual_matches(F.normalize(mean, dim=-1), vectors, known, inside, grid, reach)
     saliency = mean.norm(dim=-1).gather(1, matches.cell)
     return matches._replace(weight=matches.weight * saliency**SALIENCY_POWER)
 
