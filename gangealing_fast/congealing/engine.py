@@ -314,9 +314,9 @@ def _register(views: Views, rows: Tensor, templates: Templates, flow: bool, seed
     tried = [(number, mirror) for number in range(len(templates)) for mirror in ((False, True) if templates.flips else (False,))]
     for number, mirror in tried if rough is None else ():
         template, flag = templates.clusters[number], torch.full((count,), mirror)
-        # A picture's numbers do not depend on those beside it, so that members and new pictures are treated alike.
-        placed, explained = place(views, rows, flag, template, model, _generator(seed, "place"))
-        explained = explained / max(template.usual, 1e-6)
+        # One by one, so that a picture's numbers do not depend on those beside it.
+        ones = [place(views, row, flag[:1], template, model, _generator(seed, "place")) for row in rows.split(1)]
+        placed, explained = torch.cat([one[0] for one in ones]), torch.cat([one[1] for one in ones]) / max(template.usual, 1e-6)
         better = explained > best
         best = torch.where(better, explained, best)
         matrix = torch.where(better[:, None, None], placed, matrix)
