@@ -14,9 +14,19 @@ from gangealing_fast.congealing.matching import Matches
 from gangealing_fast.congealing.outliers import doubtful
 from gangealing_fast.congealing.residual import compose_flows, read_flow, residual_flow
 from gangealing_fast.congealing.searching import LOST, search
-from gangealing_fast.congealing.template import SALIENCY_POWER, Level, accumulate, explained_share, make_level, match_members, step
+from gangealing_fast.congealing.template import (
+    SALIENCY_POWER,
+    Accumulated,
+    Level,
+    accumulate,
+    explained_share,
+    leave_out_agreement,
+    make_level,
+    match_members,
+    step,
+)
 from gangealing_fast.congealing.transforms import Model, carry, robust
-from gangealing_fast.congealing.views import Views
+from gangealing_fast.congealing.views import Described, Views
 
 COARSE_STEPS = 3
 SEARCH_AFTER = 1
@@ -70,29 +80,47 @@ def align_core(
 ) -> Core:
     """Align pictures to the template that they make, from `matrix` `[n, 3, 3]`, in 5 ticks.
 
-    far: whether the start may be far off; else one coarse step is made instead of three.
+    far: whether the start may be far off; else one coarse step is made instead of three. A coarse step is kept only if pictures
+    agree at least as well with the template of the others after it.
     """
     steps = COARSE_STEPS if far else 1
     use = torch.ones(len(rows))
-    network = views.network
+    seen = look(views, rows, matrix, mirrored, use, generator)
     for index in range(steps):
-        found = views.describe(rows, matrix, mirrored, network.coarse, generator)
-        sums = accumulate(found.vectors, found.inside, use)
-        matches = match_members(found.vectors, found.inside, sums, network.coarse[1])
+        matches = match_members(seen.found.vectors, seen.found.inside, seen.sums, views.network.coarse[1])
         stepped = step(matches, far=generator if far and index == 0 else None, model=model)
-        matrix = stepped.matrix @ matrix
-        explained = explained_share(stepped.support, make_level(sums, found.bases).saliency)
+        moved = stepped.matrix @ matrix
+        explained = explained_share(stepped.support, make_level(seen.sums, seen.found.bases).saliency)
         if far and index == SEARCH_AFTER:
             lost = explained < LOST * explained.median()
             if bool(lost.any()):
-                sure = make_level(accumulate(found.vectors, found.inside, use * ~lost), found.bases)
-                matrix[lost], explained[lost] = search(views, rows[lost], mirrored[lost], sure, matrix[lost], generator, model)
+                sure = make_level(accumulate(seen.found.vectors, seen.found.inside, use * ~lost), seen.found.bases)
+                moved[lost], explained[lost] = search(views, rows[lost], mirrored[lost], sure, moved[lost], generator, model)
         use = 1 - doubtful(explained).float()
-        # The next templates are those that new pictures are compared with, so that their frame stays.
-        if index < steps - 1:
-            matrix = gauge(matrix, use)
+        if far:  # a frame that is known stays
+            moved = gauge(moved, use)
+        after = look(views, rows, moved, mirrored, use, generator)
         tick()
-    return align_finely(views, rows, matrix, mirrored, use, model=model, flow=flow, generator=generator, tick=tick)
+        if after.score < seen.score:
+            break
+        matrix, seen = moved, after
+    return align_finely(views, rows, matrix, mirrored, seen, model=model, flow=flow, generator=generator, tick=tick)
+
+
+class Look(NamedTuple):
+    """Pictures in the frame at the coarse level, the sums of those in use `[n]`, and the mean agreement of each with the others."""
+
+    found: Described
+    sums: Accumulated
+    use: Tensor
+    score: float
+
+
+def look(views: Views, rows: Tensor, matrix: Tensor, mirrored: Tensor, use: Tensor, generator: torch.Generator) -> Look:
+    """Describe pictures that `matrix` carries."""
+    found = views.describe(rows, matrix, mirrored, views.network.coarse, generator)
+    sums = accumulate(found.vectors, found.inside, use)
+    return Look(found, sums, use, float(leave_out_agreement(found.vectors, found.inside, sums).mean()))
 
 
 def align_finely(
@@ -100,7 +128,7 @@ def align_finely(
     rows: Tensor,
     matrix: Tensor,
     mirrored: Tensor,
-    use: Tensor,
+    seen: Look,
     *,
     model: Model,
     flow: bool,
@@ -108,9 +136,7 @@ def align_finely(
     tick: Callable[[], None],
 ) -> Core:
     """The last transform and a first flow, and once more, finer, against the template that became sharper by them."""
-    network = views.network
-    found = views.describe(rows, matrix, mirrored, network.coarse, generator)
-    sums = accumulate(found.vectors, found.inside, use)
+    network, (found, sums, use, _) = views.network, seen
     matches = match_members(found.vectors, found.inside, sums, network.coarse[1], NEAR)
     coarse = make_level(sums, found.bases)
     straight, first = first_fine(matches, matrix, coarse, model)

@@ -129,8 +129,8 @@ def _own(path: Path, features: str | Path, settings: Mapping[str, Any]) -> Featu
     network, stride = settings["features"], settings.get("stride")
     if network == "efficientnet" or network.startswith(OWN):
         raise UserError(f"{path} was made with the features {network}, which it finds by itself: leave out --set-features")
-    mean, std = settings.get("mean"), settings.get("std")
-    if not isinstance(stride, int) or not all(isinstance(three, list) and len(three) == 3 for three in (mean, std)):
+    mean, std = (settings.get(name) for name in ("mean", "std"))
+    if not isinstance(stride, int) or not isinstance(mean, list) or not isinstance(std, list):
         raise UserError(f"{path} is damaged (its network's stride, mean or std is none); congeal again, or restore it")
     return load_features(features, stride=stride, mean=mean, std=std)
 
