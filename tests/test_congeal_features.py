@@ -238,16 +238,20 @@ def test_a_damaged_template_is_refused(aligned):
 # ---- parts
 
 
-def test_squares_put_pictures_where_their_matrix_says():
+@pytest.mark.parametrize("side", [80, 40, 20])
+def test_squares_put_pictures_where_their_matrix_says(side):
+    """Kept as they are and enlarged, just as they are, and reduced."""
     picture = torch.full((3, 20, 40), -1.0)
     picture[:, 10:, 30:] = 1.0
-    squares = Squares([picture], None, 80)
+    squares = Squares([picture], None, side)
     images, masks = squares.batch([0])
-    assert masks[0, 0, :20].eq(0).all() and masks[0, 0, 20:60].eq(1).all()
+    quarter, edge = side // 4, side // 40  # an edge of an enlarged mask is as soft as its pixels are large
+    assert images.shape[-1] == side and masks[0, 0, : quarter - edge].eq(0).all() and masks[0, 0, -quarter + edge :].eq(0).all()
+    assert masks[0, 0, quarter + edge : -quarter - edge].eq(1).all()
     corner = torch.tensor([[[29.5, 9.5]]], dtype=torch.float64)
-    place = (carry(squares.placing, corner)[0, 0] + 1) * 40 - 0.5
-    assert torch.allclose(place, torch.tensor([59.5, 39.5], dtype=torch.float64))
-    assert images[0, 0, 50, 70] > 0.99 and images[0, 0, 30, 50] < -0.99
+    place = (carry(squares.placing, corner)[0, 0] + 1) * side / 2 - 0.5
+    assert torch.allclose(place, torch.tensor([0.75 * side - 0.5, 0.5 * side - 0.5], dtype=torch.float64))
+    assert images[0, 0, round(0.63 * side), round(0.88 * side)] > 0.99 and images[0, 0, round(0.4 * side), round(0.6 * side)] < -0.99
 
 
 def test_read_places_knows_where_a_cell_looks():
