@@ -266,6 +266,37 @@ def test_a_set_of_a_users_network_never_runs_it(place, tmp_path):
         aligner.align(shown(1)[None])
 
 
+class Patches(torch.nn.Module):
+    """The pixels of every patch of 4x4, without their mean."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        cells = torch.nn.functional.pixel_unshuffle(torch.nn.functional.avg_pool2d(x, 2), 2)
+        return cells - cells.mean(1, keepdim=True)
+
+
+def test_new_pictures_are_registered_by_the_users_network(place, tmp_path, monkeypatch, capsys):
+    """`congeal --features PATH`, and what uses its set with `--set-features PATH`, which alone has the file read."""
+    network = tmp_path / "patches.pt"
+    torch.jit.script(Patches()).save(str(network))
+    assert run(monkeypatch, place, "own", "--features", network, "--features-stride", 4, "--no-pictures") == 0
+    (tmp_path / "more").mkdir()
+    save_picture(tmp_path / "more" / "new.png", shown(2) * 0.9)
+    options = ["--checkpoint", place / "own", "--data", tmp_path / "more"]
+    assert call(monkeypatch, align, *options, "--out", tmp_path / "no") == 2
+    assert "to register new pictures give it as --set-features" in capsys.readouterr().err
+    assert call(monkeypatch, align, *options, "--out", tmp_path / "yes", "--set-features", network) == 0
+    aligner = Aligner.load(place / "own", features=network)
+    there = torch.tensor([[[40.0, 50.0], [60.0, 40.0]]])
+    new, member = (aligner.to_template(which, there) for which in (shown(2)[None] * 0.9, ["2.png"]))
+    assert (new - member).norm(dim=-1).max() < 2
+
+
+@pytest.mark.parametrize(("checkpoint", "words"), [("set", "which it finds by itself"), ("none", "is no set")])
+def test_a_network_where_none_is_wanted_is_said(place, checkpoint, words):
+    with pytest.raises(UserError, match=words):
+        Aligner.load(place / checkpoint, features="network.pt")
+
+
 def test_digits_are_aligned_by_entropy(tmp_path, monkeypatch, capsys):
     """The other method makes the same folder; its funnel aligns new pictures."""
     (tmp_path / "pictures").mkdir()

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from gangealing_fast.congealing import FeatureNetwork, Templates, build_templates, congeal, load_features, register
 from gangealing_fast.congealing.clusters import components, split
+from gangealing_fast.congealing.engine import frame_from_pixels
 from gangealing_fast.congealing.features import Bases, Tap, places, read_places
 from gangealing_fast.congealing.joint import gauge
 from gangealing_fast.congealing.matching import Matches, mutual_matches
@@ -19,6 +20,7 @@ from gangealing_fast.congealing.mirrors import choose_mirrored
 from gangealing_fast.congealing.outliers import doubtful
 from gangealing_fast.congealing.pictures import Squares
 from gangealing_fast.congealing.residual import residual_flow
+from gangealing_fast.congealing.searching import look_from, search
 from gangealing_fast.congealing.transforms import (
     carry,
     fit_similarity,
@@ -29,6 +31,7 @@ from gangealing_fast.congealing.transforms import (
     sample_similarities,
     similarity_matrix,
 )
+from gangealing_fast.congealing.views import Views
 from gangealing_fast.runtime.errors import UserError
 
 SIDE = 96
@@ -149,6 +152,19 @@ def test_a_new_picture_is_registered_where_a_member_lies(example, aligned, netwo
     assert pair_error(torch.cat([found.matrix, near.matrix]), torch.cat([true_new, true_new])) < 2.5
 
 
+def test_a_lost_picture_is_looked_for_from_other_poses(example, aligned, network):
+    """From where it was left, turned and shrunk, it is not found; it is from a pose that is nearer."""
+    views = Views(Squares(example[0][:1], None, network.fine[0]), network)
+    coarse = aligned.templates.clusters[0].coarse
+    rows, mirrored = torch.arange(1), torch.zeros(1, dtype=torch.bool)
+    lost = similarity_matrix(torch.tensor([[-0.5, 0.3, 0.4, -0.4]]))
+    left = look_from(views, rows, mirrored, coarse, lost, None, "affine")[1]
+    found, share = search(views, rows, mirrored, coarse, lost, torch.Generator().manual_seed(0), "affine")
+    known = frame_from_pixels(64).float() @ aligned.matrix[:1].float() @ torch.linalg.inv(views.squares.placing).float()
+    middle = places(4)[None] / 2
+    assert share > 2 * left and (carry(found, middle) - carry(known, middle)).norm(dim=-1).max() < 0.1
+
+
 def test_others_join_the_template_of_the_core(network, monkeypatch):
     monkeypatch.setattr("gangealing_fast.congealing.engine.CORE", 4)
     images, true = posed(scene(), 7)
@@ -222,16 +238,20 @@ def test_a_damaged_template_is_refused(aligned):
 # ---- parts
 
 
-def test_squares_put_pictures_where_their_matrix_says():
+@pytest.mark.parametrize("side", [80, 40, 20])
+def test_squares_put_pictures_where_their_matrix_says(side):
+    """Kept as they are and enlarged, just as they are, and reduced."""
     picture = torch.full((3, 20, 40), -1.0)
     picture[:, 10:, 30:] = 1.0
-    squares = Squares([picture], None, 80)
+    squares = Squares([picture], None, side)
     images, masks = squares.batch([0])
-    assert masks[0, 0, :20].eq(0).all() and masks[0, 0, 20:60].eq(1).all()
+    quarter, edge = side // 4, side // 40  # an edge of an enlarged mask is as soft as its pixels are large
+    assert images.shape[-1] == side and masks[0, 0, : quarter - edge].eq(0).all() and masks[0, 0, -quarter + edge :].eq(0).all()
+    assert masks[0, 0, quarter + edge : -quarter - edge].eq(1).all()
     corner = torch.tensor([[[29.5, 9.5]]], dtype=torch.float64)
-    place = (carry(squares.placing, corner)[0, 0] + 1) * 40 - 0.5
-    assert torch.allclose(place, torch.tensor([59.5, 39.5], dtype=torch.float64))
-    assert images[0, 0, 50, 70] > 0.99 and images[0, 0, 30, 50] < -0.99
+    place = (carry(squares.placing, corner)[0, 0] + 1) * side / 2 - 0.5
+    assert torch.allclose(place, torch.tensor([0.75 * side - 0.5, 0.5 * side - 0.5], dtype=torch.float64))
+    assert images[0, 0, round(0.63 * side), round(0.88 * side)] > 0.99 and images[0, 0, round(0.4 * side), round(0.6 * side)] < -0.99
 
 
 def test_read_places_knows_where_a_cell_looks():
@@ -249,6 +269,31 @@ def test_matches_are_mutual_and_of_sub_cell_accuracy():
     step = (found.target - found.source)[found.weight > 0]
     kept = step[step[:, 0] > 0]
     assert len(kept) == 56 and torch.allclose(kept, torch.tensor([0.25, 0.0]).expand_as(kept), atol=1e-3)
+
+
+@pytest.mark.parametrize("reach", [None, 0.3])
+def test_matches_are_those_of_the_whole_table(reach):
+    """Parts of the table at a time, and none of it beyond the reach: nothing is lost by it."""
+    grid, source = 20, torch.Generator().manual_seed(1)
+    first, second = (F.normalize(torch.randn(1, grid * grid, 6, generator=source), dim=-1) for _ in range(2))
+    here, there = (torch.rand(1, grid * grid, generator=source) < 0.8 for _ in range(2))
+    found = mutual_matches(first, second, here, there, grid, reach)
+    cells = grid if reach is None else 3
+    row, column = torch.arange(grid * grid) // grid, torch.arange(grid * grid) % grid
+    near = ((row[:, None] - row).abs() <= cells) & ((column[:, None] - column).abs() <= cells)
+    table = (first[0] @ second[0].T).where(near & here[0][:, None] & there[0], -2.0)
+    best, target = table.max(1)
+    mutual = (table.argmax(0)[target] == torch.arange(grid * grid)) & (best > 0)
+    assert torch.equal(found.cell[found.weight > 0], mutual.nonzero()[:, 0]) and mutual.sum() > 20
+    at = (found.target - places(grid)[target[found.cell]])[found.weight > 0]
+    assert at.abs().max() < 2 / grid
+
+
+def test_of_places_that_are_alike_one_is_matched():
+    grid = 8
+    vectors = torch.ones(1, grid * grid, 4) / 2
+    inside = torch.ones(1, grid * grid, dtype=torch.bool)
+    assert (mutual_matches(vectors, vectors, inside, inside, grid).weight > 0).sum() == 1
 
 
 def test_transforms_are_found_among_wrong_matches():
@@ -283,9 +328,9 @@ def test_flow_is_what_matches_leave_over():
     points = places(grid)[None]
     gap = torch.stack([0.05 * torch.sin(2 * points[..., 1]), 0.03 * points[..., 0]], -1)
     matches = Matches(torch.arange(grid * grid)[None], points, points + gap, torch.ones(1, grid * grid))
-    flow = residual_flow(matches, torch.eye(3)[None], grid)
+    flow = residual_flow(matches, torch.eye(3)[None], grid, 0.1)
     assert (flow.flatten(1, 2) - gap).norm(dim=-1).mean() < 0.3 * gap.norm(dim=-1).mean()
-    assert residual_flow(matches._replace(weight=torch.zeros(1, grid * grid)), torch.eye(3)[None], grid).eq(0).all()
+    assert residual_flow(matches._replace(weight=torch.zeros(1, grid * grid)), torch.eye(3)[None], grid, 0.1).eq(0).all()
 
 
 def test_mirrored_pictures_are_found_and_symmetrical_sets_are_left():

@@ -12,8 +12,10 @@ the target's box of key points.
 from __future__ import annotations
 
 import argparse
+import cProfile
 import io
 import math
+import pstats
 import resource
 import tarfile
 import time
@@ -26,9 +28,20 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from gangealing_fast.congealing import Registered, congeal, register
+from gangealing_fast.congealing import FeatureCongealed, Registered, congeal, register
 
 SHARES = (0.05, 0.1, 0.15)
+PARTS = (
+    "congeal",
+    "features",
+    "efficientnet_features",
+    "mutual_matches",
+    "pictures",
+    "sample_similarities",
+    "search",
+    "fit",
+    "apply",
+)
 LARGEST_TURN, SMALLEST, LARGEST, LARGEST_SHIFT = math.radians(30), 0.7, 1.2, 0.15
 
 
@@ -110,35 +123,48 @@ def main() -> None:
     parser.add_argument("--counts", type=int, nargs="+", default=[30])
     parser.add_argument("--seeds", type=int, nargs="+", default=[11, 12, 13])
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--kinds", choices=("as-they-are", "warped"), nargs="+", default=("as-they-are", "warped"))
+    parser.add_argument("--profile", action="store_true", help="print which parts of the work take how much processor time")
     parser.add_argument("--new", type=int, default=0, help="register so many further pictures to the template")
     options = parser.parse_args()
     if not options.tar.is_file():
         parser.exit(0, f"{options.tar} is not on this machine: nothing was measured.\n")
     torch.set_num_threads(options.threads)
-    print("count | seed | pictures | PCK 0.05 / 0.1 / 0.15 | seconds | mirrored | left out", flush=True)
+    print("count | seed | pictures | PCK 0.05 / 0.1 / 0.15 | seconds | of processors | mirrored | left out", flush=True)
     for count in options.counts:
         for seed in options.seeds:
-            for warped in (False, True):
-                example = draw(options.tar, seed, count + options.new, warped)
-                _row(example, count, seed, "warped" if warped else "as they are")
+            for kind in options.kinds:
+                example = draw(options.tar, seed, count + options.new, kind == "warped")
+                _row(example, count, seed, kind, profile=options.profile)
     print(f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB")
 
 
-def _row(example: Example, count: int, seed: int, kind: str) -> None:
+def profiled(images: Tensor, masks: Tensor) -> FeatureCongealed:
+    """Congeal, and print the processor seconds of `PARTS` of the room, with what they call."""
+    profile = cProfile.Profile(time.process_time)
+    found = profile.runcall(congeal, images, masks=masks)
+    rows: dict[tuple[str, int, str], tuple[int, int, float, float, object]] = vars(pstats.Stats(profile))["stats"]
+    for (file, _, name), (_, calls, _, seconds, _) in sorted(rows.items(), key=lambda row: -row[1][3]):
+        if Path(file).parent.name == "congealing" and name in PARTS:
+            print(f"  {Path(file).stem}.{name}: {seconds:.2f} s of the processor in {calls} calls", flush=True)
+    return found
+
+
+def _row(example: Example, count: int, seed: int, kind: str, *, profile: bool) -> None:
     images, masks = example.pictures[:count], example.masks[:count]
-    begin = time.perf_counter()
-    found = congeal(images, masks=masks)
-    seconds = time.perf_counter() - begin
+    begin, used = time.perf_counter(), time.process_time()
+    found = profiled(images, masks) if profile else congeal(images, masks=masks)
+    seconds = f"{time.perf_counter() - begin:.1f} | {time.process_time() - used:.1f}"
     side = found.templates.side
     figures = " / ".join(f"{value:.1f}" for value in pck(found, example.points[:count], side))
     left = f"{int(found.mirrored.sum())} | {int(found.outlier.sum())}"
-    print(f"{count} | {seed} | {kind} | {figures} | {seconds:.1f} | {left}", flush=True)
+    print(f"{count} | {seed} | {kind} | {figures} | {seconds} | {left}", flush=True)
     if len(example.pictures) > count:
         begin = time.perf_counter()
         new = register(example.pictures[count:], found.templates, masks=example.masks[count:])
-        seconds = (time.perf_counter() - begin) / (len(example.pictures) - count)
+        each = (time.perf_counter() - begin) / (len(example.pictures) - count)
         figures = " / ".join(f"{value:.1f}" for value in pck(new, example.points[count:], side))
-        print(f"{len(example.pictures) - count} new | {seed} | {kind} | {figures} | {seconds:.2f} a picture |", flush=True)
+        print(f"{len(example.pictures) - count} new | {seed} | {kind} | {figures} | {each:.2f} a picture |", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Congealing by entropy on MNIST's digits: time, entropy, ink, known warps, and the funnel on digits that it has not seen.
 
-python tools/measure_entropy_congealing.py --mnist FOLDER [--classes 1 2 3 4 7] [--threads 2]
+python tools/measure_entropy_congealing.py --mnist FOLDER [--parts held-out classes] [--classes 1 2 3 4 7] [--models similarity]
 
-First the package's held-out threes: congealed with both of their warps, as the baseline of `train`, and by funnels of 300 training
-threes. Then 300 training digits of each class are congealed, as they are and in random poses (seed: the class). The next 200 go
-through the funnel in two random poses each. Ratios are after over before.
+The part held-out: the package's held-out threes, congealed with both of their warps, as the baseline of `train`, and by funnels of
+300 training threes. The part classes: 300 training digits of each class are congealed, as they are and in random poses (seed: the
+class). The next 200 go through the funnel in two random poses each. Ratios are after over before.
 """
 
 from __future__ import annotations
@@ -83,11 +83,11 @@ def poses(count: int, generator: torch.Generator, times: int) -> list[Tensor]:
     return [random_similarity(count, generator=generator) for _ in range(times)]
 
 
-def of_classes(images: Path, classes: list[int]) -> Iterator[Row]:
+def of_classes(images: Path, classes: list[int], models: list[Model]) -> Iterator[Row]:
     """A row for each class, pose and model."""
     for digit in classes:
         digits = torch.from_numpy(read_images(images, labels=[digit])[0][: MEMBERS + NEW].copy())
-        for model in MOVES:
+        for model in models:
             generator = torch.Generator().manual_seed(digit)
             (known,), both = poses(MEMBERS, generator, 1), poses(NEW, generator, 2)
             for name, pose in (("as they are", None), ("random", known)):
@@ -99,7 +99,7 @@ def of_classes(images: Path, classes: list[int]) -> Iterator[Row]:
 _NEW = ("entropy", "ink", "pair error", "set spread")
 
 
-def of_held_out(images: Path) -> Iterator[Row]:
+def of_held_out(images: Path, models: list[Model]) -> Iterator[Row]:
     """The held-out threes in the poses of `train`'s evaluation."""
     held = load_heldout_digits([3])
     boxes, known = object_box(held.images), poses(len(held.images), torch.Generator().manual_seed(7), 2)
@@ -109,7 +109,7 @@ def of_held_out(images: Path) -> Iterator[Row]:
     yield {"held-out threes": "congealed, both warps"} | warp_figures(known, found, boxes) | stack_figures(pictures[0], found[0])
     digits = torch.from_numpy(read_images(images, labels=[3])[0][:MEMBERS].copy())
     (pose,) = poses(MEMBERS, torch.Generator().manual_seed(3), 1)
-    for model in MOVES:
+    for model in models:
         funnel, _ = congeal(digits, pose, model)
         new = through(funnel, held.images, known)
         yield {"held-out threes": f"funnel, {model}"} | {key: new[key] for key in ("pair error", "set spread", "entropy", "ink")}
@@ -119,12 +119,16 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--mnist", type=Path, required=True, help="folder of MNIST's IDX files")
     parser.add_argument("--classes", type=int, nargs="+", default=[1, 2, 3, 4, 7])
+    parser.add_argument("--models", choices=list(MOVES), nargs="+", default=list(MOVES))
+    parser.add_argument("--parts", choices=("held-out", "classes"), nargs="+", default=("held-out", "classes"))
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     images = find_images(options.mnist)
-    print_table(of_held_out(images))
-    print_table(of_classes(images, options.classes))
+    if "held-out" in options.parts:
+        print_table(of_held_out(images, options.models))
+    if "classes" in options.parts:
+        print_table(of_classes(images, options.classes, options.models))
 
 
 if __name__ == "__main__":

@@ -97,15 +97,15 @@ class Aligner:
         points: PointRule = "exact",
         iters: int | None = None,
         padding_mode: PaddingMode | None = None,
-        features: FeatureNetwork | None = None,
+        features: FeatureNetwork | str | Path | None = None,
         say: Callable[[str], None] = print,
     ) -> Aligner:
         """From a results folder, its aligner.safetensors, any checkpoint with an aligner (`checkpoints.reading.read`), or a set.
 
         iters, padding_mode: how often the similarity runs and what lies beyond a picture's edge, if not as the file states. say:
         called with one sentence for what the file does not state: the original's do not hold `iters`, and 3 is assumed, as the
-        published models are used. features: of a set that was made with a network of the user's, that network, to register new
-        pictures by: a set's file never says which other file is to be run.
+        published models are used. features: of a set that was made with a network of the user's, that network or where it is,
+        to register new pictures by: a set's file never says which other file is to be run. What lies at a path is a program.
 
         Raises UserError if there is no aligner or `iters` is none, ValueError as the constructor, and for choices that an aligner
         of a set does not have.

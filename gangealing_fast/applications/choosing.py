@@ -25,6 +25,7 @@ def aligner_of(checkpoint: Path, options: UseOptions, *, say: Callable[[str], No
             cluster=options.cluster,
             iters=options.iters,
             padding_mode=options.padding_mode,
+            features=options.set_features,
             say=say,
         )
     except ValueError as error:

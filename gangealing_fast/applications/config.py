@@ -19,6 +19,9 @@ class UseOptions(WarpingOptions):
     """Without a classifier: align a picture's mirror image where that fits better (needs a flow)."""
     cluster: Natural | None = None
     """Take all pictures for this cluster, from 0; None for what the classifier says."""
+    set_features: str | None = None
+    """Of a set that `congeal --features` made with a network of yours: that network, to register other pictures by. Reading it runs
+    its code, so a set's file alone never has it read."""
 
 
 @shared_last

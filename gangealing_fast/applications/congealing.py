@@ -14,7 +14,7 @@ from gangealing_fast.applications.naming import result_name
 from gangealing_fast.applications.placed import placed_look
 from gangealing_fast.applications.squares import to_square
 from gangealing_fast.congealing.config import CongealConfig
-from gangealing_fast.congealing.folder import FILE, SavedSet, fingerprint, save_set
+from gangealing_fast.congealing.folder import FILE, VERSION, SavedSet, fingerprint, save_set
 from gangealing_fast.congealing.methods import Made, congeal_by
 from gangealing_fast.congealing.placing import own_resolution, resized
 from gangealing_fast.congealing.records import Congealed, Registered
@@ -65,7 +65,7 @@ def run(config: CongealConfig) -> None:
         pictures = Reduced(originals, config.read, masks=masks, progress=lambda done, total: bars("read", done, total))
         bars.close()
         _say_what_was_read(config, pictures, originals)
-        options = {name: value for name, value in plain(config).items() if name not in _FREE}
+        options = {name: value for name, value in plain(config).items() if name not in _FREE} | {"version": VERSION}
         stages = Stages(config.out, options, list(zip(pictures.names, pictures.marks, strict=True)))
         made = congeal_by(config, pictures, progress=bars, keep=stages)
         bars.close()

@@ -36,7 +36,7 @@ class Members:
     dtype = torch.float32
 
     def __init__(
-        self, saved: SavedSet, path: Path, padding_mode: PaddingMode = "border", features: FeatureNetwork | None = None
+        self, saved: SavedSet, path: Path, padding_mode: PaddingMode = "border", features: FeatureNetwork | str | Path | None = None
     ) -> None:
         self._saved, self._path = saved, path
         self.warping = Warping(padding_mode)

@@ -23,11 +23,13 @@ def finder_of(
     cluster: int | None = None,
     iters: int | None = None,
     padding_mode: PaddingMode | None = None,
-    features: FeatureNetwork | None = None,
+    features: FeatureNetwork | str | Path | None = None,
     say: Callable[[str], None] = print,
 ) -> Finder:
     """Arguments and errors as `Aligner.load`."""
     if not is_set(path):
+        if features is not None:
+            raise UserError(f"{path} is no set, so it takes no features (--set-features): leave them out")
         parts = read(path).settle(path, padding_mode=padding_mode, iters=iters, say=say)
         return trained_of(parts, path, flips=flips, cluster=cluster)
     if flips or cluster is not None or iters is not None:

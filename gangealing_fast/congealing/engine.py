@@ -147,6 +147,8 @@ def register(
     network = features or efficientnet_features()
     if network.name != templates.network:
         raise UserError(f"the template was made with the features {templates.network}, these are {network.name}: give the same")
+    if any((one.coarse.grid, one.fine.grid) != (network.coarse[1], network.fine[1]) for one in templates.clusters):
+        raise UserError(f"the template was made with other grids of places than {network.name} has now: congeal again")
     count = len(images)
     if start is not None and tuple(start.shape) != (count, 3, 3):
         raise UserError(f"start must be [{count}, 3, 3], a matrix for each picture, got {list(start.shape)}")
@@ -251,7 +253,7 @@ def _core(
     """Everything about a cluster's core: what its pictures found and its template, as tensors."""
     members = start.cluster == number
     own, mirrored = rows[members], start.mirrored[members]
-    ticks = (COARSE_STEPS if far else 1) + 1 + flow
+    ticks = (COARSE_STEPS if far else 1) + 2
     done = iter(range(1, ticks + 1))
     core = align_core(
         views,
@@ -278,6 +280,7 @@ def _core(
     )
     template = {
         "offset": offset,
+        "usual": torch.tensor(core.usual),
         "support": aligned.explained[use].median(),
         "picture": _average(views, own[use], aligned.matrix[use], mirrored[use], aligned.flow[use], side),
     }
@@ -286,7 +289,7 @@ def _core(
 
 def _template(state: dict[str, Tensor]) -> Template:
     coarse, fine = level_from_state(state, "coarse"), level_from_state(state, "fine")
-    return Template(coarse, fine, state["offset"], float(state["support"]), state["picture"])
+    return Template(coarse, fine, state["offset"], float(state["usual"]), float(state["support"]), state["picture"])
 
 
 def _average(views: Views, rows: Tensor, matrix: Tensor, mirrored: Tensor, flow: Tensor, side: int) -> Tensor:
@@ -311,9 +314,9 @@ def _register(views: Views, rows: Tensor, templates: Templates, flow: bool, seed
     tried = [(number, mirror) for number in range(len(templates)) for mirror in ((False, True) if templates.flips else (False,))]
     for number, mirror in tried if rough is None else ():
         template, flag = templates.clusters[number], torch.full((count,), mirror)
-        # A picture's numbers do not depend on those beside it, so that members and new pictures are treated alike.
-        placed, explained = place(views, rows, flag, template, model, _generator(seed, "place"))
-        explained = explained / max(template.support, 1e-6)
+        # One by one, so that a picture's numbers do not depend on those beside it.
+        ones = [place(views, row, flag[:1], template, model, _generator(seed, "place")) for row in rows.split(1)]
+        placed, explained = torch.cat([one[0] for one in ones]), torch.cat([one[1] for one in ones]) / max(template.usual, 1e-6)
         better = explained > best
         best = torch.where(better, explained, best)
         matrix = torch.where(better[:, None, None], placed, matrix)

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gangealing_fast.congealing.matching import Matches, mutual_matches
+from gangealing_fast.congealing.matching import Matches, join_matches, mutual_matches
 from gangealing_fast.congealing.transforms import (
     IDENTITY,
     median_gauge,
@@ -65,16 +65,6 @@ def fit_pairs(
         found.append(mutual_matches(first[i], second[j], first_inside[i], second_inside[j], grid))
     matches = join_matches(found)
     return Fitted(matches, *sample_similarities(matches.source, matches.target, matches.weight, SIGMA, generator))
-
-
-def join_matches(parts: list[Matches]) -> Matches:
-    """Several groups of matches as one, padded to the largest."""
-    most = max(part.weight.shape[1] for part in parts)
-    return Matches(*(torch.cat([_pad(getattr(part, name), most) for part in parts]) for name in Matches._fields))
-
-
-def _pad(values: Tensor, most: int) -> Tensor:
-    return F.pad(values, (0, 0) * (values.ndim - 2) + (0, most - values.shape[1]))
 
 
 def chance_score(fitted: Fitted, generator: torch.Generator, *, most: int = 64) -> float:

@@ -13,12 +13,28 @@ from torch import Tensor
 from gangealing_fast.congealing.matching import Matches
 from gangealing_fast.congealing.outliers import doubtful
 from gangealing_fast.congealing.residual import compose_flows, read_flow, residual_flow
-from gangealing_fast.congealing.template import SALIENCY_POWER, Level, accumulate, make_level, match_members, step
+from gangealing_fast.congealing.searching import LOST, search
+from gangealing_fast.congealing.template import (
+    SALIENCY_POWER,
+    Accumulated,
+    Level,
+    accumulate,
+    explained_share,
+    leave_out_agreement,
+    make_level,
+    match_members,
+    step,
+)
 from gangealing_fast.congealing.transforms import Model, carry, robust
-from gangealing_fast.congealing.views import Views
+from gangealing_fast.congealing.views import Described, Views
 
 COARSE_STEPS = 3
+SEARCH_AFTER = 1
 SIGMA = 0.06
+COARSE_SIGMA, FINE_SIGMA = 0.12, 0.06
+"""What residuals count as near to one another when a flow is made of them."""
+NEAR, NEARER = 0.25, 0.15
+"""How far from its place anything is still looked for in the last two steps, along each axis of a frame from -1 to 1."""
 REPORTED = 32
 
 
@@ -38,20 +54,16 @@ class Aligned(NamedTuple):
 
 
 class Core(NamedTuple):
-    """The members of a cluster that make its template. outlier `[n]`: those left out of it."""
+    """The members of a cluster that make its template. outlier `[n]`: those left out of it.
+
+    usual: the median of what they find of the coarse template.
+    """
 
     aligned: Aligned
     outlier: Tensor
     coarse: Level
     fine: Level
-
-
-def explained_share(support: Tensor, saliency: Tensor) -> Tensor:
-    """`[n]` in [0, 1]: of what the set has in common, how much was found in each picture.
-
-    support `[n, M]`: robust weights of the matches. saliency `[P]`.
-    """
-    return (support.sum(1) / (saliency**SALIENCY_POWER).sum().clamp_min(1e-6)).clamp(0, 1)
+    usual: float
 
 
 def align_core(
@@ -66,27 +78,49 @@ def align_core(
     tick: Callable[[], None],
     far: bool = True,
 ) -> Core:
-    """Align pictures to the template that they make, from `matrix` `[n, 3, 3]`, in 4 ticks, 5 with flow.
+    """Align pictures to the template that they make, from `matrix` `[n, 3, 3]`, in 5 ticks.
 
-    far: whether the start may be far off; else one coarse step is made instead of three.
+    far: whether the start may be far off; else one coarse step is made instead of three. A coarse step is kept only if pictures
+    agree at least as well with the template of the others after it.
     """
     steps = COARSE_STEPS if far else 1
     use = torch.ones(len(rows))
-    network = views.network
+    seen = look(views, rows, matrix, mirrored, use, generator)
     for index in range(steps):
-        found = views.describe(rows, matrix, mirrored, network.coarse, generator)
-        sums = accumulate(found.vectors, found.inside, use)
-        matches = match_members(found.vectors, found.inside, sums, network.coarse[1])
+        matches = match_members(seen.found.vectors, seen.found.inside, seen.sums, views.network.coarse[1])
         stepped = step(matches, far=generator if far and index == 0 else None, model=model)
-        matrix = stepped.matrix @ matrix
-        coarse = make_level(sums, found.bases)
-        use = 1 - doubtful(explained_share(stepped.support, coarse.saliency)).float()
-        # The last coarse template is the one that new pictures are compared with, so its frame stays.
-        if index < steps - 1:
-            matrix = gauge(matrix, use)
+        moved = stepped.matrix @ matrix
+        explained = explained_share(stepped.support, make_level(seen.sums, seen.found.bases).saliency)
+        if far and index == SEARCH_AFTER:
+            lost = explained < LOST * explained.median()
+            if bool(lost.any()):
+                sure = make_level(accumulate(seen.found.vectors, seen.found.inside, use * ~lost), seen.found.bases)
+                moved[lost], explained[lost] = search(views, rows[lost], mirrored[lost], sure, moved[lost], generator, model)
+        use = 1 - doubtful(explained).float()
+        if far:  # a frame that is known stays
+            moved = gauge(moved, use)
+        after = look(views, rows, moved, mirrored, use, generator)
         tick()
-    aligned, fine = align_finely(views, rows, matrix, mirrored, use, model=model, flow=flow, generator=generator, tick=tick)
-    return Core(aligned, use == 0, coarse, fine)
+        if after.score < seen.score:
+            break
+        matrix, seen = moved, after
+    return align_finely(views, rows, matrix, mirrored, seen, model=model, flow=flow, generator=generator, tick=tick)
+
+
+class Look(NamedTuple):
+    """Pictures in the frame at the coarse level, the sums of those in use `[n]`, and the mean agreement of each with the others."""
+
+    found: Described
+    sums: Accumulated
+    use: Tensor
+    score: float
+
+
+def look(views: Views, rows: Tensor, matrix: Tensor, mirrored: Tensor, use: Tensor, generator: torch.Generator) -> Look:
+    """Describe pictures that `matrix` carries."""
+    found = views.describe(rows, matrix, mirrored, views.network.coarse, generator)
+    sums = accumulate(found.vectors, found.inside, use)
+    return Look(found, sums, use, float(leave_out_agreement(found.vectors, found.inside, sums).mean()))
 
 
 def align_finely(
@@ -94,41 +128,37 @@ def align_finely(
     rows: Tensor,
     matrix: Tensor,
     mirrored: Tensor,
-    use: Tensor,
+    seen: Look,
     *,
     model: Model,
     flow: bool,
     generator: torch.Generator,
     tick: Callable[[], None],
-) -> tuple[Aligned, Level]:
-    """The last transform, the flow, and once more the flow against the template that became sharper by it."""
-    level = views.network.fine
-    found = views.describe(rows, matrix, mirrored, level, generator)
-    sums = accumulate(found.vectors, found.inside, use)
-    matches = match_members(found.vectors, found.inside, sums, level[1])
-    fine = make_level(sums, found.bases)
-    straight, first = first_fine(matches, matrix, fine, model)
+) -> Core:
+    """The last transform and a first flow, and once more, finer, against the template that became sharper by them."""
+    network, (found, sums, use, _) = views.network, seen
+    matches = match_members(found.vectors, found.inside, sums, network.coarse[1], NEAR)
+    coarse = make_level(sums, found.bases)
+    straight, first = first_fine(matches, matrix, coarse, model)
     tick()
-    if not flow:
-        return straight, fine
-    matrix = straight.matrix
-    found = views.describe(rows, matrix, mirrored, level, generator, first)
+    found = views.describe(rows, straight.matrix, mirrored, network.fine, generator, first if flow else None)
     sums = accumulate(found.vectors, found.inside, use)
-    matches = match_members(found.vectors, found.inside, sums, level[1])
+    matches = match_members(found.vectors, found.inside, sums, network.fine[1], NEARER)
     fine = make_level(sums, found.bases)
+    aligned = second_fine(matches, straight.matrix, first, fine) if flow else first_fine(matches, straight.matrix, fine, model)[0]
     tick()
-    return second_fine(matches, matrix, first, fine), fine
+    return Core(aligned, use == 0, coarse, fine, float(straight.explained[use > 0].median()))
 
 
-def first_fine(matches: Matches, matrix: Tensor, fine: Level, model: Model) -> tuple[Aligned, Tensor]:
+def first_fine(matches: Matches, matrix: Tensor, level: Level, model: Model) -> tuple[Aligned, Tensor]:
     """How pictures carried by `matrix` lie by their matches, without flow, and the flow that is left over."""
     stepped = step(matches, far=None, model=model)
     points = carry(torch.linalg.inv(matrix), matches.target)
-    zero = torch.zeros(len(matrix), fine.grid, fine.grid, 2)
+    zero = torch.zeros(len(matrix), level.grid, level.grid, 2)
     aligned = Aligned(
-        stepped.matrix @ matrix, zero, explained_share(stepped.support, fine.saliency), _best(points, matches, stepped.support)
+        stepped.matrix @ matrix, zero, explained_share(stepped.support, level.saliency), _best(points, matches, stepped.support)
     )
-    return aligned, residual_flow(matches, stepped.matrix, fine.grid)
+    return aligned, residual_flow(matches, stepped.matrix, level.grid, COARSE_SIGMA)
 
 
 def second_fine(matches: Matches, matrix: Tensor, first: Tensor, fine: Level) -> Aligned:
@@ -136,7 +166,9 @@ def second_fine(matches: Matches, matrix: Tensor, first: Tensor, fine: Level) ->
     unmoved = torch.eye(3).expand(len(first), -1, -1)
     support = matches.weight * robust(matches.target, matches.source, SIGMA)
     points = carry(torch.linalg.inv(matrix), matches.target + read_flow(first, matches.target))
-    flow = compose_flows(first, residual_flow(matches, unmoved, fine.grid))
+    # What is in common was decisive for the transform; a flow is drawn by everything that matches.
+    even = matches.weight / fine.saliency[matches.cell].clamp_min(0.01) ** (SALIENCY_POWER - 1)
+    flow = compose_flows(first, residual_flow(matches._replace(weight=even), unmoved, fine.grid, FINE_SIGMA))
     return Aligned(matrix, flow, explained_share(support, fine.saliency), _best(points, matches, support))
 
 

@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+import functools
+import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -12,6 +15,8 @@ from torch import Tensor
 from gangealing_fast.congealing.features import places
 
 TEMPERATURE = 0.03
+LEAST = 8
+_PLACES = 256
 
 
 class Matches(NamedTuple):
@@ -27,33 +32,83 @@ class Matches(NamedTuple):
     weight: Tensor
 
 
-def mutual_matches(first: Tensor, second: Tensor, first_inside: Tensor, second_inside: Tensor, grid: int) -> Matches:
+def mutual_matches(
+    first: Tensor, second: Tensor, first_inside: Tensor, second_inside: Tensor, grid: int, reach: float | None = None
+) -> Matches:
     """Places of the first and of the second that are each other's nearest, for N pairs.
 
-    first, second: unit vectors `[N, P, D]`, P = grid². inside: `[N, P]`, bool.
+    first, second: unit vectors `[N, P, D]`, P = grid². inside: `[N, P]`, bool. reach: how far two places may lie apart along each
+    axis of frames from -1 to 1; None for anywhere.
     """
-    count, number = first.shape[:2]
-    likeness = (first * first_inside[..., None]) @ (second * second_inside[..., None]).mT
-    best, there = likeness.max(2)
-    back = likeness.argmax(1)
-    mutual = (back.gather(1, there) == torch.arange(number)) & first_inside & second_inside.gather(1, there)
-    most = max(8, int(mutual.sum(1).max())) if count else 8
-    order = mutual.to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, :most]
-    kept, target_cell = mutual.gather(1, order), there.gather(1, order)
-    refined = _read_out(likeness, order, target_cell, grid)
+    # One pair at a time, a part of its table of likenesses at a time, so that it stays in the cache.
+    pairs = zip(first, second, first_inside, second_inside, strict=True)
+    return join_matches([_of_pair(a * there[:, None], b * here[:, None], there, here, grid, reach) for a, b, there, here in pairs])
+
+
+def _of_pair(first: Tensor, second: Tensor, first_inside: Tensor, second_inside: Tensor, grid: int, reach: float | None) -> Matches:
+    """The matches `[1, M]` of one pair, without padding. Vectors of places that do not count are 0."""
+    best, there, back = _nearest(first, second, grid, reach)
+    # If a row's largest is its column's largest too, the places are each other's nearest. That is several times quicker to find out
+    # than which place of a column is the largest.
+    mutual = (best == back[there]) & first_inside & second_inside[there]
+    cell = mutual.nonzero()[:, 0]
+    target = there[cell]
+    # Of places that are exactly alike, as those of an empty background are, the first one has the match.
+    only = torch.full((len(second),), len(first)).scatter_reduce_(0, target, cell, "amin")[target] == cell
+    cell, target = cell[only], target[only]
     points = places(grid)
-    cosine = best.gather(1, order)
-    return Matches(order, points[order], points[target_cell] + refined, cosine.clamp_min(0) * kept)
+    found = points[target] + _read_out(first[cell], second, target, grid)
+    return Matches(cell[None], points[cell][None], found[None], best[cell].clamp_min(0)[None])
 
 
-def _read_out(likeness: Tensor, row: Tensor, column: Tensor, grid: int) -> Tensor:
-    """`[N, M, 2]`: how far the softmax-weighted middle of the 3x3 places around a match is from it."""
+def _nearest(first: Tensor, second: Tensor, grid: int, reach: float | None) -> tuple[Tensor, Tensor, Tensor]:
+    """`[P]` each: the largest likeness of each place of the first, where that is, and the largest of each place of the second."""
+    cells = grid if reach is None else math.ceil(reach * grid / 2)
+    high = max(1, _PLACES // grid)
+    best, there = [], []
+    back = first.new_full((len(second),), -math.inf)
+    for top in range(0, grid, high):
+        bottom = min(grid, top + high)
+        low, end = max(0, top - cells), min(grid, bottom + cells)
+        table = first[top * grid : bottom * grid] @ second[low * grid : end * grid].T
+        if reach is not None:
+            table += _too_far(grid, cells, top - low, bottom - low, end - low)
+        value, place = table.max(1)
+        best.append(value)
+        there.append(place + low * grid)
+        part = back[low * grid : end * grid]
+        torch.maximum(part, table.amax(0), out=part)
+    return torch.cat(best), torch.cat(there), back
+
+
+@functools.lru_cache(maxsize=256)
+def _too_far(grid: int, cells: int, top: int, bottom: int, rows: int) -> Tensor:
+    """What is added to likenesses of places of the rows top to bottom with those of `rows` rows: -4 beyond `cells` cells."""
+    across = (torch.arange(grid)[:, None] - torch.arange(grid)).abs() > cells
+    down = (torch.arange(top, bottom)[:, None] - torch.arange(rows)).abs() > cells
+    return -4.0 * (across[None, :, None, :] | down[:, None, :, None]).reshape((bottom - top) * grid, rows * grid).float()
+
+
+def join_matches(parts: Sequence[Matches]) -> Matches:
+    """Several groups of matches as one, padded to the largest of them and to 8."""
+    most = max([LEAST, *(part.weight.shape[1] for part in parts)])
+    return Matches(*(torch.cat([_pad(getattr(part, name), most) for part in parts]) for name in Matches._fields))
+
+
+def _pad(values: Tensor, most: int) -> Tensor:
+    return F.pad(values, (0, 0) * (values.ndim - 2) + (0, most - values.shape[1]))
+
+
+def _read_out(vectors: Tensor, others: Tensor, column: Tensor, grid: int) -> Tensor:
+    """`[M, 2]`: how far the softmax-weighted middle of the 3x3 places around a match is from it.
+
+    vectors `[M, D]`, of the first; others `[P, D]`, of the second, where the matches are at `column`.
+    """
     step = torch.arange(9)
     offset = torch.stack([step % 3 - 1, step // 3 - 1], -1)
-    x, y = (column % grid)[..., None] + offset[:, 0], (column // grid)[..., None] + offset[:, 1]
+    x, y = (column % grid)[:, None] + offset[:, 0], (column // grid)[:, None] + offset[:, 1]
     inside = (x >= 0) & (x < grid) & (y >= 0) & (y < grid)
     around = y.clamp(0, grid - 1) * grid + x.clamp(0, grid - 1)
-    pair = torch.arange(len(row))[:, None, None]
-    value = likeness[pair, row[..., None], around].masked_fill(~inside, -1)
-    share = F.softmax((value - value[..., 4:5]) / TEMPERATURE, -1)
+    value = (others[around] @ vectors[..., None])[..., 0].masked_fill(~inside, -1)
+    share = F.softmax((value - value[:, 4:5]) / TEMPERATURE, -1)
     return (share[..., None] * offset.float()).sum(-2) * 2 / grid

@@ -4,9 +4,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +18,7 @@ from gangealing_fast.congealing import (
     Templates,
     build_templates,
     efficientnet_features,
+    load_features,
     register,
     self_supervised_features,
 )
@@ -61,7 +62,7 @@ class ByUnknownFeatures:
     def __call__(self, image: Tensor, *, start: Tensor | None = None) -> Registered:
         raise UserError(
             f"{self._path} was made with the network {self._network}, whose file runs code when it is read: to register new "
-            "pictures load it with congealing.load_features and give it as Aligner.load(SET, features=...)"
+            "pictures give it as --set-features, or as Aligner.load(SET, features=...)"
         )
 
 
@@ -97,10 +98,11 @@ def template_of(pictures: Sequence[Tensor], matrices: Tensor, *, side: int, flow
     return ByFeatures(made, features, flow=flow)
 
 
-def register_of(saved: SavedSet, path: Path, features: FeatureNetwork | None = None) -> Register:
-    """What registers new pictures to the templates of the set in `path`. features: the user's own network, if it was made with one.
+def register_of(saved: SavedSet, path: Path, features: FeatureNetwork | str | Path | None = None) -> Register:
+    """What registers new pictures to the templates of the set in `path`.
 
-    Raises UserError if the set's state is damaged, or if `contrast`'s features are missing.
+    features: the user's own network if it was made with one, or where that lies, which is a program that is run.
+    Raises UserError if the set's state is damaged, if `contrast`'s features are missing, or if the network cannot be loaded.
     """
     try:
         if saved.method == "entropy":
@@ -111,6 +113,8 @@ def register_of(saved: SavedSet, path: Path, features: FeatureNetwork | None = N
             raise ValueError("its network is no name")
     except (KeyError, ValueError, TypeError, RuntimeError) as error:
         raise UserError(f"{path} is damaged ({' '.join(str(error).split())[:120]}); congeal again, or restore it") from None
+    if isinstance(features, (str, Path)):
+        features = _own(path, features, saved.settings)
     if features is not None:
         return ByFeatures(templates, features, flow=flow)
     if network == "efficientnet":
@@ -118,6 +122,17 @@ def register_of(saved: SavedSet, path: Path, features: FeatureNetwork | None = N
     if network.startswith(OWN):
         return ByFeatures(templates, self_supervised_features(Path(network.removeprefix(OWN))), flow=flow)
     return ByUnknownFeatures(path, network)
+
+
+def _own(path: Path, features: str | Path, settings: Mapping[str, Any]) -> FeatureNetwork:
+    """The network at `features`, read as the set was made. Raises UserError if the set was made with one of the package's."""
+    network, stride = settings["features"], settings.get("stride")
+    if network == "efficientnet" or network.startswith(OWN):
+        raise UserError(f"{path} was made with the features {network}, which it finds by itself: leave out --set-features")
+    mean, std = (settings.get(name) for name in ("mean", "std"))
+    if not isinstance(stride, int) or not isinstance(mean, list) or not isinstance(std, list):
+        raise UserError(f"{path} is damaged (its network's stride, mean or std is none); congeal again, or restore it")
+    return load_features(features, stride=stride, mean=mean, std=std)
 
 
 def joined_places(found: Sequence[Registered]) -> Registered:

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures of any sizes as squares of one side, kept in a file, so that a set of any number needs the memory of a few."""
+"""Pictures of any sizes as squares of one side, kept in a file, so that a set of any number needs the memory of a few.
+
+Smaller pictures are kept at their own size and enlarged when they are read.
+"""
 
 from __future__ import annotations
 
@@ -34,9 +37,11 @@ class Squares:
         if masks is not None and len(masks) != len(images):
             raise UserError(f"there are {len(images)} pictures but {len(masks)} masks: give one for each")
         placed = []
+        self._places: list[tuple[int, int]] = []  # where in the file a picture begins, and its side there
         for index in range(len(images)):
             picture, inside, place = self._prepare(index, images[index], None if masks is None else masks[index])
             row = torch.cat([(picture + 1) * 127.5, inside * 255]).round().clamp(0, 255).to(torch.uint8)
+            self._places.append((self._file.tell(), row.shape[-1]))
             self._file.write(row.contiguous().numpy().tobytes())
             placed.append(place)
         self.placing = torch.stack(placed) if placed else torch.zeros(0, 3, 3, dtype=torch.float64)
@@ -47,16 +52,18 @@ class Squares:
 
     def batch(self, rows: Sequence[int] | Tensor) -> tuple[Tensor, Tensor]:
         """Pictures `[n, 3, side, side]` in [-1, 1] and masks `[n, 1, side, side]` in [0, 1] of these numbers."""
-        size = 4 * self.side * self.side
-        found = torch.empty(len(rows), 4, self.side, self.side, dtype=torch.uint8)
+        found = torch.empty(len(rows), 4, self.side, self.side)
         for place, row in enumerate(rows):
-            self._file.seek(int(row) * size)
-            content = bytearray(self._file.read(size))
-            if len(content) != size:
+            begin, side = self._places[int(row)]
+            self._file.seek(begin)
+            content = bytearray(self._file.read(4 * side * side))
+            if len(content) != 4 * side * side:
                 raise UserError("the temporary file of the pictures is cut short: is the disk full?")
-            found[place] = torch.frombuffer(content, dtype=torch.uint8).view(4, self.side, self.side)
-        values = found.float()
-        return values[:, :3] / 127.5 - 1, values[:, 3:] / 255
+            values = torch.frombuffer(content, dtype=torch.uint8).view(1, 4, side, side).float()
+            if side != self.side:
+                values = F.interpolate(values, size=(self.side, self.side), mode="bilinear", align_corners=False)
+            found[place] = values[0]
+        return found[:, :3] / 127.5 - 1, found[:, 3:] / 255
 
     def _name(self, index: int) -> str:
         return f"picture {index}" if self._names is None else str(self._names[index])
@@ -82,14 +89,16 @@ class Squares:
                     f"the mask of {self._name(index)} is {list(mask.shape[-2:])}, the picture {[height, width]}: they must agree"
                 )
             inside = inside * (mask.detach().float().cpu().reshape(1, height, width) + 1) / 2
-        rows, columns = (max(1, round(length * self.side / max(height, width))) for length in (height, width))
+        side = min(self.side, max(height, width))
+        rows, columns = (max(1, round(length * side / max(height, width))) for length in (height, width))
         both = torch.cat([picture.expand(3, -1, -1), inside])[None]
-        both = F.interpolate(both, size=(rows, columns), mode="bilinear", align_corners=False, antialias=True)
-        top, left = (self.side - rows) // 2, (self.side - columns) // 2
-        room = (left, self.side - columns - left, top, self.side - rows - top)
+        if (rows, columns) != (height, width):
+            both = F.interpolate(both, size=(rows, columns), mode="bilinear", align_corners=False, antialias=True)
+        top, left = (side - rows) // 2, (side - columns) // 2
+        room = (left, side - columns - left, top, side - rows - top)
         placing = torch.eye(3, dtype=torch.float64)
         for axis, new, old, start in ((0, columns, width, left), (1, rows, height, top)):
-            placing[axis, axis] = 2 * new / old / self.side
-            placing[axis, 2] = (new / old + 2 * start) / self.side - 1
+            placing[axis, axis] = 2 * new / old / side
+            placing[axis, 2] = (new / old + 2 * start) / side - 1
         padded = F.pad(both[:, :3], room, mode="replicate")[0].clamp(-1, 1)
         return padded, F.pad(both[0, 3:], room).clamp(0, 1), placing

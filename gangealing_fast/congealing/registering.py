@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""New pictures against a template: one far step, one near step, and the flow."""
+"""New pictures against a template: a far step, near steps, and the flow."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from gangealing_fast.congealing.joint import Aligned, explained_share, first_fine, second_fine
-from gangealing_fast.congealing.template import match_new, step
+from gangealing_fast.congealing.joint import NEAR, NEARER, Aligned, first_fine, second_fine
+from gangealing_fast.congealing.searching import LOST, look_from, search
+from gangealing_fast.congealing.template import match_new
 from gangealing_fast.congealing.templates import Template
 from gangealing_fast.congealing.transforms import Model
 from gangealing_fast.congealing.views import Views
@@ -17,24 +18,25 @@ def place(
     views: Views, rows: Tensor, mirrored: Tensor, template: Template, model: Model, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
     """Where pictures lie, looked for everywhere: matrices `[n, 3, 3]` from square to frame, and the explained shares `[n]`."""
-    unmoved = torch.eye(3).repeat(len(rows), 1, 1)
-    coarse = template.coarse
-    found = views.describe(rows, unmoved, mirrored, views.network.coarse, coarse.bases)
-    stepped = step(match_new(found.vectors, found.inside, coarse), far=generator, model=model)
-    return stepped.matrix, explained_share(stepped.support, coarse.saliency)
+    unmoved, coarse = torch.eye(3).repeat(len(rows), 1, 1), template.coarse
+    matrix, _ = look_from(views, rows, mirrored, coarse, unmoved, generator, model)
+    matrix, explained = look_from(views, rows, mirrored, coarse, matrix, None, model)
+    lost = explained < LOST * template.usual
+    if bool(lost.any()):
+        matrix[lost], explained[lost] = search(views, rows[lost], mirrored[lost], coarse, matrix[lost], generator, model)
+    return matrix, explained
 
 
 def refine(
     views: Views, rows: Tensor, matrix: Tensor, mirrored: Tensor, template: Template, *, model: Model, flow: bool
 ) -> Aligned:
-    """From roughly right to the pixel: a coarse step, a fine one, and the flow. matrix `[n, 3, 3]`: from square to frame."""
-    coarse, fine = template.coarse, template.fine
-    found = views.describe(rows, matrix, mirrored, views.network.coarse, coarse.bases)
-    matrix = step(match_new(found.vectors, found.inside, coarse), far=None, model=model).matrix @ matrix
-    found = views.describe(rows, matrix, mirrored, views.network.fine, fine.bases)
-    aligned, first = first_fine(match_new(found.vectors, found.inside, fine), matrix, fine, model)
+    """From roughly right to the pixel: as the members, two steps against their last two templates. matrix: from square to frame."""
+    coarse, fine, network = template.coarse, template.fine, views.network
+    found = views.describe(rows, matrix, mirrored, network.coarse, coarse.bases)
+    straight, first = first_fine(match_new(found.vectors, found.inside, coarse, NEAR), matrix, coarse, model)
+    found = views.describe(rows, straight.matrix, mirrored, network.fine, fine.bases, first if flow else None)
+    matches = match_new(found.vectors, found.inside, fine, NEARER)
     if not flow:
-        return aligned
-    found = views.describe(rows, aligned.matrix, mirrored, views.network.fine, fine.bases, first)
-    aligned = second_fine(match_new(found.vectors, found.inside, fine), aligned.matrix, first, fine)
+        return first_fine(matches, straight.matrix, fine, model)[0]
+    aligned = second_fine(matches, straight.matrix, first, fine)
     return aligned._replace(flow=aligned.flow - template.offset)

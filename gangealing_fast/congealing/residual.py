@@ -12,15 +12,15 @@ from gangealing_fast.congealing.matching import Matches
 from gangealing_fast.congealing.transforms import carry
 
 REACH = 0.25
-SIGMA = 0.12
 SCALES = (3.0, 2.0)
 """Standard deviations of the spreading in thirty-seconds of the frame, coarse to fine."""
 
 
-def residual_flow(matches: Matches, matrix: Tensor, grid: int) -> Tensor:
+def residual_flow(matches: Matches, matrix: Tensor, grid: int, sigma: float) -> Tensor:
     """`[N, grid, grid, 2]`, in a frame from -1 to 1: how far beyond each place the matches lie, spread to all places.
 
-    Robust normalised convolution: a Gaussian mean of the residuals, weighted by the matches and by Geman and McClure's weight.
+    Robust normalised convolution: a Gaussian mean of the residuals, weighted by the matches and by Geman and McClure's weight, with
+    this sigma.
     """
     count = len(matrix)
     gap = carry(matrix, matches.target) - matches.source
@@ -39,7 +39,7 @@ def residual_flow(matches: Matches, matrix: Tensor, grid: int) -> Tensor:
         floor = 0.05 * blur(trust, 3 * width).clamp_min(0.02)
         for _ in range(3):
             left = seen - flow
-            weights = trust / (1 + left.square().sum(1, keepdim=True) / SIGMA**2) ** 2
+            weights = trust / (1 + left.square().sum(1, keepdim=True) / sigma**2) ** 2
             flow = flow + 0.7 * blur(weights * left, width) / (blur(weights, width) + floor)
     return flow.permute(0, 2, 3, 1).contiguous()
 

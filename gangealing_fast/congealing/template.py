@@ -10,8 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gangealing_fast.congealing.features import Bases
-from gangealing_fast.congealing.graph import join_matches
-from gangealing_fast.congealing.matching import Matches, mutual_matches
+from gangealing_fast.congealing.matching import Matches, join_matches, mutual_matches
 from gangealing_fast.congealing.transforms import (
     IDENTITY,
     Model,
@@ -82,32 +81,53 @@ def accumulate(vectors: Tensor, inside: Tensor, use: Tensor) -> Accumulated:
     return Accumulated(total, count, there * weight[:, None], known, agreement)
 
 
+def leave_out_agreement(vectors: Tensor, inside: Tensor, sums: Accumulated) -> Tensor:
+    """`[N]`: the mean likeness of each picture with the template of the others, weighted by its saliency."""
+    found = []
+    for rows in torch.arange(len(vectors)).split(_PICTURES):
+        weight = sums.weight[rows]
+        others = (sums.total - vectors[rows] * weight[..., None]) / (sums.number - weight).clamp_min(1)[..., None]
+        saliency = others.norm(dim=-1)
+        # The likeness times the saliency is the product with the mean itself.
+        counted = saliency * sums.known * inside[rows]
+        found.append(((vectors[rows] * others).sum(-1) * counted).sum(1) / counted.square().sum(1).clamp_min(1e-6))
+    return torch.cat(found)
+
+
 def make_level(sums: Accumulated, bases: Bases) -> Level:
     """The template of all pictures."""
     return Level(sums.total / sums.number.clamp_min(1)[:, None], sums.known, bases)
 
 
-def match_members(vectors: Tensor, inside: Tensor, sums: Accumulated, grid: int) -> Matches:
+def match_members(vectors: Tensor, inside: Tensor, sums: Accumulated, grid: int, reach: float | None = None) -> Matches:
     """Matches from the template of the others to every member: source in the template, target in the picture."""
     found = []
     for rows in torch.arange(len(vectors)).split(_PICTURES):
         weight = sums.weight[rows]
         own = vectors[rows] * weight[..., None]
         others = (sums.total - own) / (sums.number - weight).clamp_min(1)[..., None]
-        found.append(_match(others, sums.known.expand(len(rows), -1), vectors[rows], inside[rows], grid))
+        found.append(_match(others, sums.known.expand(len(rows), -1), vectors[rows], inside[rows], grid, reach))
     return join_matches(found)
 
 
-def match_new(vectors: Tensor, inside: Tensor, level: Level) -> Matches:
+def match_new(vectors: Tensor, inside: Tensor, level: Level, reach: float | None = None) -> Matches:
     """Matches from a template to pictures that have no part in it."""
     count = len(vectors)
-    return _match(level.mean.expand(count, -1, -1), level.known.expand(count, -1), vectors, inside, level.grid)
+    return _match(level.mean.expand(count, -1, -1), level.known.expand(count, -1), vectors, inside, level.grid, reach)
 
 
-def _match(mean: Tensor, known: Tensor, vectors: Tensor, inside: Tensor, grid: int) -> Matches:
-    matches = mutual_matches(F.normalize(mean, dim=-1), vectors, known, inside, grid)
+def _match(mean: Tensor, known: Tensor, vectors: Tensor, inside: Tensor, grid: int, reach: float | None) -> Matches:
+    matches = mutual_matches(F.normalize(mean, dim=-1), vectors, known, inside, grid, reach)
     saliency = mean.norm(dim=-1).gather(1, matches.cell)
     return matches._replace(weight=matches.weight * saliency**SALIENCY_POWER)
+
+
+def explained_share(support: Tensor, saliency: Tensor) -> Tensor:
+    """`[n]` in [0, 1]: of what the set has in common, how much was found in each picture.
+
+    support `[n, M]`: robust weights of the matches. saliency `[P]`.
+    """
+    return (support.sum(1) / (saliency**SALIENCY_POWER).sum().clamp_min(1e-6)).clamp(0, 1)
 
 
 class Stepped(NamedTuple):

@@ -22,12 +22,14 @@ class Template:
     """One cluster's template.
 
     coarse, fine: its features. offset `[g, g, 2]`: the mean flow of its members, which is taken from all flows, in a frame from -1
-    to 1. support: the median of what members find of it, in shares of its saliency. picture `[3, side, side]` in [-1, 1].
+    to 1. usual, support: the medians of what members find of coarse and fine, in shares of their saliency.
+    picture `[3, side, side]` in [-1, 1].
     """
 
     coarse: Level
     fine: Level
     offset: Tensor
+    usual: float
     support: float
     picture: Tensor
 
@@ -61,7 +63,8 @@ class Templates:
             "numbers": torch.tensor([len(self), _MODELS.index(self.model), self.side, int(self.flips)]),
         }
         for number, template in enumerate(self.clusters):
-            own = {"offset": template.offset, "support": torch.tensor(template.support), "picture": template.picture}
+            own = {"offset": template.offset, "picture": template.picture}
+            own |= {"usual": torch.tensor(template.usual), "support": torch.tensor(template.support)}
             for name, level in (("coarse", template.coarse), ("fine", template.fine)):
                 own |= level_state(level, name)
             state |= {f"{number}.{name}": value for name, value in own.items()}
@@ -78,7 +81,7 @@ class Templates:
             for number in range(count):
                 own = {name.partition(".")[2]: value for name, value in state.items() if name.startswith(f"{number}.")}
                 coarse, fine = level_from_state(own, "coarse"), level_from_state(own, "fine")
-                clusters.append(Template(coarse, fine, own["offset"], float(own["support"]), own["picture"]))
+                clusters.append(Template(coarse, fine, own["offset"], float(own["usual"]), float(own["support"]), own["picture"]))
             network = bytes(state["network"].tolist()).decode()
             return cls(tuple(clusters), network, _MODELS[model], side, bool(flips))
         except (KeyError, IndexError, RuntimeError, UnicodeDecodeError, TypeError) as error:

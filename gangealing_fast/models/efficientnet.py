@@ -106,8 +106,10 @@ class _FoldedConv(nn.Module):
         else:
             left, right, top, bottom = (*self._padding(x.shape[3]), *self._padding(x.shape[2]))
             x = F.conv2d(F.pad(x, (left, right, top, bottom)), weight, self.bias, self.stride, 0, 1, self.groups)
-        # not in place: the pre-activation of a depthwise convolution may be saved by autograd
-        return F.hardtanh(x, 0.0, 6.0) if self.activate else x
+        if not self.activate:
+            return x
+        # Not in place where there are derivatives: the pre-activation of a depthwise convolution may be saved by autograd.
+        return F.hardtanh(x, 0.0, 6.0, inplace=not (torch.is_grad_enabled() or reference_wanted()))
 
     def _padding(self, size: int) -> tuple[int, int]:
         out = -(-size // self.stride)
