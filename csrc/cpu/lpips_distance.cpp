@@ -58,20 +58,21 @@ GGF_INLINE A along(A inverse) {
 }
 
 // Calls body(values of a, values of b, values of head, index) for vectors of channels, then for the channels left one by one.
-template <typename T, typename Body>
+template <Level level, typename T, typename Body>
 GGF_INLINE void for_channels(const T* a, const T* b, const Compute<T>* head, int64_t channels, const Body& body) {
   using A = Compute<T>;
+  using V = Vector<A, level>;
   int64_t c = 0;
-  for (; c + lanes<A> <= channels; c += lanes<A>) body(load_vector(a + c), load_vector(b + c), load_vector(head + c), c);
+  for (; c + lanes<A> <= channels; c += lanes<A>) body(load_vector<V>(a + c), load_vector<V>(b + c), load_vector<V>(head + c), c);
   for (; c < channels; ++c) body(load(a[c]), load(b[c]), head[c], c);
 }
 
 // A sum of vectors and of single numbers.
-template <typename A>
+template <typename A, Level level>
 struct Sum {
-  Vector<A> vectors{};
+  Vector<A, level> vectors{};
   A rest = 0;
-  GGF_INLINE void add(Vector<A> value) { vectors += value; }
+  GGF_INLINE void add(const Vector<A, level>& value) { vectors += value; }
   GGF_INLINE void add(A value) { rest += value; }
   GGF_INLINE A total() const { return add_lanes<A>(vectors) + rest; }
 };
@@ -79,7 +80,7 @@ struct Sum {
 // What all channels of a pixel share, for a group of pixels: their roots and quotients are taken in one vector.
 inline constexpr int64_t group = 8;
 
-template <typename T, bool slopes>
+template <typename T, Level level, bool slopes>
 struct Group {
   using A = Compute<T>;
   const T *a, *b;
@@ -95,9 +96,9 @@ struct Group {
     for (int64_t k = 0; k < size; ++k) {
       fetch_ahead(a + k * p.channels, p.channels);
       fetch_ahead(b + k * p.channels, p.channels);
-      Sum<A> aa, bb, weighted_aa, weighted_ab, weighted_bb;
-      for_channels<T>(a + k * p.channels, b + k * p.channels, p.head, p.channels,
-                      [&](auto x, auto y, auto h, int64_t) GGF_INLINE_LAMBDA {
+      Sum<A, level> aa, bb, weighted_aa, weighted_ab, weighted_bb;
+      for_channels<level>(a + k * p.channels, b + k * p.channels, p.head, p.channels,
+                      [&](const auto& x, const auto& y, const auto& h, int64_t) GGF_INLINE_LAMBDA {
                         aa.add(x * x);
                         bb.add(y * y);
                         if constexpr (slopes) {
@@ -127,7 +128,7 @@ struct Group {
   }
 };
 
-template <typename T>
+template <typename T, Level level>
 GGF_INLINE void forward_pixels(const Problem<T>& p, int64_t begin, int64_t end) {
   using A = Compute<T>;
   const int64_t C = p.channels;
@@ -136,11 +137,11 @@ GGF_INLINE void forward_pixels(const Problem<T>& p, int64_t begin, int64_t end) 
     const int64_t last = std::min(first + piece, p.positions);
     A total = 0;
     for (int64_t i = first; i < last; i += group) {
-      const Group<T, false> g(p, sample * p.positions + i, std::min(group, last - i));
+      const Group<T, level, false> g(p, sample * p.positions + i, std::min(group, last - i));
       for (int64_t k = 0; k < g.size; ++k) {
         const A of_a = g.of_a[k], of_b = g.of_b[k];
-        Sum<A> sum;
-        for_channels<T>(g.a + k * C, g.b + k * C, p.head, C, [&](auto x, auto y, auto head, int64_t) GGF_INLINE_LAMBDA {
+        Sum<A, level> sum;
+        for_channels<level>(g.a + k * C, g.b + k * C, p.head, C, [&](const auto& x, const auto& y, const auto& head, int64_t) GGF_INLINE_LAMBDA {
           const auto difference = x * of_a - y * of_b;
           sum.add(head * difference * difference);
         });
@@ -151,7 +152,7 @@ GGF_INLINE void forward_pixels(const Problem<T>& p, int64_t begin, int64_t end) 
   }
 }
 
-template <typename T>
+template <typename T, Level level>
 GGF_INLINE void backward_pixels(const Problem<T>& p, int64_t begin, int64_t end) {
   using A = Compute<T>;
   const int64_t C = p.channels;
@@ -167,7 +168,7 @@ GGF_INLINE void backward_pixels(const Problem<T>& p, int64_t begin, int64_t end)
       for (int64_t c = 0; c < C; ++c) sums[c] = 0;
     for (int64_t i = first; i < last; i += group) {
       const int64_t pixel = sample * p.positions + i;
-      const Group<T, true> g(p, pixel, std::min(group, last - i));
+      const Group<T, level, true> g(p, pixel, std::min(group, last - i));
       A qa[group], qb[group], ka[group], kb[group];
       for (int64_t k = 0; k < group; ++k) {
         qa[k] = g.along_a[k] * along(g.ia[k]);
@@ -351,7 +352,9 @@ Tensor forward(const Tensor& a_, const Tensor& b_, const Tensor& head_) {
                        each,
                        a.numel()};
     parallel_for(0, batch * each, grain(piece * channels), [&](int64_t begin, int64_t end) {
-      channels_last ? at_level<forward_pixels<T>>(p, begin, end) : at_level<forward_planes<T>>(p, begin, end);
+      if (!channels_last) return at_level<forward_planes<T>>(p, begin, end);
+      at_each_level<[]<Level level>(const Problem<T>& p, int64_t begin, int64_t end)
+                        GGF_INLINE_LAMBDA { forward_pixels<T, level>(p, begin, end); }>(p, begin, end);
     });
     A* out = result.mutable_data_ptr<A>();
     for (int64_t n = 0; n < batch; ++n) {
@@ -391,7 +394,9 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad_, const Tensor& a
                        each,
                        a.numel()};
     parallel_for(0, pieces, grain(piece * channels), [&](int64_t begin, int64_t end) {
-      channels_last ? at_level<backward_pixels<T>>(p, begin, end) : at_level<backward_planes<T>>(p, begin, end);
+      if (!channels_last) return at_level<backward_planes<T>>(p, begin, end);
+      at_each_level<[]<Level level>(const Problem<T>& p, int64_t begin, int64_t end)
+                        GGF_INLINE_LAMBDA { backward_pixels<T, level>(p, begin, end); }>(p, begin, end);
     });
     if (!need_head) return;
     A* out = grad_head.mutable_data_ptr<A>();
