@@ -29,28 +29,34 @@ GGF_INLINE bool was_positive(A result) {
   return std::bit_cast<Bits<A>>(result) <= bits_of_infinity<A>;
 }
 
-// The same of every lane.
-template <typename A>
-struct LanesOf {
-  typedef Bits<A> type __attribute__((vector_size(64)));
-};
-
-template <typename A>
-GGF_INLINE Vector<A> activate_lanes(Vector<A> value, A positive, A negative) {
-  using Lanes = typename LanesOf<A>::type;
-  Vector<A> result = value * (value > 0 ? broadcast(positive) : broadcast(negative));
-  Lanes bits;
-  std::memcpy(&bits, &result, sizeof(bits));
-  bits |= ~(Lanes)(value > 0) & (Bits<A>(1) << (8 * sizeof(A) - 1));
-  std::memcpy(&result, &bits, sizeof(bits));
-  return result;
+// Of every lane `yes` where it is positive, else `no`. With `by_bits`: where it came from `activate` and was_positive.
+template <bool by_bits, typename A, typename V>
+GGF_INLINE V choose_lanes(const V& value, A yes, A no) {
+  if constexpr (is_halves<V>) {
+    return {choose_lanes<by_bits, A>(value.low, yes, no), choose_lanes<by_bits, A>(value.high, yes, no)};
+  } else if constexpr (by_bits) {
+    typename RegisterOf<Bits<A>, sizeof(V)>::type bits;
+    std::memcpy(&bits, &value, sizeof(bits));
+    return bits <= bits_of_infinity<A> ? broadcast<V>(yes) : broadcast<V>(no);
+  } else {
+    return value > 0 ? broadcast<V>(yes) : broadcast<V>(no);
+  }
 }
 
-template <typename A>
-GGF_INLINE auto were_positive(Vector<A> result) {
-  typename LanesOf<A>::type bits;
-  std::memcpy(&bits, &result, sizeof(bits));
-  return bits <= bits_of_infinity<A>;
+// `activate` of every lane.
+template <typename A, typename V>
+GGF_INLINE V activate_lanes(const V& value, A positive, A negative) {
+  if constexpr (is_halves<V>) {
+    return {activate_lanes<A>(value.low, positive, negative), activate_lanes<A>(value.high, positive, negative)};
+  } else {
+    using Words = typename RegisterOf<Bits<A>, sizeof(V)>::type;
+    V result = value * choose_lanes<false>(value, positive, negative);
+    Words bits;
+    std::memcpy(&bits, &result, sizeof(bits));
+    bits |= ~(Words)(value > 0) & (Bits<A>(1) << (8 * sizeof(A) - 1));
+    std::memcpy(&result, &bits, sizeof(bits));
+    return result;
+  }
 }
 
 }  // namespace ggf

@@ -98,15 +98,15 @@ struct Group {
       fetch_ahead(b + k * p.channels, p.channels);
       Sum<A, level> aa, bb, weighted_aa, weighted_ab, weighted_bb;
       for_channels<level>(a + k * p.channels, b + k * p.channels, p.head, p.channels,
-                      [&](const auto& x, const auto& y, const auto& h, int64_t) GGF_INLINE_LAMBDA {
-                        aa.add(x * x);
-                        bb.add(y * y);
-                        if constexpr (slopes) {
-                          weighted_aa.add(h * x * x);
-                          weighted_ab.add(h * x * y);
-                          weighted_bb.add(h * y * y);
-                        }
-                      });
+                          [&](const auto& x, const auto& y, const auto& h, int64_t) GGF_INLINE_LAMBDA {
+                            aa.add(x * x);
+                            bb.add(y * y);
+                            if constexpr (slopes) {
+                              weighted_aa.add(h * x * x);
+                              weighted_ab.add(h * x * y);
+                              weighted_bb.add(h * y * y);
+                            }
+                          });
       ia[k] = aa.total();
       ib[k] = bb.total();
       if constexpr (slopes) {
@@ -141,10 +141,11 @@ GGF_INLINE void forward_pixels(const Problem<T>& p, int64_t begin, int64_t end) 
       for (int64_t k = 0; k < g.size; ++k) {
         const A of_a = g.of_a[k], of_b = g.of_b[k];
         Sum<A, level> sum;
-        for_channels<level>(g.a + k * C, g.b + k * C, p.head, C, [&](const auto& x, const auto& y, const auto& head, int64_t) GGF_INLINE_LAMBDA {
-          const auto difference = x * of_a - y * of_b;
-          sum.add(head * difference * difference);
-        });
+        for_channels<level>(g.a + k * C, g.b + k * C, p.head, C,
+                            [&](const auto& x, const auto& y, const auto& head, int64_t) GGF_INLINE_LAMBDA {
+                              const auto difference = x * of_a - y * of_b;
+                              sum.add(head * difference * difference);
+                            });
         total += sum.total() * g.scale[k] * g.scale[k];
       }
     }
@@ -353,8 +354,7 @@ Tensor forward(const Tensor& a_, const Tensor& b_, const Tensor& head_) {
                        a.numel()};
     parallel_for(0, batch * each, grain(piece * channels), [&](int64_t begin, int64_t end) {
       if (!channels_last) return at_level<forward_planes<T>>(p, begin, end);
-      at_each_level<[]<Level level>(const Problem<T>& p, int64_t begin, int64_t end)
-                        GGF_INLINE_LAMBDA { forward_pixels<T, level>(p, begin, end); }>(p, begin, end);
+      at_each_level<[]<Level level>(const auto&... all) GGF_INLINE_LAMBDA { forward_pixels<T, level>(all...); }>(p, begin, end);
     });
     A* out = result.mutable_data_ptr<A>();
     for (int64_t n = 0; n < batch; ++n) {
@@ -395,8 +395,7 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad_, const Tensor& a
                        a.numel()};
     parallel_for(0, pieces, grain(piece * channels), [&](int64_t begin, int64_t end) {
       if (!channels_last) return at_level<backward_planes<T>>(p, begin, end);
-      at_each_level<[]<Level level>(const Problem<T>& p, int64_t begin, int64_t end)
-                        GGF_INLINE_LAMBDA { backward_pixels<T, level>(p, begin, end); }>(p, begin, end);
+      at_each_level<[]<Level level>(const auto&... all) GGF_INLINE_LAMBDA { backward_pixels<T, level>(all...); }>(p, begin, end);
     });
     if (!need_head) return;
     A* out = grad_head.mutable_data_ptr<A>();

@@ -219,8 +219,8 @@ Tensor convolve_to_few(const Problem& p) {
   const Shape shape = p.shape_in();
   for_few<T>(p.out, [&]<int outs>() {
     parallel_for(0, shape.batch * shape.positions, grain(p.in), [&](int64_t begin, int64_t end) {
-      at_level<modulation::to_few_pixels<T, outs>>(shape, p.x.const_data_ptr<T>(), weights.data(), y.mutable_data_ptr<T>(), begin,
-                                                   end);
+      at_each_level<[]<Level level>(const auto&... all) GGF_INLINE_LAMBDA { modulation::to_few_pixels<T, outs, level>(all...); }>(
+          shape, p.x.const_data_ptr<T>(), weights.data(), y.mutable_data_ptr<T>(), begin, end);
     });
   });
   return y;
@@ -337,8 +337,10 @@ Tensor differentiate_activation(const Problem& p, const Request& wanted, const m
                                   dots.empty() ? nullptr : dots.data(),
                                   sums.empty() ? nullptr : sums.data(),
                                   plane.empty() ? nullptr : plane.data()};
-  parallel_for(0, out.batch * out.pieces(), grain(modulation::piece * p.out),
-               [&](int64_t begin, int64_t end) { at_level<modulation::backward_pieces<T>>(out, a, b, begin, end); });
+  parallel_for(0, out.batch * out.pieces(), grain(modulation::piece * p.out), [&](int64_t begin, int64_t end) {
+    at_each_level<[]<Level level>(const auto&... all) GGF_INLINE_LAMBDA { modulation::backward_pieces<T, level>(all...); }>(
+        out, a, b, begin, end);
+  });
   if (wanted.demodulation) found.demodulation = demodulation_gradient<A>(p, dots);
   if (wanted.activation) found.bias = bias_gradient<A>(p, sums);
   if (with_noise) noise_gradients<A>(p, a, plane, found);

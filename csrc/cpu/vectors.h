@@ -18,7 +18,9 @@
 namespace ggf {
 
 template <Level level>
-inline constexpr int64_t register_bytes = level == Level::avx512 ? 64 : level == Level::avx2 ? 32 : 16;
+inline constexpr int64_t register_bytes = level == Level::avx512 ? 64
+                                          : level == Level::avx2 ? 32
+                                                                 : 16;
 
 template <typename A, int64_t bytes>
 struct RegisterOf {
@@ -30,7 +32,8 @@ template <typename A, int64_t bytes, int64_t width>
 struct Halves;
 
 template <typename A, int64_t bytes, int64_t width>
-using Lanes = typename std::conditional_t<(width > bytes), std::type_identity<Halves<A, bytes, width / 2>>, RegisterOf<A, bytes>>::type;
+using Lanes =
+    typename std::conditional_t<(width > bytes), std::type_identity<Halves<A, bytes, width / 2>>, RegisterOf<A, bytes>>::type;
 
 template <typename A, Level level>
 using Vector = Lanes<A, register_bytes<level>, 64>;
