@@ -19,8 +19,30 @@ inline constexpr Bits<A> bits_of_infinity = std::bit_cast<Bits<A>>(static_cast<A
 // value * (positive or negative), both factors at least 0.
 template <typename A>
 GGF_INLINE A activate(A value, A positive, A negative) {
-  const A result = value * (value > 0 ? positive : negative);
-  return value > 0 ? result : -std::abs(result);
+  return std::abs(value) * (value > 0 ? positive : -negative);
+}
+
+// store<T>(activate(value, positive, negative)).
+template <typename T>
+GGF_INLINE T store_activated(Compute<T> value, Compute<T> positive, Compute<T> negative) {
+  if constexpr (std::is_same_v<T, BFloat16>) {
+    // Some NaN would be rounded to a number; this one stays what it is.
+    const int32_t magnitude = std::bit_cast<int32_t>(std::abs(value));
+    const float safe = std::bit_cast<float>(magnitude < 0x7fc00000 ? magnitude : 0x7fc00000);
+    const uint32_t bits = std::bit_cast<uint32_t>(safe * (value > 0 ? positive : -negative));
+    return BFloat16(static_cast<uint16_t>(round_to_upper_half(bits)), BFloat16::from_bits());
+  } else {
+    return store<T>(activate(value, positive, negative));
+  }
+}
+
+// store<T>(value * factor) of a value that came from a T: if it is NaN, rounding leaves it so.
+template <typename T>
+GGF_INLINE T store_product(Compute<T> value, Compute<T> factor) {
+  if constexpr (std::is_same_v<T, BFloat16>)
+    return BFloat16(static_cast<uint16_t>(round_to_upper_half(std::bit_cast<uint32_t>(value * factor))), BFloat16::from_bits());
+  else
+    return store<T>(value * factor);
 }
 
 // Whether the argument of `activate` was positive, from its result. NaN was not.
@@ -28,6 +50,8 @@ template <typename A>
 GGF_INLINE bool was_positive(A result) {
   return std::bit_cast<Bits<A>>(result) <= bits_of_infinity<A>;
 }
+GGF_INLINE bool was_positive(BFloat16 result) { return result.x <= 0x7f80; }
+GGF_INLINE bool was_positive(Half result) { return result.x <= 0x7c00; }
 
 // Of every lane `yes` where it is positive, else `no`. With `by_bits`: where it came from `activate` and was_positive.
 template <bool by_bits, typename A, typename V>
