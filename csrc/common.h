@@ -70,15 +70,16 @@ template <typename T>
 GGF_INLINE T store(Compute<T> value) {
   return value;
 }
+// The upper half of the bits of a float, rounded to nearest, ties to even.
+GGF_INLINE uint32_t round_to_upper_half(uint32_t bits) { return (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16; }
 template <>
 GGF_INLINE BFloat16 store<BFloat16>(float value) {
 #ifdef __CUDA_ARCH__
   return value;
 #else
   const uint32_t bits = std::bit_cast<uint32_t>(value);
-  const uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;  // to nearest, ties to even
   const bool is_nan = (bits & 0x7fffffffu) > 0x7f800000u;
-  return BFloat16(static_cast<uint16_t>(is_nan ? 0x7fc0u : rounded), BFloat16::from_bits());
+  return BFloat16(static_cast<uint16_t>(is_nan ? 0x7fc0u : round_to_upper_half(bits)), BFloat16::from_bits());
 #endif
 }
 template <>

@@ -43,9 +43,9 @@ GGF_INLINE void forward_planes(const Forward<T>& p, int64_t begin, int64_t end) 
       fetch_ahead(x, count);
       if (p.noise) {
         const A* GGF_RESTRICT noise = p.noise + plane / p.channels * p.noise_stride + first;
-        for (int64_t i = 0; i < count; ++i) y[i] = store<T>(activate(load(x[i]) + noise[i] * strength + bias, positive, negative));
+        for (int64_t i = 0; i < count; ++i) y[i] = store_activated<T>(load(x[i]) + noise[i] * strength + bias, positive, negative);
       } else {
-        for (int64_t i = 0; i < count; ++i) y[i] = store<T>(activate(load(x[i]) + bias, positive, negative));
+        for (int64_t i = 0; i < count; ++i) y[i] = store_activated<T>(load(x[i]) + bias, positive, negative);
       }
       writer.advance(count);
     }
@@ -69,9 +69,9 @@ GGF_INLINE void forward_pixels(const Forward<T>& p, int64_t begin, int64_t end) 
       fetch_ahead(x, count);
       if (p.bias) {
         const A* GGF_RESTRICT bias = p.bias + first;
-        for (int64_t c = 0; c < count; ++c) y[c] = store<T>(activate(load(x[c]) + shift + bias[c], positive, negative));
+        for (int64_t c = 0; c < count; ++c) y[c] = store_activated<T>(load(x[c]) + shift + bias[c], positive, negative);
       } else {
-        for (int64_t c = 0; c < count; ++c) y[c] = store<T>(activate(load(x[c]) + shift, positive, negative));
+        for (int64_t c = 0; c < count; ++c) y[c] = store_activated<T>(load(x[c]) + shift, positive, negative);
       }
       writer.advance(count);
     }
@@ -155,14 +155,14 @@ GGF_INLINE void backward_run(const T* GGF_RESTRICT grad, const T* GGF_RESTRICT y
   const int64_t whole = sum ? count / L * L : 0;
   for (int64_t i = 0; i < whole; i += L)
     for (int64_t lane = 0; lane < L; ++lane) {
-      const A value = load(grad[i + lane]) * (was_positive(load(y[i + lane])) ? positive : negative);
-      result[i + lane] = store<T>(value);
+      const A own = load(grad[i + lane]), factor = was_positive(y[i + lane]) ? positive : negative, value = own * factor;
+      result[i + lane] = store_product<T>(own, factor);
       sums[lane] += value;
       if constexpr (accumulate) partial[i + lane] += value;
     }
   for (int64_t i = whole; i < count; ++i) {
-    const A value = load(grad[i]) * (was_positive(load(y[i])) ? positive : negative);
-    result[i] = store<T>(value);
+    const A own = load(grad[i]), factor = was_positive(y[i]) ? positive : negative, value = own * factor;
+    result[i] = store_product<T>(own, factor);
     if constexpr (sum) sums[i - whole] += value;
     if constexpr (accumulate) partial[i] += value;
   }
@@ -201,7 +201,7 @@ GGF_INLINE void plane_sums(const Backward<T>& p, int64_t sample, int64_t begin, 
   for (int64_t c = 0; c < p.channels; ++c) {
     const T* GGF_RESTRICT grad = p.grad + (sample * p.channels + c) * p.positions;
     const T* GGF_RESTRICT y = p.y + (sample * p.channels + c) * p.positions;
-    for (int64_t i = begin; i < end; ++i) plane[i] += load(grad[i]) * (was_positive(load(y[i])) ? positive : negative);
+    for (int64_t i = begin; i < end; ++i) plane[i] += load(grad[i]) * (was_positive(y[i]) ? positive : negative);
   }
 }
 

@@ -33,16 +33,16 @@ GGF_INLINE void for_nine(const Body& body) {
 
 // weight[k] = exp(logit k - largest logit); returns their sum. The logits of k are `stride` apart.
 template <typename A>
-GGF_INLINE A exponentials(const A* logits, int64_t stride, A (&weight)[9]) {
+GGF_INLINE A exponentials(const A* logits, int64_t stride, A least, A (&weight)[9]) {
   for_nine([&](auto k) GGF_INLINE_LAMBDA { weight[k] = logits[k * stride]; });
-  A largest = weight[0];
-  for_nine([&](auto k) GGF_INLINE_LAMBDA { largest = weight[k] > largest ? weight[k] : largest; });
-  A sum = 0;
-  for_nine([&](auto k) GGF_INLINE_LAMBDA {
-    weight[k] = exponential(weight[k] - largest);
-    sum += weight[k];
-  });
-  return sum;
+  // In pairs, so that no operation waits for eight others.
+  const auto larger = [](A a, A b) GGF_INLINE_LAMBDA { return a > b ? a : b; };
+  const A largest = larger(larger(larger(larger(weight[0], weight[1]), larger(weight[2], weight[3])),
+                                  larger(larger(weight[4], weight[5]), larger(weight[6], weight[7]))),
+                           weight[8]);
+  for_nine([&](auto k) GGF_INLINE_LAMBDA { weight[k] = exponential(weight[k] - largest, least); });
+  const A first = (weight[0] + weight[1]) + (weight[2] + weight[3]), second = (weight[4] + weight[5]) + (weight[6] + weight[7]);
+  return first + second + weight[8];
 }
 
 // The neighbours of a block of cells.
@@ -72,6 +72,7 @@ GGF_INLINE void forward_cells(const Problem<A>& problem, const A* neighbours, co
   constexpr int64_t block = forward_block;
   const int64_t factor = problem.factor, cells = problem.cells, width = problem.width, count = end - begin;
   const int64_t stride = factor * factor * cells;
+  const A least = least_argument<A>;
   alignas(64) A vectors[2 * block];
   int64_t offset[block];
   fine_offsets(problem, begin, end, offset);
@@ -82,7 +83,7 @@ GGF_INLINE void forward_cells(const Problem<A>& problem, const A* neighbours, co
       const A* logits = mask + (i * factor + j) * cells + begin;
       for (int64_t p = 0; p < count; ++p) {
         A weight[9], x = 0, y = 0;
-        const A scale = 1 / exponentials(logits + p, stride, weight);
+        const A scale = 1 / exponentials(logits + p, stride, least, weight);
         for_nine([&](auto k) GGF_INLINE_LAMBDA {
           x += weight[k] * near[k][0][p];
           y += weight[k] * near[k][1][p];
@@ -102,6 +103,7 @@ GGF_INLINE void backward_cells(const Problem<A>& problem, const A* neighbours, c
   constexpr int64_t block = backward_block;
   const int64_t factor = problem.factor, cells = problem.cells, width = problem.width, count = end - begin;
   const int64_t stride = factor * factor * cells;
+  const A least = least_argument<A>;
   alignas(64) A vectors[2 * block], sums[9][2][block] = {};
   int64_t offset[block];
   fine_offsets(problem, begin, end, offset);
@@ -118,7 +120,7 @@ GGF_INLINE void backward_cells(const Problem<A>& problem, const A* neighbours, c
       for (int64_t p = 0; p < count; ++p) {
         A weight[9], product[9], mean = 0;
         const A x = vectors[2 * p], y = vectors[2 * p + 1];
-        const A scale = 1 / exponentials(logits + p, stride, weight);
+        const A scale = 1 / exponentials(logits + p, stride, least, weight);
         for_nine([&](auto k) GGF_INLINE_LAMBDA {
           weight[k] *= scale;
           product[k] = x * near[k][0][p] + y * near[k][1][p];

@@ -265,6 +265,25 @@ void grid_gradient(const Problem<A>& problem, int64_t batch, const A* grad, A* g
   });
 }
 
+// Grid points of a sample up to which both gradients are taken together: what this saves is little beside larger planes, which
+// stay in the caches better one after the other.
+inline constexpr int64_t few_points = 64 * 64;
+
+// Both gradients, of images that lie in memory as their gradients do: the points serve twice.
+template <typename A>
+void both_gradients(const Problem<A>& problem, int64_t batch, const A* grad, A* grad_x, A* grad_grid) {
+  parallel_for(0, batch, grain(8 * problem.channels * problem.points), [&](int64_t begin, int64_t end) {
+    Points<A> points;
+    for (int64_t sample = begin; sample < end; ++sample)
+      for (int64_t first = 0; first < problem.points; first += block) {
+        const Run run{sample, first, std::min(block, problem.points - first)};
+        find_points<true>(problem, sample, first, run.count, A(0), points);
+        at_level<grid_channels<Layout::rows, A>>(problem, run, points, grad, grad_grid + 2 * (sample * problem.points + first));
+        at_level<scatter<A>>(problem, run, points, grad, grad_x, sample * problem.channels, (sample + 1) * problem.channels);
+      }
+  });
+}
+
 template <typename A>
 std::tuple<Tensor, Tensor> backward_as(const Tensor& grad_, const Tensor& x_, const Tensor& grid_, int64_t padding,
                                        bool align_corners, bool need_x, bool need_grid) {
@@ -272,9 +291,19 @@ std::tuple<Tensor, Tensor> backward_as(const Tensor& grad_, const Tensor& x_, co
   const Tensor grad_x = empty(need_x ? sizes_of(x_) : std::vector<int64_t>{0}, compute_scalar_type<A>);
   const Tensor grad_grid = empty(need_grid ? sizes_of(grid) : std::vector<int64_t>{0}, compute_scalar_type<A>);
   const A* grad_data = grad.const_data_ptr<A>();
+  if (grad_x.numel() > 0) std::fill_n(grad_x.mutable_data_ptr<A>(), grad_x.numel(), A(0));
+  // A sample for every thread: with fewer, its planes are shared out.
+  const bool small = grid.size(1) * grid.size(2) <= few_points && x_.size(0) >= torch::stable::get_num_threads();
+  if (small && grad_x.numel() > 0 && grad_grid.numel() > 0 && x_.is_contiguous()) {
+    const Tensor x = readable<A>(x_);
+    const Problem<A> problem = problem_of<A>(x, grid, padding, align_corners);
+    if (layout_of(problem) == Layout::rows) {
+      both_gradients(problem, x.size(0), grad_data, grad_x.mutable_data_ptr<A>(), grad_grid.mutable_data_ptr<A>());
+      return {grad_x, grad_grid};
+    }
+  }
   if (grad_x.numel() > 0) {
     A* data = grad_x.mutable_data_ptr<A>();
-    std::fill_n(data, grad_x.numel(), A(0));
     // Of the image the shape alone matters: offsets are those of the gradient.
     image_gradient(problem_of<A>(grad_x, grid, padding, align_corners), x_.size(0), grad_data, data);
   }

@@ -166,7 +166,10 @@ void backward_block(const Problem<A>& problem, const grid_sample::Problem<A>& co
       at_level<scatter_to_pyramid<A>>(samples, lower, upper, count, side_by_side, gradients.pyramid + c * pyramid.texels);
   }
   if (samples.on_image() && gradients.planes) {
-    grid_sample::find_points<false>(contiguous, run.sample, run.point, count, A(0), points);
+    // The points are there already, unless the image lies otherwise in memory than its gradient.
+    const bool found = gradients.grid && contiguous.row_stride == problem.image.row_stride &&
+                       contiguous.column_stride == problem.image.column_stride;
+    if (!found) grid_sample::find_points<false>(contiguous, run.sample, run.point, count, A(0), points);
     at_level<scatter_to_image<A>>(contiguous, samples, points, count, grad,
                                   gradients.planes + run.sample * channels * contiguous.height * contiguous.width);
   }

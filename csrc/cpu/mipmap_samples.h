@@ -98,10 +98,28 @@ GGF_INLINE void locate_points(const Problem<A>& problem, const A* GGF_RESTRICT g
   samples.between = between != 0;
 }
 
+// The same where there is level 0 alone: nothing but which points are finite.
+template <typename A>
+GGF_INLINE void find_finite(const Problem<A>& problem, const A* GGF_RESTRICT grid, const A* GGF_RESTRICT squared, int64_t count,
+                            Samples<A>& samples) {
+  const Axis<A> horizontal = problem.image.horizontal, vertical = problem.image.vertical;
+  for (int64_t p = 0; p < count; ++p) {
+    const A x = (grid[2 * p] + 1) * horizontal.scale, y = (grid[2 * p + 1] + 1) * vertical.scale;
+    // A number less itself is 0, and NaN if it is not finite.
+    samples.finite[p] = (x - x) + (y - y) + (squared[p] - squared[p]) == 0 ? A(1) : A(0);
+    samples.squared[p] = 1;
+    samples.fraction[p] = samples.uncapped[p] = 0;
+    samples.level[p] = 0;
+  }
+  samples.lowest = samples.highest = 0;
+  samples.between = false;
+}
+
 template <typename A>
 inline void locate_block(const Problem<A>& problem, int64_t point, const A* squared, int64_t count, Samples<A>& samples) {
   const A* grid = problem.image.grid + 2 * point;
   squared += point;
+  if (problem.largest == 0) return at_level<find_finite<A>>(problem, grid, squared, count, samples);
   if (problem.image.padding == zeros) at_level<locate_points<zeros, A>>(problem, grid, squared, count, samples);
   if (problem.image.padding == border) at_level<locate_points<border, A>>(problem, grid, squared, count, samples);
   if (problem.image.padding == reflection) at_level<locate_points<reflection, A>>(problem, grid, squared, count, samples);

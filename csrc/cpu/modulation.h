@@ -131,9 +131,10 @@ struct Backward {
   A* plane;    // [N, S] sums over channels: the gradient of the noise; or null
 };
 
-template <typename T>
+template <typename T, Level level>
 GGF_INLINE void backward_pieces(const Shape& s, const Activation<Compute<T>>& a, const Backward<T>& b, int64_t begin, int64_t end) {
   using A = Compute<T>;
+  using V = Vector<A, level>;
   const int64_t C = s.channels;
   const A positive = a.bias ? a.gain : A(1), negative = a.bias ? a.gain * a.slope : A(1);
   const A undo_positive = 1 / positive, undo_negative = 1 / negative;
@@ -167,11 +168,11 @@ GGF_INLINE void backward_pieces(const Shape& s, const Activation<Compute<T>>& a,
       if (sums)
         for (int64_t c = 0; c < C; ++c) sums[c] += load(grad[c]) * slope(c);
       if (b.plane) {
-        Vector<A> total{};
+        V total{};
         int64_t c = 0;
         for (; c + lanes<A> <= C; c += lanes<A>) {
-          const Vector<A> factor = were_positive<A>(load_vector(y + c)) ? broadcast(positive) : broadcast(negative);
-          total += load_vector(grad + c) * factor;
+          const V factor = choose_lanes<true>(load_vector<V>(y + c), positive, negative);
+          total += load_vector<V>(grad + c) * factor;
         }
         A rest = 0;
         for (; c < C; ++c) rest += load(grad[c]) * slope(c);
@@ -191,20 +192,21 @@ GGF_INLINE void backward_pieces(const Shape& s, const Activation<Compute<T>>& a,
 inline constexpr int64_t few = 4;
 
 // y [N, S, outs] from x [N, S, C] and weight [N, outs, C].
-template <typename T, int outs>
+template <typename T, int outs, Level level>
 GGF_INLINE void to_few_pixels(const Shape& s, const T* x, const Compute<T>* weight, T* y, int64_t begin, int64_t end) {
   using A = Compute<T>;
+  using V = Vector<A, level>;
   const int64_t C = s.channels;
   for (int64_t pixel = begin; pixel < end; ++pixel) {
     const T* source = x + pixel * C;
     const A* w = weight + pixel / s.positions * outs * C;
-    Vector<A> sums[outs] = {};
+    V sums[outs] = {};
     A rest[outs] = {};
     int64_t c = 0;
     for (; c + lanes<A> <= C; c += lanes<A>) {
-      const Vector<A> value = load_vector(source + c);
+      const V value = load_vector<V>(source + c);
 #pragma GCC unroll 4
-      for (int o = 0; o < outs; ++o) sums[o] += value * load_vector(w + o * C + c);
+      for (int o = 0; o < outs; ++o) sums[o] += value * load_vector<V>(w + o * C + c);
     }
     for (; c < C; ++c)
       for (int o = 0; o < outs; ++o) rest[o] += load(source[c]) * w[o * C + c];

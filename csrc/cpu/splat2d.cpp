@@ -33,12 +33,12 @@ struct Points {
 // weight[i] for the pixels begin + i, and their distances in sigmas where they have weight; up to padded(end - begin).
 template <typename A>
 GGF_INLINE void weigh(A centre, A sigma, Window pixels, A* GGF_RESTRICT weight, A* GGF_RESTRICT distance) {
-  const A first = static_cast<A>(pixels.begin) - centre, scale = 1 / sigma;
+  const A first = static_cast<A>(pixels.begin) - centre, scale = 1 / sigma, least = least_argument<A>;
   for (int64_t start = 0; start < pixels.end - pixels.begin; start += lanes)
     for (int64_t k = 0; k < lanes; ++k) {
       const A d = (first + static_cast<A>(static_cast<int32_t>(start + k))) * scale, squared = d * d;
       const bool near = squared < A(reach);
-      weight[start + k] = near ? exponential(-(near ? squared : A(0)) / 2) : A(0);
+      weight[start + k] = near ? exponential(-(near ? squared : A(0)) / 2, least) : A(0);
       distance[start + k] = near ? d : A(0);
     }
 }

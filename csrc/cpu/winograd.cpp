@@ -97,24 +97,27 @@ struct Plan {
 };
 
 // Channels that fill no vector are read into a vector of zeros.
-GGF_INLINE Vector<float> load_some(const float* source, int64_t count) {
-  if (count >= 16) return load_vector(source);
+template <typename V>
+GGF_INLINE V load_some(const float* source, int64_t count) {
+  if (count >= 16) return load_vector<V>(source);
   float values[16] = {};
   for (int64_t lane = 0; lane < count; ++lane) values[lane] = source[lane];
-  return load_vector(values);
+  return load_vector<V>(values);
 }
 
-GGF_INLINE void store_some(float* target, Vector<float> value, int64_t count) {
-  if (count >= 16) return store_vector<float>(target, value);
+template <typename V>
+GGF_INLINE void store_some(float* target, const V& value, int64_t count) {
+  if (count >= 16) return store_vector(target, value);
   float values[16];
-  store_vector<float>(values, value);
+  store_vector(values, value);
   for (int64_t lane = 0; lane < count; ++lane) target[lane] = values[lane];
 }
 
 // One dimension of the transform of a tile of pixels.
-GGF_INLINE void to_points(const Vector<float> (&d)[6], Vector<float> (&out)[6]) {
-  const Vector<float> a = d[4] - d[2] * 4.0f, b = d[3] - d[1] * 4.0f;
-  const Vector<float> e = d[4] - d[2], f = (d[3] - d[1]) * 2.0f;
+template <typename V>
+GGF_INLINE void to_points(const V (&d)[6], V (&out)[6]) {
+  const V a = d[4] - d[2] * 4.0f, b = d[3] - d[1] * 4.0f;
+  const V e = d[4] - d[2], f = (d[3] - d[1]) * 2.0f;
   out[0] = d[0] * 4.0f - d[2] * 5.0f + d[4];
   out[1] = a + b;
   out[2] = a - b;
@@ -124,8 +127,9 @@ GGF_INLINE void to_points(const Vector<float> (&d)[6], Vector<float> (&out)[6]) 
 }
 
 // And of the way back.
-GGF_INLINE void from_points(const Vector<float> (&m)[6], Vector<float> (&out)[4]) {
-  const Vector<float> p = m[1] + m[2], q = m[1] - m[2], r = m[3] + m[4], s = m[3] - m[4];
+template <typename V>
+GGF_INLINE void from_points(const V (&m)[6], V (&out)[4]) {
+  const V p = m[1] + m[2], q = m[1] - m[2], r = m[3] + m[4], s = m[3] - m[4];
   out[0] = m[0] + p + r;
   out[1] = q + s * 2.0f;
   out[2] = p + r * 4.0f;
@@ -133,7 +137,9 @@ GGF_INLINE void from_points(const Vector<float> (&m)[6], Vector<float> (&out)[4]
 }
 
 // Rows of tiles [begin, end), counted over all images, to points [36, tiles, in_stride].
+template <Level level>
 GGF_INLINE void transform_in(const Plan& p, float* points, int64_t begin, int64_t end) {
+  using V = Vector<float, level>;
   const int64_t H = p.c.height, W = p.c.width, C = p.in, plane = p.tiles * p.in_stride;
   for (int64_t row = begin; row < end; ++row) {
     const int64_t sample = row / p.tile_rows, top = row % p.tile_rows * 4 - 1;
@@ -144,30 +150,30 @@ GGF_INLINE void transform_in(const Plan& p, float* points, int64_t begin, int64_
       const bool inside = top >= 0 && left >= 0 && top + 6 <= H && left + 6 <= W;
       for (int64_t c = 0; c < C; c += 16) {
         const int64_t count = C - c;
-        const Vector<float> scale = p.c.scale_in ? load_some(p.c.scale_in + sample * C + c, count) : broadcast(1.0f);
-        Vector<float> columns[6][6];
+        const V scale = p.c.scale_in ? load_some<V>(p.c.scale_in + sample * C + c, count) : broadcast<V>(1.0f);
+        V columns[6][6];
         for (int64_t j = 0; j < 6; ++j) {
-          Vector<float> d[6], out[6];
+          V d[6], out[6];
           for (int64_t i = 0; i < 6; ++i) {
             const int64_t y = top + i, x = left + j;
-            d[i] = inside || (y >= 0 && y < H && x >= 0 && x < W) ? load_some(image + (y * W + x) * C + c, count) * scale
-                                                                  : Vector<float>{};
+            d[i] = inside || (y >= 0 && y < H && x >= 0 && x < W) ? load_some<V>(image + (y * W + x) * C + c, count) * scale : V{};
           }
           to_points(d, out);
           for (int64_t i = 0; i < 6; ++i) columns[i][j] = out[i];
         }
         for (int64_t i = 0; i < 6; ++i) {
-          Vector<float> out[6];
+          V out[6];
           to_points(columns[i], out);
-          for (int64_t j = 0; j < 6; ++j) store_vector<float>(target + (i * 6 + j) * plane + c, out[j]);
+          for (int64_t j = 0; j < 6; ++j) store_vector(target + (i * 6 + j) * plane + c, out[j]);
         }
       }
     }
   }
 }
 
-template <bool activate>
+template <Level level, bool activate>
 GGF_INLINE void transform_out_rows(const Plan& p, const float* points, int64_t begin, int64_t end) {
+  using V = Vector<float, level>;
   const int64_t H = p.c.height, W = p.c.width, C = p.out, plane = p.tiles * p.out_stride;
   const float positive = p.c.gain, negative = p.c.gain * p.c.slope;
   for (int64_t row = begin; row < end; ++row) {
@@ -183,44 +189,45 @@ GGF_INLINE void transform_out_rows(const Plan& p, const float* points, int64_t b
             noise[i][j] = p.c.noise[sample * p.c.noise_stride + (top + i) * W + left + j] * p.c.strength;
       for (int64_t c = 0; c < C; c += 16) {
         const int64_t count = C - c;
-        Vector<float> columns[4][6];
+        V columns[4][6];
         for (int64_t j = 0; j < 6; ++j) {
-          Vector<float> m[6], out[4];
-          for (int64_t i = 0; i < 6; ++i) m[i] = load_vector(source + (i * 6 + j) * plane + c);
+          V m[6], out[4];
+          for (int64_t i = 0; i < 6; ++i) m[i] = load_vector<V>(source + (i * 6 + j) * plane + c);
           from_points(m, out);
           for (int64_t i = 0; i < 4; ++i) columns[i][j] = out[i];
         }
-        const Vector<float> scale = p.c.scale_out ? load_some(p.c.scale_out + sample * C + c, count) : broadcast(1.0f);
-        const Vector<float> bias = activate ? load_some(p.c.bias + c, count) : Vector<float>{};
-        Vector<float> dot{};
+        const V scale = p.c.scale_out ? load_some<V>(p.c.scale_out + sample * C + c, count) : broadcast<V>(1.0f);
+        const V bias = activate ? load_some<V>(p.c.bias + c, count) : V{};
+        V dot{};
         for (int64_t i = 0; i < rows; ++i) {
-          Vector<float> out[4];
+          V out[4];
           from_points(columns[i], out);
           for (int64_t j = 0; j < width; ++j) {
             const int64_t at = (image + (top + i) * W + left + j) * C + c;
-            if (p.row_dots) dot += out[j] * load_some(p.c.other + at, count);
-            Vector<float> value = out[j] * scale;
+            if (p.row_dots) dot += out[j] * load_some<V>(p.c.other + at, count);
+            V value = out[j] * scale;
             if constexpr (activate) {
               value += bias + noise[i][j];
-              value = activate_lanes<float>(value, positive, negative);
+              value = activate_lanes(value, positive, negative);
             }
             store_some(p.c.y + at, value, count);
           }
         }
         if (p.row_dots) {
           float* sums = p.row_dots + row * C + c;
-          store_some(sums, load_some(sums, count) + dot, count);
+          store_some(sums, load_some<V>(sums, count) + dot, count);
         }
       }
     }
   }
 }
 
+template <Level level>
 GGF_INLINE void transform_out(const Plan& p, const float* points, int64_t begin, int64_t end) {
   if (p.c.bias)
-    transform_out_rows<true>(p, points, begin, end);
+    transform_out_rows<level, true>(p, points, begin, end);
   else
-    transform_out_rows<false>(p, points, begin, end);
+    transform_out_rows<level, false>(p, points, begin, end);
 }
 
 // Memory that a thread keeps for its next task: fresh pages would cost as much as the transforms.
@@ -257,11 +264,13 @@ void convolve(const Convolution& c) {
     float* points_out = points_in + 36 * tiles * in_stride;
     for (int64_t task = first_task; task < last_task; ++task) {
       const int64_t begin = task * rows_each, end = std::min(rows, begin + rows_each);
-      at_level<transform_in>(plan, points_in, begin, end);
+      at_each_level<[]<Level level>(const auto&... all) GGF_INLINE_LAMBDA { transform_in<level>(all...); }>(plan, points_in, begin,
+                                                                                                            end);
       for (int64_t point = 0; point < 36; ++point)
         multiply({points_in + point * tiles * in_stride, c.weights.data.get() + point * panels * in * panel,
                   points_out + point * tiles * out_stride, tiles, in_stride, out_stride, in, panels});
-      at_level<transform_out>(plan, points_out, begin, end);
+      at_each_level<[]<Level level>(const auto&... all) GGF_INLINE_LAMBDA { transform_out<level>(all...); }>(plan, points_out,
+                                                                                                             begin, end);
     }
   });
   if (row_dots.empty()) return;

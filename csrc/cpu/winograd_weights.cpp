@@ -27,9 +27,10 @@ std::shared_ptr<float[]> allocate(int64_t count) {
 }
 
 // One dimension: the products of a filter with the points 0, 1, -1, 2, -2 and infinity.
-GGF_INLINE void along(const Vector<float> (&k)[3], Vector<float> (&out)[6]) {
-  const Vector<float> even = (k[0] + k[2]) * (1 / 6.0f), odd = k[1] * (1 / 6.0f);
-  const Vector<float> even2 = k[0] * (1 / 24.0f) + k[2] * (1 / 6.0f), odd2 = k[1] * (1 / 12.0f);
+template <typename V>
+GGF_INLINE void along(const V (&k)[3], V (&out)[6]) {
+  const V even = (k[0] + k[2]) * (1 / 6.0f), odd = k[1] * (1 / 6.0f);
+  const V even2 = k[0] * (1 / 24.0f) + k[2] * (1 / 6.0f), odd2 = k[1] * (1 / 12.0f);
   out[0] = k[0] * 0.25f;
   out[1] = -even - odd;
   out[2] = odd - even;
@@ -39,7 +40,9 @@ GGF_INLINE void along(const Vector<float> (&k)[3], Vector<float> (&out)[6]) {
 }
 
 // Panels [begin, end) of 32 output channels.
+template <Level level>
 GGF_INLINE void transform_panels(const View& w, float* target, int64_t begin, int64_t end) {
+  using V = Vector<float, level>;
   const int64_t plane = ceil_divide(w.out, panel) * w.in * panel;  // between two of the 36 points
   alignas(64) float taps[9][block][panel];
   for (int64_t p = begin; p < end; ++p) {
@@ -59,19 +62,19 @@ GGF_INLINE void transform_panels(const View& w, float* target, int64_t begin, in
       }
       for (int64_t i = 0; i < ins; ++i)
         for (int64_t half = 0; half < panel; half += 16) {
-          Vector<float> columns[6][3];
+          V columns[6][3];
           for (int64_t x = 0; x < 3; ++x) {
-            const Vector<float> k[3] = {load_vector(&taps[x][i][half]), load_vector(&taps[3 + x][i][half]),
-                                        load_vector(&taps[6 + x][i][half])};
-            Vector<float> out[6];
+            const V k[3] = {load_vector<V>(&taps[x][i][half]), load_vector<V>(&taps[3 + x][i][half]),
+                            load_vector<V>(&taps[6 + x][i][half])};
+            V out[6];
             along(k, out);
             for (int64_t y = 0; y < 6; ++y) columns[y][x] = out[y];
           }
           float* to = target + (p * w.in + first + i) * panel + half;
           for (int64_t y = 0; y < 6; ++y) {
-            Vector<float> out[6];
+            V out[6];
             along(columns[y], out);
-            for (int64_t x = 0; x < 6; ++x) store_vector<float>(to + (y * 6 + x) * plane, out[x]);
+            for (int64_t x = 0; x < 6; ++x) store_vector(to + (y * 6 + x) * plane, out[x]);
           }
         }
     }
@@ -81,7 +84,10 @@ GGF_INLINE void transform_panels(const View& w, float* target, int64_t begin, in
 std::shared_ptr<float[]> transformed(const View& w) {
   const int64_t panels = ceil_divide(w.out, panel);
   std::shared_ptr<float[]> target = allocate(36 * panels * w.in * panel);
-  const auto range = [&](int64_t begin, int64_t end) { at_level<transform_panels>(w, target.get(), begin, end); };
+  const auto range = [&](int64_t begin, int64_t end) {
+    at_each_level<[]<Level level>(const auto&... all) GGF_INLINE_LAMBDA { transform_panels<level>(all...); }>(w, target.get(),
+                                                                                                              begin, end);
+  };
   parallel_for(0, panels, grain(36 * w.in * panel), range);
   return target;
 }
