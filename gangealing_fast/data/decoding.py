@@ -183,8 +183,11 @@ def decode_layers(content: bytes, longest: int | None = None) -> Layers:
 
 
 def picture_size(content: bytes) -> tuple[int, int]:
-    """(width, height), upright, of an encoded picture: its header is read, no pixel is decoded. Raises ValueError as `decode`."""
-    return _opened(content, None, _upright_size)
+    """(width, height) of an encoded picture as it is stored: its header is read, no pixel is decoded. Raises ValueError as `decode`.
+
+    Whether it is stored turned is not looked at: that may stand behind the pixels.
+    """
+    return _opened(content, None, lambda picture: picture.size)
 
 
 def decode_drawing(content: bytes, longest: int) -> numpy.ndarray:

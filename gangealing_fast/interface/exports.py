@@ -10,10 +10,10 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 from gangealing_fast.applications.naming import result_name
-from gangealing_fast.runtime.errors import UserError
-from gangealing_fast.storage.files import atomic_write, picture_bytes
 from gangealing_fast.interface.pictures import Picture
 from gangealing_fast.interface.sessions import Desk
+from gangealing_fast.runtime.errors import UserError
+from gangealing_fast.storage.files import atomic_write, picture_bytes
 
 PARTS = ("edited pictures", "aligned pictures", "template and edit", "list of scores")
 NAME = "studio.zip"

@@ -4,16 +4,18 @@
 from __future__ import annotations
 
 import secrets
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
-from gangealing_fast.data.video import Video
+from gangealing_fast.data.originals import SMALLEST
+from gangealing_fast.data.video import Video, opened, pyav
+from gangealing_fast.interface.pictures import Picture, plain_name, read_picture, resized
+from gangealing_fast.interface.sessions import Clip, Desk
 from gangealing_fast.runtime.errors import UserError
 from gangealing_fast.runtime.text import printable
 from gangealing_fast.storage.files import save_picture, write_bytes
-from gangealing_fast.interface.pictures import Picture, plain_name, read_picture, resized
-from gangealing_fast.interface.sessions import Clip, Desk
 
 STRIP = 12
 """Frames that are shown at once: as many at least, where there are as many, and less than twice as many at most."""
@@ -24,37 +26,31 @@ SMOOTHINGS = ("none", "kalman", "one-euro")
 
 
 def uploaded(content: bytes, name: str, folder: Path, frames: int) -> Clip:
-    """Keep an uploaded file if it is a video. Raises UserError with one sentence otherwise, and keeps nothing."""
+    """Keep an uploaded file, in a folder of its own, if it is a video. Raises UserError with one sentence otherwise, and keeps nothing."""
     name = plain_name(name)
-    path = folder / f"{secrets.token_hex(12)}.mp4"
-    write_bytes(path, content)
-    strip: list[Picture] = []
+    place = folder / f"clip-{secrets.token_hex(12)}"
+    place.mkdir()
+    path = place / "video.mp4"
     try:
-        return _read(path, name, folder, frames, strip)
-    except UserError as error:
-        _remove(path, strip)
+        write_bytes(path, content)
+        return _read(path, name, frames)
+    except BaseException as error:
+        shutil.rmtree(place, ignore_errors=True)
+        if not isinstance(error, UserError):
+            raise
         reason = str(error).replace(str(path), "it")
         raise UserError(f"{printable(name)} is refused: {reason}") from None
-    except BaseException:
-        _remove(path, strip)
-        raise
 
 
-def _remove(path: Path, strip: list[Picture]) -> None:
-    path.unlink(missing_ok=True)
-    for picture in strip:
-        picture.remove()
-
-
-def _read(path: Path, name: str, folder: Path, frames: int, strip: list[Picture]) -> Clip:
+def _read(path: Path, name: str, frames: int) -> Clip:
     every, count = 1, 0
     kept: dict[int, Path] = {}
+    _check_frames(*_said_size(path))  # before anything is decoded
     with Video(path, limit=frames) as video:
-        if video.width * video.height > LARGEST_FRAME or min(video.width, video.height) < 8:
-            raise UserError(f"its frames are {video.width}x{video.height}, but sides from 8 to 4096x2304 together are taken")
+        _check_frames(video.width, video.height)
         for frame in video.read():
             if count % every == 0:
-                kept[count] = folder / f"{secrets.token_hex(12)}.frame.png"
+                kept[count] = path.with_name(f"frame-{count:06d}.png")
                 save_picture(kept[count], resized(frame.picture[0], min(_LONGEST, max(frame.picture.shape[2:]))))
                 if len(kept) >= 2 * STRIP:
                     every *= 2
@@ -62,9 +58,29 @@ def _read(path: Path, name: str, folder: Path, frames: int, strip: list[Picture]
                         kept.pop(number).unlink()
             count += 1
         seconds = float(every / video.rate)
-    for number, place in kept.items():
-        strip.append(Picture(f"frame {number}", lambda place=place: read_picture(place), folder / "preview", path=place))  # type: ignore[misc]
+    if count < 2:
+        raise UserError("it has one frame alone; add it as a picture")
+    strip = [_shown(number, place) for number, place in kept.items()]
     return Clip(name, path, strip, seconds, count)
+
+
+def _shown(number: int, path: Path) -> Picture:
+    return Picture(f"frame {number}", lambda: read_picture(path), path.with_name("preview"), path=path)
+
+
+def _said_size(path: Path) -> tuple[int, int]:
+    """(width, height) of the frames as the file says, (0, 0) if it is no video: whoever reads it says why."""
+    try:
+        with opened(path) as container:
+            stream = container.streams.video[0]
+            return int(getattr(stream, "width", 0)), int(getattr(stream, "height", 0))
+    except (OSError, IndexError, pyav().error.FFmpegError):
+        return 0, 0
+
+
+def _check_frames(width: int, height: int) -> None:
+    if width * height > LARGEST_FRAME or 0 < min(width, height) < SMALLEST:
+        raise UserError(f"its frames are {width}x{height}, but sides from {SMALLEST} and as many pixels as 4096x2304 are taken")
 
 
 class Rendering:
@@ -82,7 +98,7 @@ class Rendering:
             raise UserError(f"there is no smoothing {printable(smooth)}; choose one of {', '.join(SMOOTHINGS)}")
         self.desk, self.out = desk, desk.folder / f"film-{secrets.token_hex(6)}"
         names = [desk.edit_file(k) if k in desk.edits else "none" for k in range(desk.bench.clusters)]
-        words = ["--checkpoint", desk.bench.path, "--data", desk.clip.path, "--edit", *names, "--out", self.out]
+        words: list[object] = ["--checkpoint", desk.bench.path, "--data", desk.clip.path, "--edit", *names, "--out", self.out]
         words += ["--opacity", f"{desk.opacity:g}", "--blend", desk.blend, "--limit", desk.clip.frames]
         words += ["--smooth", smooth, "--threads", threads]
         self._said = desk.folder / f"{self.out.name}.txt"

@@ -77,13 +77,8 @@ class Guard:
             key, new = new_key(), True
         scope.setdefault("state", {})["key"] = key
         cookie = self._set_cookie(self.cookie, key) if new else None
-        reply = _Reply(send, scope["path"], cookie)
         bounded = _Bounded(receive, self._limit(scope["path"]))
-        try:
-            await self._application(scope, bounded, reply)
-        except _TooLarge:
-            if not reply.begun:
-                await _answer(send, 413, f"this is larger than the {self._limit(scope['path']):,} bytes that are taken here")
+        await self._application(scope, bounded, _Reply(send, scope["path"], cookie, bounded))
 
     # ---- checks
 
@@ -105,7 +100,7 @@ class Guard:
             return 403, "this request does not come from the page of the studio"
         length = headers.get("content-length", "0")
         if not length.isdigit() or int(length) > self._limit(scope["path"]):
-            return 413, f"this is larger than the {self._limit(scope['path']):,} bytes that are taken here"
+            return 413, too_large(self._limit(scope["path"]))
         return None
 
     def _limit(self, path: str) -> int:
@@ -130,6 +125,11 @@ class Guard:
         return f"{name}={value}; Path=/; Max-Age={_YEAR}; HttpOnly; SameSite=Strict".encode()
 
 
+def too_large(limit: int) -> str:
+    """The sentence for a body of more than `limit` bytes."""
+    return f"this is larger than the {limit:,} bytes that are taken here"
+
+
 def _name_of(host: str) -> str:
     """The name in a Host header, without its port."""
     try:
@@ -152,36 +152,41 @@ async def _answer(send: Send, status: int, sentence: str) -> None:
     await send({"type": "http.response.body", "body": body})
 
 
-class _TooLarge(Exception):
-    """More came than was announced or is taken."""
-
-
 class _Bounded:
-    """A body of at most `limit` bytes, whatever its header says."""
+    """A body of at most `limit` bytes, whatever its header says: beyond them the browser seems to have gone."""
 
     def __init__(self, receive: Receive, limit: int) -> None:
-        self._receive, self._left = receive, limit
+        self._receive, self.limit, self._count = receive, limit, 0
+
+    @property
+    def exceeded(self) -> bool:
+        return self._count > self.limit
 
     async def __call__(self) -> Message:
+        if self.exceeded:
+            return {"type": "http.disconnect"}
         message = await self._receive()
-        self._left -= len(message.get("body", b""))
-        if self._left < 0:
-            raise _TooLarge
-        return message
+        self._count += len(message.get("body", b""))
+        return {"type": "http.disconnect"} if self.exceeded else message
 
 
 class _Reply:
     """An answer with the headers that keep a page to itself; the first page without its links to elsewhere."""
 
-    def __init__(self, send: Send, path: str, cookie: bytes | None) -> None:
-        self._send, self._path, self._cookie = send, path, cookie
+    def __init__(self, send: Send, path: str, cookie: bytes | None, bounded: _Bounded) -> None:
+        self._send, self._path, self._cookie, self._bounded = send, path, cookie, bounded
         self._start: Message | None = None
         self._page = bytearray()
-        self.begun = False
+        self._refused = False
 
     async def __call__(self, message: Message) -> None:
-        self.begun = True
+        if self._refused:
+            return
         if message["type"] == "http.response.start":
+            if self._bounded.exceeded:
+                self._refused = True
+                await _answer(self._send, 413, too_large(self._bounded.limit))
+                return
             message["headers"] = self._headers(list(message.get("headers", [])))
             if self._path == "/":
                 self._start = message
@@ -209,6 +214,8 @@ class _Reply:
         }
         if self._path.startswith("/studio/") or self._path == "/":
             added[b"cache-control"] = b"no-store"
+        if any(name.lower() == b"cache-control" for name, _ in headers):  # of files whose addresses name their version
+            added.pop(b"cache-control", None)
         kept = [(name, value) for name, value in headers if name.lower() not in added]
         cookie = [] if self._cookie is None else [(b"set-cookie", self._cookie)]
         return [*kept, *added.items(), *cookie]

@@ -24,7 +24,7 @@ from gangealing_fast.runtime.errors import UserError
 from gangealing_fast.storage.files import read_json_lines
 
 HEAD = '<link rel="stylesheet" href="./studio/studio.css"><script src="./studio/studio.js"></script>'
-CURVES = 6
+CURVES, PAGES = 6, 256
 _FONTS = ("ui-sans-serif", "system-ui", "sans-serif")
 _MONO = ("ui-monospace", "Consolas", "monospace")
 _NOT_CURVES = {"step", "kimg", "seconds", "eta", "time"}
@@ -45,6 +45,7 @@ class Handlers:
 
     def __init__(self, studio: Studio, cookie: str) -> None:
         self._studio, self._cookie = studio, cookie
+        self._shown: dict[str, str] = {}
 
     def desk(self, request: gradio.Request) -> Desk:
         """The desk of the browser that asks."""
@@ -148,6 +149,15 @@ class Handlers:
         except UserError as error:
             return sentence(str(error), wrong=True)
 
+    def follow(self, name: str | None, request: gradio.Request) -> Any:
+        """As `watch`; nothing if that is what this page shows already, so that its pictures do not flicker."""
+        view, page = self.watch(name, request), str(request.session_hash)
+        before = self._shown.pop(page, None)
+        self._shown[page] = view
+        while len(self._shown) > PAGES:
+            del self._shown[next(iter(self._shown))]
+        return gradio.skip() if view == before else view
+
     def watch(self, name: str | None, request: gradio.Request) -> str:
         """What there is to see of a run at this moment."""
         try:
@@ -232,9 +242,9 @@ def _edit_tab(handlers: Handlers) -> None:
                 smooth = gradio.Dropdown(list(SMOOTHINGS), value="kalman", label="Against trembling", scale=1, min_width=140)
                 make = gradio.Button("Make the whole video", variant="primary", scale=1, min_width=160, elem_id="studio-film")
             film = gradio.HTML(elem_id="studio-film-out")
-    opacity.change(None, [opacity], js="(value) => { studio.show({opacity: value}); }")
-    blend.change(None, [blend], js="(value) => { studio.show({blend: value}); }")
-    make.click(handlers.film, [smooth], [film], show_progress="hidden", concurrency_limit=1)
+    opacity.change(None, [opacity], api_visibility="private", js="(value) => { studio.show({opacity: value}); }")
+    blend.change(None, [blend], api_visibility="private", js="(value) => { studio.show({blend: value}); }")
+    make.click(handlers.film, [smooth], [film], show_progress="hidden", api_visibility="private", concurrency_limit=1)
 
 
 def _collection_tab(handlers: Handlers) -> None:
@@ -255,16 +265,18 @@ def _collection_tab(handlers: Handlers) -> None:
         side = gradio.Slider(64, 2048, 512, step=64, label="Side of aligned pictures; least side of edited ones", scale=2)
         button = gradio.Button("Export", variant="primary", scale=1, min_width=120, elem_id="studio-export")
     out = gradio.HTML(elem_id="studio-export-out")
-    order.change(None, [order], js="(value) => { studio.browse({order: value}); }")
-    shown.change(None, [shown], js="(value) => { studio.browse({shown: value}); }")
-    button.click(handlers.export, [parts, side], [out], show_progress="hidden", concurrency_limit=1)
+    order.change(None, [order], api_visibility="private", js="(value) => { studio.browse({order: value}); }")
+    shown.change(None, [shown], api_visibility="private", js="(value) => { studio.browse({shown: value}); }")
+    button.click(handlers.export, [parts, side], [out], show_progress="hidden", api_visibility="private", concurrency_limit=1)
 
 
 def _control(name: str, option: options.Number | Choice) -> Any:
     label = name.replace("_", " ")
     if isinstance(option, Choice):
         return gradio.Dropdown(list(option.values), value=option.default, label=label, info=option.about, min_width=140)
-    return gradio.Number(option.default, label=label, info=option.about, min_width=140, precision=0 if isinstance(option.default, int) else None)
+    return gradio.Number(
+        option.default, label=label, info=option.about, min_width=140, precision=0 if isinstance(option.default, int) else None
+    )
 
 
 def _runs_tab(page: gradio.Blocks, handlers: Handlers) -> None:
@@ -296,10 +308,8 @@ def _runs_tab(page: gradio.Blocks, handlers: Handlers) -> None:
                 use = gradio.Button("Use its aligner here", elem_id="studio-use", min_width=150)
             view = gradio.HTML(elem_id="studio-view")
     kinds_of = list(OPTIONS)
-    command.change(
-        lambda value: [gradio.update(visible=kind == value) for kind in kinds_of], [command], groups, show_progress="hidden"
-    )
-    quiet: dict[str, Any] = {"show_progress": "hidden"}
+    quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+    command.change(lambda value: [gradio.update(visible=kind == value) for kind in kinds_of], [command], groups, **quiet)
 
     def begin(command: str, name: str, teacher: str, request: gradio.Request, *values: Any) -> tuple[Any, Any, str]:
         return handlers.start(command, name, teacher, *values, request)
@@ -307,7 +317,7 @@ def _runs_tab(page: gradio.Blocks, handlers: Handlers) -> None:
     start.click(begin, [command, name, teacher, *controls], [watched, teacher, said], **quiet)
     stop.click(handlers.stop, [watched], [said], **quiet)
     resume.click(handlers.resume, [watched], [said], **quiet)
-    use.click(handlers.use, [watched], [said], **quiet).then(None, js="() => { studio.reload(); }")
+    use.click(handlers.use, [watched], [said], **quiet).then(None, api_visibility="private", js="() => { studio.reload(); }")
     watched.change(handlers.watch, [watched], [view], **quiet)
     page.load(handlers.lists, None, [watched, teacher], **quiet)
-    gradio.Timer(1.5).tick(handlers.watch, [watched], [view], **quiet)
+    gradio.Timer(1.5).tick(handlers.follow, [watched], [view], **quiet)

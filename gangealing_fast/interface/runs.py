@@ -27,12 +27,12 @@ from pathlib import Path
 from typing import Any
 
 from gangealing_fast.applications.naming import result_name
+from gangealing_fast.interface.options import COMMANDS, takes_pictures, teacher_words, words_of
+from gangealing_fast.interface.pictures import Picture
 from gangealing_fast.runtime.errors import UserError
 from gangealing_fast.runtime.text import printable
 from gangealing_fast.storage.files import read_json, save_picture, write_bytes, write_text
 from gangealing_fast.storage.locks import locked
-from gangealing_fast.interface.options import COMMANDS, takes_pictures, teacher_words, words_of
-from gangealing_fast.interface.pictures import Picture
 
 NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,39}")
 SHOWN = re.compile(r"(samples-[0-9]+|average|template(-[0-9]+)?)\.png|report\.html")
@@ -137,7 +137,9 @@ class Runs:
     def shown_files(self, job: Job) -> list[str]:
         """Names of the files of a run that the page shows, the newest sheet of samples first."""
         folder = self.folder(job.name)
-        names = sorted((path.name for path in folder.iterdir() if SHOWN.fullmatch(path.name)), reverse=True) if folder.is_dir() else []
+        names = (
+            sorted((path.name for path in folder.iterdir() if SHOWN.fullmatch(path.name)), reverse=True) if folder.is_dir() else []
+        )
         samples = [name for name in names if name.startswith("samples-")]
         return samples[:1] + sorted(name for name in names if name not in samples)
 

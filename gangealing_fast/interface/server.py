@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import shutil
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,13 +21,13 @@ from starlette.responses import FileResponse, JSONResponse, Response
 
 from gangealing_fast.applications.blending import Blend
 from gangealing_fast.applications.propagating import edit_of
-from gangealing_fast.runtime.errors import UserError
-from gangealing_fast.storage.files import picture_bytes, write_bytes
 from gangealing_fast.interface import films, pictures
 from gangealing_fast.interface.config import StudioConfig
 from gangealing_fast.interface.pictures import Picture
 from gangealing_fast.interface.runs import SHOWN, Runs
 from gangealing_fast.interface.sessions import Desk, Desks, Workbenches
+from gangealing_fast.runtime.errors import UserError
+from gangealing_fast.storage.files import picture_bytes, write_bytes
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets" / "studio"
 EDIT = 1024
@@ -221,7 +222,7 @@ def of_run(studio: Studio, desk: Desk, request: Request, body: bytes) -> Respons
     path = studio.runs.folder(job.name) / file
     if not SHOWN.fullmatch(file) or not path.is_file():
         return JSONResponse({"error": "there is no such file"}, status_code=404)
-    return FileResponse(path)
+    return FileResponse(path, headers={"cache-control": "private, max-age=3600"} if file.endswith(".png") else None)
 
 
 # ---- what is changed
@@ -272,9 +273,7 @@ def remove(studio: Studio, desk: Desk, request: Request, body: bytes) -> dict[st
 def _drop_video(desk: Desk) -> None:
     if desk.clip is not None:
         desk.bench.forget(desk.clip.strip)
-        for picture in desk.clip.strip:
-            picture.remove()
-        desk.clip.path.unlink(missing_ok=True)
+        shutil.rmtree(desk.clip.path.parent, ignore_errors=True)
         desk.clip = None
 
 

@@ -15,16 +15,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gangealing_fast.congealing.folder import load_set
-from gangealing_fast.runtime.errors import UserError
-from gangealing_fast.runtime.setup import set_threads
-from gangealing_fast.runtime.text import printable
-from gangealing_fast.storage.claims import held, write_record
 from gangealing_fast.interface import pictures
 from gangealing_fast.interface.config import StudioConfig
 from gangealing_fast.interface.guard import LOCAL, Guard
 from gangealing_fast.interface.runs import Runs
 from gangealing_fast.interface.sessions import Desks, Workbenches
 from gangealing_fast.interface.workbench import Workbench
+from gangealing_fast.runtime.errors import UserError
+from gangealing_fast.runtime.setup import set_threads
+from gangealing_fast.runtime.text import printable
+from gangealing_fast.storage.claims import held, write_record
 
 if TYPE_CHECKING:
     import uvicorn
@@ -83,7 +83,9 @@ def listening(config: StudioConfig) -> Iterator[socket.socket]:
             door.listen(64)
         except (OSError, UnicodeError) as error:
             reason = getattr(error, "strerror", None) or str(error)
-            raise UserError(f"cannot listen at {config.host}, port {config.port}: {reason}; give another --port or --host") from None
+            raise UserError(
+                f"cannot listen at {config.host}, port {config.port}: {reason}; give another --port or --host"
+            ) from None
         yield door
 
 
@@ -151,7 +153,13 @@ def server_of(guard: Guard) -> uvicorn.Server:
     import uvicorn
 
     settings = uvicorn.Config(
-        guard, log_level="warning", access_log=False, server_header=False, limit_concurrency=256, timeout_graceful_shutdown=2, ws="none"
+        guard,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        limit_concurrency=256,
+        timeout_graceful_shutdown=2,
+        ws="none",
     )
     return uvicorn.Server(settings)
 
@@ -170,7 +178,10 @@ def serve(studio: Studio, door: socket.socket, token: str) -> None:
         print("whoever knows this address can use the studio; it is not encrypted, so use it in a network that you trust")
     elif studio.config.host in LOCAL:
         print("only this machine is served; its other users could open this page too (--token keeps them out)")
-    print(f"Ctrl-C ends the studio and interrupts its runs, which can be resumed; they are in {printable(studio.config.out)}", flush=True)
+    print(
+        f"Ctrl-C ends the studio and interrupts its runs, which can be resumed; they are in {printable(studio.config.out)}",
+        flush=True,
+    )
     try:
         server.run(sockets=[door])
     finally:

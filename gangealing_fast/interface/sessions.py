@@ -20,9 +20,9 @@ from torch import Tensor
 
 from gangealing_fast.applications.aligner import Aligner
 from gangealing_fast.applications.blending import Blend
-from gangealing_fast.runtime.errors import UserError
 from gangealing_fast.interface.pictures import Picture
 from gangealing_fast.interface.workbench import Standing, Workbench, computing
+from gangealing_fast.runtime.errors import UserError
 
 KEY = re.compile(r"[A-Za-z0-9_-]{32}")
 """What the cookie of a browser looks like."""

@@ -19,14 +19,15 @@ from gangealing_fast.applications.looks import Look
 from gangealing_fast.applications.propagating import edit_picture, look_at
 from gangealing_fast.congealing.folder import fingerprint, load_set
 from gangealing_fast.data.pictures import to_float, to_uint8
+from gangealing_fast.interface.pictures import PREVIEW, Picture, resized
 from gangealing_fast.models.layers import resize_to
 from gangealing_fast.ops import mipmap_warp
-from gangealing_fast.interface.pictures import PREVIEW, Picture, resized
 
 SEEN = 1024
 """Longer side of a picture that a network looks at; sets look at the original, by which they know their pictures."""
 AVERAGED = 100
 """So many pictures make the template that is drawn on, at most."""
+KEPT_TEMPLATES = 16
 PLACES = 48
 """Of so many pictures it is kept where each pixel lies on the template: 0.8 MB each."""
 _COMPARED = 64
@@ -63,6 +64,7 @@ class Workbench:
         self.aligner, self.path = aligner, path
         self._viewed: dict[str, Viewed] = {}
         self._places: collections.OrderedDict[str, Located] = collections.OrderedDict()
+        self._templates: dict[tuple[str, ...], dict[int, Tensor]] = {}
         self._found = _found_by_congeal(path) if aligner.names else {}
 
     @property
@@ -112,10 +114,24 @@ class Workbench:
             return congealed(self.aligner, Seen(Frame(shown, 0.0), look, look), side)
 
     def templates(self, pictures: Sequence[Picture]) -> dict[int, Tensor]:
-        """The average uint8 `[3, R, R]` of the aligned pictures of each cluster; of a cluster without pictures plain grey."""
+        """The average uint8 `[3, R, R]` of the aligned pictures of each cluster; of a cluster without pictures plain grey.
+
+        Pictures of --data make it, so that it does not change while others are added; a browser's own if there are no others.
+        """
+        given = [picture for picture in pictures if not picture.own] or list(pictures)
+        shown = [one for one in given if not self._outlier(one)][:AVERAGED]
+        with computing:
+            names = tuple(picture.key for picture in shown)
+            if names not in self._templates:
+                while len(self._templates) >= KEPT_TEMPLATES:
+                    del self._templates[next(iter(self._templates))]
+                self._templates[names] = self._average(shown)
+            return self._templates[names]
+
+    def _average(self, pictures: Sequence[Picture]) -> dict[int, Tensor]:
         sums = {k: torch.zeros(3, PREVIEW, PREVIEW) for k in range(self.clusters)}
         counts = dict.fromkeys(sums, 0)
-        for picture in [one for one in pictures if not self._outlier(one)][:AVERAGED]:
+        for picture in pictures:
             k = self.cluster(picture)
             sums[k] += self.aligned(picture).float()
             counts[k] += 1
@@ -128,9 +144,7 @@ class Workbench:
         """How well a picture suits its template."""
         known = self._found.get(self.viewed(picture).mark)
         likeness = _correlation(self.aligned(picture), templates[self.cluster(picture)])
-        return Standing(
-            self.viewed(picture).score, likeness, None if known is None else known[0], known is not None and known[1]
-        )
+        return Standing(self.viewed(picture).score, likeness, None if known is None else known[0], known is not None and known[1])
 
     # ---- edits
 

@@ -254,13 +254,13 @@
   async function recall(cluster) {
     const target = layer();
     await tried(async () => {
-      target.getContext("2d").drawImage(await createImageBitmap(await ask(`drawing/${cluster}`)), 0, 0, SIDE, SIDE);
+      target.getContext("2d", { willReadFrequently: true }).drawImage(await createImageBitmap(await ask(`drawing/${cluster}`)), 0, 0, SIDE, SIDE);
       paint();
     });
   }
 
   function paint() {
-    const context = parts.canvas.getContext("2d");
+    const context = parts.canvas.getContext("2d", { willReadFrequently: true });
     context.clearRect(0, 0, SIDE, SIDE);
     context.drawImage(layer(), 0, 0);
     if (draw.stamp) stamped(context);
@@ -275,19 +275,19 @@
   function settle() {
     if (!draw.stamp) return;
     remember();
-    stamped(layer().getContext("2d"));
+    stamped(layer().getContext("2d", { willReadFrequently: true }));
     draw.stamp = null;
     paint();
   }
 
   function remember() {
-    draw.past.push(layer().getContext("2d").getImageData(0, 0, SIDE, SIDE));
+    draw.past.push(layer().getContext("2d", { willReadFrequently: true }).getImageData(0, 0, SIDE, SIDE));
     if (draw.past.length > 20) draw.past.shift();
   }
 
   function undo() {
     if (draw.stamp) draw.stamp = null;
-    else if (draw.past.length) layer().getContext("2d").putImageData(draw.past.pop(), 0, 0);
+    else if (draw.past.length) layer().getContext("2d", { willReadFrequently: true }).putImageData(draw.past.pop(), 0, 0);
     paint();
     later(0);
   }
@@ -296,7 +296,7 @@
     if (tell) remember();
     draw.stamp = null;
     for (const [number, one] of Object.entries(draw.layers)) {
-      if (!tell || Number(number) === page.cluster) one.getContext("2d").clearRect(0, 0, SIDE, SIDE);
+      if (!tell || Number(number) === page.cluster) one.getContext("2d", { willReadFrequently: true }).clearRect(0, 0, SIDE, SIDE);
     }
     if (parts.canvas) paint();
     if (tell) later(0);
@@ -328,7 +328,7 @@
   }
 
   function stroke(from, to) {
-    const context = layer().getContext("2d");
+    const context = layer().getContext("2d", { willReadFrequently: true });
     context.globalCompositeOperation = draw.tool === "eraser" ? "destination-out" : "source-over";
     context.strokeStyle = draw.colour;
     context.lineWidth = draw.size;
@@ -366,7 +366,7 @@
     draw.busy = true;
     const cluster = page.cluster;
     await tried(async () => {
-      const pixels = parts.canvas.getContext("2d").getImageData(0, 0, SIDE, SIDE).data;
+      const pixels = parts.canvas.getContext("2d", { willReadFrequently: true }).getImageData(0, 0, SIDE, SIDE).data;
       let empty = true;
       for (let k = 3; k < pixels.length && empty; k += 4) empty = pixels[k] === 0;
       const body = empty ? null : await new Promise((done) => parts.canvas.toBlob(done, "image/png"));
