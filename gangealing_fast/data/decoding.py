@@ -183,9 +183,9 @@ def decode_layers(content: bytes, longest: int | None = None) -> Layers:
 
 
 def picture_size(content: bytes) -> tuple[int, int]:
-    """(width, height) of an encoded picture as it is stored: its header is read, no pixel is decoded. Raises ValueError as `decode`.
+    """(width, height) of an encoded picture as it is stored: its header is read, no pixel is decoded.
 
-    Whether it is stored turned is not looked at: that may stand behind the pixels.
+    Whether it is stored turned is not looked at: that may stand behind the pixels. Raises ValueError as `decode`.
     """
     return _opened(content, None, lambda picture: picture.size)
 

@@ -26,7 +26,10 @@ SMOOTHINGS = ("none", "kalman", "one-euro")
 
 
 def uploaded(content: bytes, name: str, folder: Path, frames: int) -> Clip:
-    """Keep an uploaded file, in a folder of its own, if it is a video. Raises UserError with one sentence otherwise, and keeps nothing."""
+    """Keep an uploaded file, in a folder of its own, if it is a video.
+
+    Raises UserError with one sentence otherwise, and keeps nothing.
+    """
     name = plain_name(name)
     place = folder / f"clip-{secrets.token_hex(12)}"
     place.mkdir()
