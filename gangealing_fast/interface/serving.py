@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 COMMAND = "studio"
 PACKAGED = Path(__file__).resolve().parent.parent / "assets" / "digits" / "aligner.safetensors"
-"""The aligner that comes with the package (tools/make_studio_aligner.py)."""
+"""The aligner that comes with the package; the README beside it says how it was made."""
 SESSIONS = ".sessions"
 SHORTEST_TOKEN = 16
 _TIDY = 30.0
