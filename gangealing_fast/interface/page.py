@@ -174,7 +174,8 @@ def run_view(studio: Studio, job: Job) -> str:
     folder, state = runs.folder(job.name), runs.state(job)
     files = runs.shown_files(job)
     parts = [f'<div class="studio-run" data-state="{state}"><h3>{html.escape(job.name)}: {state}</h3>']
-    parts.append(f"<code>{html.escape(runs.said(job)[:400])}</code>")
+    said = runs.said(job, 1 if state == "running" else 6)
+    parts.append(f"<code>{html.escape(said.replace(str(folder.parent.parent), '')[-1000:])}</code>")
     parts += [f'<figure class="studio-curve">{curve}</figure>' for curve in curves_of(read_json_lines(folder / "log.jsonl"))]
     for name in files:
         path = folder / name

@@ -128,11 +128,11 @@ class Runs:
             return "finished"
         return "stopped" if status is None or status < 0 or status in (130, 143) else "failed"
 
-    def said(self, job: Job) -> str:
-        """The last line that a run said."""
+    def said(self, job: Job, lines: int = 1) -> str:
+        """The last lines that a run said."""
         path = self._job_file(job.name, ".txt")
         text = path.read_bytes()[-4000:].decode(errors="replace") if path.exists() else ""
-        return next((line.strip() for line in reversed(re.split(r"[\r\n]", text)) if line.strip()), "")
+        return "\n".join([line.strip() for line in re.split(r"[\r\n]", text) if line.strip()][-lines:])
 
     def shown_files(self, job: Job) -> list[str]:
         """Names of the files of a run that the page shows, the newest sheet of samples first."""

@@ -613,7 +613,7 @@
     parts.collection.replaceChildren(...rows.map((row) => {
       const figure = tile(row, `./studio/${page.shown}/${row.key}?v=${page.version}`);
       const numbers = [`alike ${row.likeness.toFixed(2)}`];
-      if (row.score !== null) numbers.push(`flow score ${row.score.toPrecision(3)}`);
+      if (row.score !== null) numbers.push(`flow score ${row.score.toExponential(1)}`);
       if (row.confidence !== null) numbers.push(`confidence ${row.confidence.toFixed(2)}`);
       if (row.outlier) numbers.push("does not belong to the others");
       figure.querySelector("figcaption").append(element("br"), numbers.join(" · "));
