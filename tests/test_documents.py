@@ -23,8 +23,8 @@ from gangealing_fast.autoencoders.config import AutoencodeConfig
 from gangealing_fast.congealing.config import CongealConfig
 from gangealing_fast.contrastive.config import ContrastConfig
 from gangealing_fast.data.config import PrepareConfig
-from gangealing_fast.metrics import WarpHealth
 from gangealing_fast.interface.config import StudioConfig
+from gangealing_fast.metrics import WarpHealth
 from gangealing_fast.pretraining.config import PRESETS as PRETRAIN_PRESETS
 from gangealing_fast.pretraining.config import PretrainConfig
 from gangealing_fast.runtime.commands import parse

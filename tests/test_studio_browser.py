@@ -220,6 +220,8 @@ def exported(tab: Tab, folder: Path) -> None:
     figures = tab.page.locator("[data-studio=collection] figure")
     alike = figures.evaluate_all("(all) => all.map((one) => Number(one.dataset.likeness))")
     assert alike == sorted(alike, reverse=True) and alike[0] > alike[-1]
+    tab.page.locator("#studio-side input[type=number]").fill("64")
+    tab.page.locator("#studio-side input[type=number]").press("Enter")
     tab.page.click("#studio-export")
     with tab.page.expect_download() as waiting:
         tab.page.get_by_role("link", name="Download studio.zip").click()

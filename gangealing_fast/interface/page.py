@@ -263,7 +263,9 @@ def _collection_tab(handlers: Handlers) -> None:
     gradio.HTML('<div data-studio="collection"></div>')
     with gradio.Row():
         parts = gradio.CheckboxGroup(list(exports.PARTS), value=list(exports.PARTS), label="The zip holds", scale=3)
-        side = gradio.Slider(64, 2048, 512, step=64, label="Side of aligned pictures; least side of edited ones", scale=2)
+        side = gradio.Slider(
+            64, 2048, 512, step=64, label="Side of aligned pictures; least side of edited ones", scale=2, elem_id="studio-side"
+        )
         button = gradio.Button("Export", variant="primary", scale=1, min_width=120, elem_id="studio-export")
     out = gradio.HTML(elem_id="studio-export-out")
     order.change(None, [order], api_visibility="private", js="(value) => { studio.browse({order: value}); }")

@@ -132,7 +132,10 @@ class Runs:
         """The last lines that a run said."""
         path = self._job_file(job.name, ".txt")
         text = path.read_bytes()[-4000:].decode(errors="replace") if path.exists() else ""
-        return "\n".join([line.strip() for line in re.split(r"[\r\n]", text) if line.strip()][-lines:])
+        found = [line.strip() for line in re.split(r"[\r\n]", text) if line.strip()]
+        if found and found[-1] == "KeyboardInterrupt":  # so early that the command could not say it in its own way
+            return "interrupted"
+        return "\n".join(found[-lines:])
 
     def shown_files(self, job: Job) -> list[str]:
         """Names of the files of a run that the page shows, the newest sheet of samples first."""
