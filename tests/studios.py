@@ -27,6 +27,7 @@ PAGE = {"X-Studio": "1", "Origin": HERE}
 @contextlib.contextmanager
 def studio(folder: Path, **changes: object) -> Iterator[Studio]:
     """With 5 pictures that every browser sees."""
+    folder.mkdir(exist_ok=True)
     model = composed()
     bend(model, 0.05)
     export_aligner(folder / "aligner.safetensors", model.transformer, None, model.warping)

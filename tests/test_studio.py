@@ -6,12 +6,14 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import sys
 import zipfile
 from collections.abc import Iterator
 
 import numpy
 import pytest
 import torch
+from aligners import clustered
 from PIL import Image
 
 pytest.importorskip("gradio", reason="the studio is the extra [ui]")
@@ -24,11 +26,14 @@ from videos import write_video
 
 from gangealing_fast import Aligner
 from gangealing_fast.applications.propagating import edit_of, edit_picture, look_at
+from gangealing_fast.checkpoints.writing import export_aligner
 from gangealing_fast.data.pictures import PictureStream, to_float
-from gangealing_fast.interface import exports, films
+from gangealing_fast.interface import exports, films, serving
+from gangealing_fast.interface.config import StudioConfig
 from gangealing_fast.interface.guard import LOCAL, Guard
 from gangealing_fast.interface.pictures import PREVIEW, plain_name, resized
 from gangealing_fast.interface.server import Studio, add_routes
+from gangealing_fast.interface.serving import need_gradio
 from gangealing_fast.interface.sessions import Desk
 from gangealing_fast.runtime.errors import UserError
 
@@ -245,7 +250,8 @@ def test_two_browsers_do_not_see_each_other(made):
     state = other.get("/studio/state").json()
     assert about["key"] not in [row["key"] for row in state["pictures"]] and state["edited"] == []
     asked = {"picture": "template", "points": [[0.5, 0.5]], "others": [about["key"]]}
-    assert "error" in send(other, "points", json.dumps(asked).encode())
+    assert send(other, "points", json.dumps(asked).encode())["others"] == {}
+    assert "error" in send(other, "points", json.dumps(asked | {"picture": about["key"]}).encode())
 
 
 def test_browsers_are_few_and_leave_nothing(tmp_path):
@@ -255,13 +261,48 @@ def test_browsers_are_few_and_leave_nothing(tmp_path):
         folder = desk_of(made, one).folder
         other.get("/studio/state")
         assert "serves 2 browsers at a time" in third.get("/studio/state").json()["error"]
-        desk_of(made, one).used -= 61
+        desk_of(made, one).used -= 61  # more than --idle-minutes
         assert "error" not in third.get("/studio/state").json()
         assert not folder.exists() and len(made.desks) == 2
         desk_of(made, other).used -= 61
         made.desks.tidy()
         assert len(made.desks) == 1
+    with studio(tmp_path / "longer", sessions=1) as made:
+        one, other = browser(made), browser(made)
+        desk_of(made, one).used -= 301  # its page is closed
+        assert "error" not in other.get("/studio/state").json() and len(made.desks) == 1
     assert not (tmp_path / "studio" / ".sessions").exists()
+
+
+def test_each_template_has_its_own_edit(tmp_path):
+    model = clustered()
+    export_aligner(tmp_path / "two.safetensors", model.transformer, None, model.warping, classifier=model.classifier)
+    with studio(tmp_path, checkpoint=tmp_path / "two.safetensors") as made:
+        client = browser(made)
+        for k in range(6):
+            upload(client, picture(48, 48, (40 * k, 255 - 40 * k, 77)), f"{k}.png")
+        rows = client.get("/studio/collection").json()
+        first = next(row for row in rows if row["cluster"] == rows[0]["cluster"])
+        other = next((row for row in rows if row["cluster"] != rows[0]["cluster"]), None)
+        assert other is not None and client.get("/studio/state").json()["clusters"] == 2
+        before = client.get(f"/studio/edited/{other['key']}").content
+        send(client, f"edit?cluster={first['cluster']}", drawing())
+        assert client.get(f"/studio/edited/{other['key']}").content == before
+        asked = {"picture": first["key"], "points": [[0.5, 0.5]], "others": [other["key"]]}
+        row = send(client, "points", json.dumps(asked).encode())["others"][other["key"]][0]
+        assert row is None or row[2] == 0
+
+
+def test_without_gradio_a_sentence_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    with pytest.raises(UserError, match=r"pip install gangealing_fast\[ui\]"):
+        need_gradio()
+
+
+def test_the_token_is_not_written_down(tmp_path, monkeypatch):
+    monkeypatch.setattr(serving, "serve", lambda *arguments: None)
+    serving.run(StudioConfig(out=tmp_path / "studio", port=0, token="a-token-of-a-test"))
+    assert "a-token" not in (tmp_path / "studio" / "config.json").read_text()
 
 
 def test_a_video_is_judged_and_shown_by_some_of_its_frames(made, tmp_path):

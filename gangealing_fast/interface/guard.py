@@ -12,6 +12,8 @@ Pages      load nothing from elsewhere: a content security policy says so to the
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import hmac
 import json
 import re
@@ -78,7 +80,9 @@ class Guard:
         scope.setdefault("state", {})["key"] = key
         cookie = self._set_cookie(self.cookie, key) if new else None
         bounded = _Bounded(receive, self._limit(scope["path"]))
-        await self._application(scope, bounded, _Reply(send, scope["path"], cookie, bounded))
+        # Of a request that is cut off as the studio ends, nothing is to be said.
+        with contextlib.suppress(asyncio.CancelledError):
+            await self._application(scope, bounded, _Reply(send, scope["path"], cookie, bounded))
 
     # ---- checks
 

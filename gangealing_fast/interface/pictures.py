@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
+from tqdm import tqdm
 
 from gangealing_fast.data.decoding import decode, decode_drawing, picture_size
 from gangealing_fast.data.digits import load_heldout_digits, random_similarity, warp_digits
@@ -129,13 +130,13 @@ def of_data(data: Path, limit: int, folder: Path) -> list[Picture]:
     """The first pictures of a folder, tar, zip, LMDB or MNIST file that can be read. Raises UserError if there is none."""
     originals = Originals(data, limit)
     found = []
-    for name in originals.names:
+    for name in tqdm(originals.names, unit="picture", desc="read"):
         try:
             picture = originals.read(name)
             if min(picture.shape[1:]) >= SMALLEST:
                 found.append(Picture(name, lambda name=name: originals.read(name), folder / "preview"))  # type: ignore[misc]
         except UserError as error:
-            print(f"left out: {error}")
+            tqdm.write(f"left out: {error}")
     if not found:
         raise UserError(f"none of the {len(originals)} pictures in {data} can be read; give another --data")
     return found

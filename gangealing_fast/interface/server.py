@@ -338,13 +338,17 @@ def carry(studio: Studio, desk: Desk, request: Request, body: bytes) -> dict[str
         cluster = bench.cluster(picture)
         places, sure = bench.to_template(picture, points)
     found: dict[str, Any] = {}
-    for key in others:
-        other = desk.picture(key)
+    sureness: dict[str, float] = {}
+    known = {picture.key: picture for picture in desk.pictures}
+    for other in [known[key] for key in others if key in known]:
         same = cluster is None or bench.cluster(other) == cluster
         there, back = bench.from_template(other, places)
         confidence = (sure * back) if same else torch.zeros_like(sure)
-        found[key] = _rows(there, confidence)
-    return {"template": _rows(places, sure), "others": found}
+        found[other.key] = _rows(there, confidence)
+        of_set = bench.known(other)
+        if of_set is not None:
+            sureness[other.key] = of_set[0]
+    return {"template": _rows(places, sure), "others": found, "pictures": sureness}
 
 
 def _rows(points: torch.Tensor, confidence: torch.Tensor) -> list[list[float] | None]:

@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import logging
 import os
 import secrets
 import shutil
@@ -57,14 +59,14 @@ def run(config: StudioConfig) -> None:
     if data is not None and not data.exists():
         raise UserError(f"there is no file or folder {data}; give a folder of pictures as --data")
     with held(config.out, COMMAND, config, {"--data": data}), listening(config) as door:
-        write_record(config.out, COMMAND, config)
+        write_record(config.out, COMMAND, dataclasses.replace(config, token=""))  # which others may read
         with studio_of(config) as studio:
             serve(studio, door, token)
 
 
 def need_gradio() -> None:
     """Raise UserError unless gradio is installed. It neither reports what it does nor looks for newer versions of itself."""
-    for name, value in (("GRADIO_ANALYTICS_ENABLED", "False"), ("HF_HUB_OFFLINE", "1"), ("GRADIO_MCP_SERVER", "False")):
+    for name, value in (("GRADIO_ANALYTICS_ENABLED", "False"), ("GRADIO_MCP_SERVER", "False")):
         os.environ[name] = value
     try:
         import gradio  # noqa: F401
@@ -98,7 +100,7 @@ def studio_of(config: StudioConfig) -> Iterator[Studio]:
 
     folder = config.out / SESSIONS
     shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+    folder.mkdir(0o700, parents=True)  # no other user of the machine looks at uploads
     runs = Runs(config.out.resolve(), config.runs, config.threads)
     try:
         benches = Workbenches()
@@ -161,7 +163,10 @@ def server_of(guard: Guard) -> uvicorn.Server:
         timeout_graceful_shutdown=2,
         ws="none",
     )
-    return uvicorn.Server(settings)
+    server = uvicorn.Server(settings)
+    # Requests that are cut off when the studio is ended are no news.
+    logging.getLogger("uvicorn.error").addFilter(lambda record: not server.should_exit)
+    return server
 
 
 def serve(studio: Studio, door: socket.socket, token: str) -> None:

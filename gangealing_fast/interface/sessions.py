@@ -26,6 +26,8 @@ from gangealing_fast.runtime.errors import UserError
 
 KEY = re.compile(r"[A-Za-z0-9_-]{32}")
 """What the cookie of a browser looks like."""
+_LEFT = 300.0
+"""Seconds after which a browser that asks for nothing may give way to another: an open page asks every few seconds."""
 _WORKBENCHES = 4
 """Aligners that are kept loaded; beside them those that browsers use at the moment."""
 
@@ -149,9 +151,11 @@ class Desks:
             gone = [] if desk is not None else self._idle_ones(time.monotonic())
             if desk is None:
                 if len(self._desks) - len(gone) >= self._most:
+                    gone = self._longest_left(time.monotonic())
+                if len(self._desks) - len(gone) >= self._most:
                     raise UserError(
                         f"this studio serves {self._most} browsers at a time and they are all at work; "
-                        "close one and wait, or start it with a larger --sessions"
+                        "close one and wait 5 minutes, or start it with a larger --sessions"
                     )
                 for one in gone:
                     del self._desks[one.key]
@@ -165,6 +169,11 @@ class Desks:
 
     def _idle_ones(self, now: float) -> list[Desk]:
         return [desk for desk in self._desks.values() if now - desk.used > self._idle]
+
+    def _longest_left(self, now: float) -> list[Desk]:
+        """The desk that was left the longest ago, if its page is closed."""
+        longest = min(self._desks.values(), key=lambda desk: desk.used)
+        return [longest] if now - longest.used > _LEFT else []
 
     def tidy(self) -> None:
         """Remove the desks of browsers that ask for nothing any more."""

@@ -137,12 +137,16 @@ class Workbench:
             counts[k] += 1
         return {k: (sums[k] / counts[k] if counts[k] else sums[k] + 128).round().to(torch.uint8) for k in sums}
 
+    def known(self, picture: Picture) -> tuple[float, bool] | None:
+        """Of a picture of the set: its confidence, and whether it does not belong to the others. None of any other picture."""
+        return self._found.get(self.viewed(picture).mark) if self._found else None
+
     def _outlier(self, picture: Picture) -> bool:
-        return bool(self._found) and self._found.get(self.viewed(picture).mark, (0.0, False))[1]
+        return (self.known(picture) or (0.0, False))[1]
 
     def standing(self, picture: Picture, templates: Mapping[int, Tensor]) -> Standing:
         """How well a picture suits its template."""
-        known = self._found.get(self.viewed(picture).mark)
+        known = self.known(picture)
         likeness = _correlation(self.aligned(picture), templates[self.cluster(picture)])
         return Standing(self.viewed(picture).score, likeness, None if known is None else known[0], known is not None and known[1])
 

@@ -122,6 +122,7 @@
     await tried(async () => {
       page.state = await ask("state");
       if (page.cluster >= page.state.clusters) page.cluster = 0;
+      if (!page.state.edited.length) wipe(false); // another aligner has another template
       refresh();
     });
   }
@@ -404,7 +405,8 @@
     parts.edited.replaceChildren(...page.state.pictures.slice(0, 48).map((picture) => tile(picture, edited(picture.key))));
   }
 
-  // Fetch what can be seen anew, a few at a time, and show it once it is there, so that nothing flickers.
+  // Fetch what can be seen anew, a few at a time, and show it once it is there, so that nothing flickers. A newer drawing comes first:
+  // then the rest waits for it.
   async function renew(drawn) {
     page.version = drawn;
     const seen = (image) => {
@@ -415,13 +417,14 @@
     const waiting = images.filter(seen);
     const rest = images.filter((image) => !waiting.includes(image));
     const one = async () => {
-      for (let image = waiting.shift(); image; image = waiting.shift()) {
+      for (let image = waiting.shift(); image && !draw.again; image = waiting.shift()) {
         const fresh = new Image();
         fresh.src = edited(image.closest("figure").dataset.key);
         try { await fresh.decode(); image.src = fresh.src; } catch { /* a picture that was removed meanwhile */ }
       }
     };
     await Promise.all([one(), one(), one()]);
+    if (draw.again) return;
     for (const image of rest) image.src = edited(image.closest("figure").dataset.key);
     await showStrip();
   }
@@ -462,6 +465,7 @@
       const image = new Image();
       image.src = edited(frame.key);
       try { await image.decode(); frames.push(image); } catch { return; }
+      if (draw.again) return;
       if (frames.length === 1 && !parts.flip.src) parts.flip.src = image.src;
     }
     parts.frames = frames;
@@ -556,11 +560,13 @@
     dots(parts.main, page.points.map(([x, y], number) => [x, y, page.carried && rowsOf("template")[number] ? rowsOf("template")[number][2] : 1]));
     if (carrying.busy) { carrying.again = true; return; }
     carrying.busy = true;
-    const source = page.source;
+    const [source, state] = [page.source, page.state];
     await tried(async () => {
       const keys = page.state.pictures.slice(0, 60).map((picture) => picture.key).filter((key) => key !== source);
-      page.carried = await send("points", JSON.stringify({ picture: source, points: page.points, others: keys }));
-      if (source !== page.source) return;
+      const asked = JSON.stringify({ picture: source, points: page.points, others: keys });
+      const found = await send("points", asked).catch((error) => { if (state === page.state) throw error; });
+      if (source !== page.source || state !== page.state || !found) return;
+      page.carried = found;
       dots(parts.main, page.points.map(([x, y], number) => [x, y, (rowsOf("template")[number] || [0, 0, 0])[2]]));
       for (const figure of parts.others.children) dots(figure, rowsOf(figure.dataset.key));
     });
@@ -586,7 +592,10 @@
     const caption = figure.querySelector("figcaption");
     const sure = rows.map((row) => (row ? row[2] : 0));
     const name = figure.querySelector("img").alt;
-    caption.textContent = sure.length ? `${name} · confidence ${sure.map((value) => value.toFixed(2)).join(" ")}` : name;
+    const whole = page.carried ? page.carried.pictures[figure.dataset.key] : undefined;
+    const told = sure.length ? [name, `confidence ${sure.map((value) => value.toFixed(2)).join(" ")}`] : [name];
+    if (sure.length && whole !== undefined) told.push(`of the picture ${whole.toFixed(2)}`);
+    caption.textContent = told.join(" · ");
   }
 
   // ---- collection
