@@ -175,7 +175,7 @@ def run_view(studio: Studio, job: Job) -> str:
     files = runs.shown_files(job)
     parts = [f'<div class="studio-run" data-state="{state}"><h3>{html.escape(job.name)}: {state}</h3>']
     said = runs.said(job, 1 if state == "running" else 6)
-    parts.append(f"<code>{html.escape(said.replace(str(folder.parent.parent), '')[-1000:])}</code>")
+    parts.append(f"<code>{html.escape(said.replace(f'{folder.parent.parent}/', '')[-1000:])}</code>")
     parts += [f'<figure class="studio-curve">{curve}</figure>' for curve in curves_of(read_json_lines(folder / "log.jsonl"))]
     for name in files:
         path = folder / name
