@@ -176,12 +176,12 @@ def run_view(studio: Studio, job: Job) -> str:
     parts = [f'<div class="studio-run" data-state="{state}"><h3>{html.escape(job.name)}: {state}</h3>']
     said = runs.said(job, 1 if state == "running" else 6)
     parts.append(f"<code>{html.escape(said.replace(f'{folder.parent.parent}/', '')[-1000:])}</code>")
-    parts += [f'<figure class="studio-curve">{curve}</figure>' for curve in curves_of(read_json_lines(folder / "log.jsonl"))]
     for name in files:
         path = folder / name
         if name.endswith(".png") and path.exists():
             place = f"./studio/run/{job.name}/{name}?v={path.stat().st_mtime_ns}"
             parts.append(f'<figure><img src="{place}" alt="{name}"><figcaption>{name}</figcaption></figure>')
+    parts += [f'<figure class="studio-curve">{curve}</figure>' for curve in curves_of(read_json_lines(folder / "log.jsonl"))]
     if "report.html" in files:
         place = f"./studio/run/{job.name}/report.html"
         parts.append(f'<p><a href="{place}" target="_blank" rel="noopener">report.html</a></p>')
@@ -191,16 +191,16 @@ def run_view(studio: Studio, job: Job) -> str:
 
 
 def curves_of(lines: list[dict[str, Any]]) -> list[str]:
-    """The first curves of a log as drawings."""
+    """The first curves of a log that change as drawings."""
     across = "step" if any("step" in line for line in lines) else "kimg"
     rows = [line for line in lines if isinstance(line.get(across), (int, float))]
     names = [name for row in rows[-1:] for name, value in row.items() if _is_number(value) and name not in _NOT_CURVES]
     curves = []
-    for name in names[:CURVES]:
+    for name in names:
         points = [(row[across], row[name]) for row in rows if _is_number(row.get(name))]
-        if len(points) > 1:
+        if len({y for _, y in points}) > 1:
             curves.append(line_plot(name, [x for x, _ in points], [y for _, y in points], x_label=across))
-    return curves
+    return curves[:CURVES]
 
 
 def _is_number(value: object) -> bool:
