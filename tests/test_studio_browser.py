@@ -109,6 +109,7 @@ class Tab:
         mouse.up()
 
 
+@pytest.mark.slow
 def test_the_studio_from_upload_to_export(tmp_path):
     with chromium() as browser, served(tmp_path / "studio") as address:
         tab = Tab(browser, address)

@@ -659,11 +659,15 @@
 
   async function begin() {
     page.version = Date.now();
-    page.state = await tried(() => ask("state"));
+    let why = "";
+    page.state = await ask("state").catch((error) => { why = error.message; });
+    if (!page.state) {
+      document.body.prepend(element("p", "studio-wrong", why));
+      return;
+    }
     new MutationObserver(build).observe(document.body, { childList: true, subtree: true });
     build();
-    if (page.state) refresh();
-    else document.body.prepend(element("p", "studio-wrong", "The studio did not answer; load this page again."));
+    refresh();
   }
 
   if (document.readyState === "loading") document.addEventListener("DOMContentLoaded", begin);
