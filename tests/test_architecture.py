@@ -24,6 +24,7 @@ FLOORS = (
     {"pretraining"},
     {"alignment"},
     {"applications"},
+    {"interface"},
 )
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 DOORS = {path.stem for path in PACKAGE.glob("*.py")} - {"__init__", "__main__"}

@@ -28,7 +28,7 @@ from gangealing_fast.storage.claims import BEGUN, COMPLETE, RECORD, results_fold
 from gangealing_fast.storage.locks import lock_path, locked
 
 WORKING = ("congeal", "pretrain", "contrast", "train", "classify", "autoencode")
-FOLDERS = (*WORKING, "align", "propagate", "visualize", "evaluate", "convert")
+FOLDERS = (*WORKING, "align", "propagate", "visualize", "evaluate", "convert", "studio")
 QUICK = ("align", "propagate", "evaluate", "convert")
 MODULES = {"align": "aligning", "propagate": "propagating", "convert": "converting"}
 
@@ -62,6 +62,7 @@ def arguments(command: str, place: Path) -> list[object]:
         "evaluate": ["--data", data, "--keypoints", place / "points.npy", "--features", "none", "--cycle-count", 0],
         "visualize": ["--checkpoint", learned, "--data", data, "--size", 32, "--show", "average"],
         "convert": ["--source", learned],
+        "studio": ["--checkpoint", learned, "--data", data, "--port", 0],
         "autoencode": ["--data", data, "--size", 16],
     }[command]
 

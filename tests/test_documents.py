@@ -23,6 +23,7 @@ from gangealing_fast.autoencoders.config import AutoencodeConfig
 from gangealing_fast.congealing.config import CongealConfig
 from gangealing_fast.contrastive.config import ContrastConfig
 from gangealing_fast.data.config import PrepareConfig
+from gangealing_fast.interface.config import StudioConfig
 from gangealing_fast.metrics import WarpHealth
 from gangealing_fast.pretraining.config import PRESETS as PRETRAIN_PRESETS
 from gangealing_fast.pretraining.config import PretrainConfig
@@ -49,6 +50,7 @@ CONFIGURATIONS: dict[str, tuple[type, dict[str, Any]]] = {
     "autoencode": (AutoencodeConfig, AUTOENCODE_PRESETS),
     "visualize": (VisualizeConfig, {}),
     "convert": (ConvertConfig, {}),
+    "studio": (StudioConfig, {}),
     "env": (EnvConfig, {}),
 }
 COMMAND = re.compile(r"python -m gangealing_fast\.(\w+)((?:\\\n|[^\n`])*)")

@@ -45,23 +45,26 @@ def read_edit(path: Path) -> Tensor:
 
     Raises UserError for anything else, and for one that is transparent everywhere.
     """
+    return edit_of(read_bytes(path), f"the edit {path}")
+
+
+def edit_of(content: bytes, what: str) -> Tensor:
+    """The same of an encoded picture, which errors call `what`."""
     try:
-        with Image.open(io.BytesIO(read_bytes(path)), formats=formats()) as picture:
+        with Image.open(io.BytesIO(content), formats=formats()) as picture:
             picture.load()
             opaque = not is_transparent(picture)
             values = numpy.array(picture.convert("RGBA"))
-    except UserError:
-        raise
     except Exception as error:  # decoders raise whatever they like on damaged files
         reason = " ".join(str(error).split())
-        raise UserError(f"the edit {path} is no picture that can be read ({reason}); save it as PNG") from None
+        raise UserError(f"{what} is no picture that can be read ({reason}); save it as PNG") from None
     if opaque:
-        raise UserError(f"the edit {path} has no transparency and would hide the pictures; save it as PNG with an alpha channel")
+        raise UserError(f"{what} has no transparency and would hide the pictures; save it as PNG with an alpha channel")
     if values.shape[0] != values.shape[1]:
-        raise UserError(f"the edit {path} is {values.shape[1]}x{values.shape[0]}, but a template is square; draw on template.png")
+        raise UserError(f"{what} is {values.shape[1]}x{values.shape[0]}, but a template is square; draw on template.png")
     edit = torch.from_numpy(values).permute(2, 0, 1)[None].float() / 255
     if not edit[:, 3].any():
-        raise UserError(f"the edit {path} is transparent everywhere; draw something on it")
+        raise UserError(f"{what} is transparent everywhere; draw something on it")
     # Colours of transparent pixels mean nothing and must not bleed into the edit's rim when both are interpolated.
     return torch.cat([edit[:, :3] * edit[:, 3:], edit[:, 3:]], 1)
 

@@ -182,6 +182,30 @@ def decode_layers(content: bytes, longest: int | None = None) -> Layers:
     return _opened(content, None if longest is None else 2 * longest, lambda picture: _layers(picture, longest, whole))
 
 
+def picture_size(content: bytes) -> tuple[int, int]:
+    """(width, height) of an encoded picture as it is stored: its header is read, no pixel is decoded.
+
+    Whether it is stored turned is not looked at: that may stand behind the pixels. Raises ValueError as `decode`.
+    """
+    return _opened(content, None, lambda picture: picture.size)
+
+
+def decode_drawing(content: bytes, longest: int) -> numpy.ndarray:
+    """Decode one picture file to colours and opacity, `[h, w, 4]` uint8, upright; made smaller if a side is longer than `longest`.
+
+    Colours of transparent parts are left as they are in the file. Raises ValueError as `decode`.
+    """
+    return _opened(content, 2 * longest, lambda picture: _drawing(picture, longest))
+
+
+def _drawing(picture: Image.Image, longest: int) -> numpy.ndarray:
+    picture.load()
+    ImageOps.exif_transpose(picture, in_place=True)
+    plain = picture.convert("RGBA") if is_transparent(picture) else to_eight_bits(picture).convert("RGBA")
+    scale = longest / max(plain.size)
+    return numpy.asarray(plain if scale >= 1 else _resized(plain, _scaled_size(plain.size, scale)))
+
+
 def _upright_size(picture: Image.Image) -> tuple[int, int]:
     turned = picture.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
     return (picture.height, picture.width) if turned else picture.size
@@ -262,6 +286,8 @@ def _opened(content: bytes, draft: int | None, finish: Callable[[Image.Image], _
         if is_heif(content[:12]):
             raise ValueError("a HEIF picture that cannot be decoded; the package pillow-heif reads most of them") from None
         raise ValueError("not a picture in a known format") from None
+    except Image.DecompressionBombError:
+        raise ValueError(f"more than {2 * (Image.MAX_IMAGE_PIXELS or 0) // 1_000_000} million pixels, which are not read") from None
     except MemoryError:
         raise ValueError("too large for the memory") from None
     except Exception as error:  # decoders raise whatever they like on damaged files: SyntaxError, struct.error, OSError
