@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from gangealing_fast import contrastive as contrastive
     from gangealing_fast import data as data
     from gangealing_fast import geometry as geometry
+    from gangealing_fast import inversion as inversion
     from gangealing_fast import metrics as metrics
     from gangealing_fast import models as models
     from gangealing_fast import ops as ops
@@ -44,6 +45,7 @@ _PACKAGES = {
     "contrastive",
     "data",
     "geometry",
+    "inversion",
     "kernels",
     "metrics",
     "models",

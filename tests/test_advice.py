@@ -22,6 +22,7 @@ from gangealing_fast.autoencoders.config import AutoencodeConfig
 from gangealing_fast.congealing.config import CongealConfig
 from gangealing_fast.contrastive.config import ContrastConfig
 from gangealing_fast.data.config import PrepareConfig
+from gangealing_fast.inversion.config import InvertConfig
 from gangealing_fast.metrics import WarpHealth
 from gangealing_fast.pretraining.config import PretrainConfig
 from gangealing_fast.runtime.config import EnvConfig
@@ -47,6 +48,7 @@ CONFIGURATIONS = {
     "visualize": VisualizeConfig,
     "convert": ConvertConfig,
     "autoencode": AutoencodeConfig,
+    "invert": InvertConfig,
     "env": EnvConfig,
 }
 OPTIONS = {name: {f"--{f.name.replace('_', '-')}" for f in dataclasses.fields(kind)} for name, kind in CONFIGURATIONS.items()}
@@ -55,6 +57,7 @@ OF_ROOM = {
     "pretraining": ("pretrain",),
     "contrastive": ("contrast", "train"),
     "autoencoders": ("autoencode",),
+    "inversion": ("invert",),
     "alignment": ("train", "classify", "align", "propagate", "visualize", "evaluate"),
 }
 # Of torchrun, and of every command with presets.

@@ -5,12 +5,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from gangealing_fast.adversarial.objectives import OBJECTIVES, Objective, Side, make
 from gangealing_fast.autoencoders.networks import CodeCritic
 from gangealing_fast.runtime.errors import UserError
+from gangealing_fast.training.optim import AdamEma
 
 
 def code_objective(name: str) -> Objective:
@@ -34,7 +34,7 @@ class Game:
 
     def __init__(self, critic: CodeCritic, objective: Objective, learning_rate: float) -> None:
         self.critic, self.objective = critic, objective
-        self.optimizer = torch.optim.Adam(critic.parameters(), learning_rate, betas=(0.5, 0.999))
+        self.optimizer = AdamEma(critic.parameters(), learning_rate, betas=(0.5, 0.999))
         self.state: dict[str, float] = dict(objective.state or {})
         self.count = 0
 
