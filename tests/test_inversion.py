@@ -197,7 +197,7 @@ def other_generator(path, size=32, latent=8):
     [
         ({"train_steps": 0, "steps": 0}, "there is nothing to do"),
         ({"held_out": 6, "data": "pictures"}, "leaves 1 of 7 pictures"),
-        ({"data": "pictures", "digit": (3,)}, "not both"),
+        ({"data": "pictures", "digit": (3,)}, "pictures"),
         ({"digit": (5,)}, "no digits of class 5"),
         ({"encoder": "nothing.safetensors"}, "nothing.safetensors"),
         ({"encoder": "generator.safetensors"}, "holds no encoder"),

@@ -61,6 +61,9 @@ class AutoencodeConfig(ProcessOptions):
     category_noise: Annotated[float, Range(0, 10)] = 0.0
     """Strength of Gumbel noise on the logits of the category that the decoder gets in training: little but the largest comes
     through."""
+    critic_noise: Weight = 0.0
+    """Deviation of the Gaussian noise on the categories that their critic sees, those drawn and those found: it then looks at which
+    are frequent, not at whether they are exactly 0 and 1."""
     size: SideOrDefault = 0
     """Side of the pictures; 0: 28 for MNIST, else 64."""
     held_out: Natural = 0
@@ -98,6 +101,8 @@ PRESETS: dict[str, AutoencodeConfig] = {
         width=500,
         critic_width=300,
         moves=1.0,
+        two_views=True,
+        critic_noise=0.3,
     ),
     "semi": AutoencodeConfig(
         data=Path("mnist"),

@@ -139,14 +139,18 @@ class Training:
         found = {"style": self.games["style"].judge(real, code.style, told, told)}
         if self.categories is not None and code.probabilities is not None:
             drawn = self.categories.sample(len(classes)).to(self.device)
-            found["category"] = self.games["category"].judge(drawn, code.probabilities)
+            found["category"] = self.games["category"].judge(self._blurred(drawn), self._blurred(code.probabilities))
         means.add({f"{name}_{figure}": value for name, figures in found.items() for figure, value in figures.items()})
+
+    def _blurred(self, category: Tensor) -> Tensor:
+        """A categorical code as its critic sees it."""
+        return category + self.config.critic_noise * torch.randn_like(category) if self.config.critic_noise else category
 
     def _play(self, code: Code, classes: Tensor, means: Means) -> None:
         loss = self.games["style"].loss(code.style, self._told(classes))
         means.add({"style_encoder": loss.item()})
         if code.probabilities is not None and "category" in self.games:
-            other = self.games["category"].loss(code.probabilities)
+            other = self.games["category"].loss(self._blurred(code.probabilities))
             means.add({"category_encoder": other.item()})
             loss = loss + other
         self.playing.zero_grad(set_to_none=True)
@@ -194,7 +198,11 @@ def categories_of(config: AutoencodeConfig, collection: Collection) -> int:
     if config.use in ("basic", "conditional"):
         if config.categories:
             raise UserError(f"--categories means nothing with --use {config.use}; leave it out, or choose semi, clusters or map")
+        if config.two_views:
+            raise UserError(f"--two-views needs --moves and a use with categories: semi, clusters or map, not {config.use}")
         return 0
+    if config.two_views and (not config.moves or config.use == "supervised"):
+        raise UserError("--two-views needs --moves, by which the views differ, and a use that finds categories")
     count = config.categories or collection.kinds
     if count < 2:
         raise UserError(f"--use {config.use} needs --categories of 2 or more, as nobody knows how many classes there are")

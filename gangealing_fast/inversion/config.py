@@ -24,7 +24,8 @@ class InvertConfig(ProcessOptions):
     """Pictures to invert (folder, tar, shards or MNIST file); the encoder learns to place such pictures too, from all but the last
     --held-out. Without it the encoder is trained and judged on samples alone."""
     digit: tuple[Digit, ...] = ()
-    """Invert the package's held-out digits of these classes, under random warps; nothing is learned from them."""
+    """Invert the package's held-out digits of these classes, under random warps; nothing is learned from them. --data is then the
+    folder of MNIST's original files, whose training digits the encoder learns from under such warps."""
     encoder: Path | None = None
     """An encoder that an earlier run of this command has trained, for the same generator; none is trained then."""
     train_steps: Natural = 3000
@@ -39,9 +40,9 @@ class InvertConfig(ProcessOptions):
     """How much it counts in training that a sample's own w is found, in deviations of w."""
     pixel_weight: Weight = 1.0
     """How much the mean squared error of pixels counts beside the perceptual distance, in training and in the search."""
-    perceptual_share: Share = 0.4
-    """The perceptual distance counts in the last so great share of the training. Before it latents, pixels and the critic teach
-    alone, for a fraction of the work."""
+    picture_share: Share = 0.3
+    """In the last so great share of the training it counts what the generator makes of the latents. Before it samples' own w and the
+    critic teach alone, for a fraction of the work."""
     prior_weight: Weight = 0.1
     """How much it counts that latents of --data are taken for the generator's own by a critic."""
     steps: Natural = 0

@@ -9,10 +9,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from gangealing_fast.data.digits import SIZE, load_heldout_digits, random_similarity, warp_digits
+from gangealing_fast.data.digits import SIZE, WarpedDigits, load_heldout_digits, random_similarity, training_digits, warp_digits
 from gangealing_fast.data.pictures import Pictures, open_pictures, to_float
 from gangealing_fast.inversion.config import InvertConfig
 from gangealing_fast.runtime.errors import UserError
+from gangealing_fast.runtime.randomness import derived_seed
 
 WARPS = 7
 """Seed of the held-out digits' warps, as where an aligner is judged by them."""
@@ -21,7 +22,7 @@ WARPS = 7
 class Source(NamedTuple):
     """Pictures of a set by number: read in parts, as a set may be larger than the memory."""
 
-    pictures: Pictures
+    pictures: Pictures | WarpedDigits
     rows: Sequence[int]
 
     def __len__(self) -> int:
@@ -52,22 +53,25 @@ def open_sources(config: InvertConfig, size: int) -> tuple[Source | None, Wanted
 
     Raises UserError if pictures cannot be read, or none are left to learn from.
     """
-    if config.data is None:
-        return None, _digits(config, size)
+    needed = config.train_steps > 0 and config.encoder is None
     if config.digit:
-        raise UserError("give --data or --digit, not both")
+        wanted, learning = _digits(config, size), None
+        if config.data is not None and needed:
+            images, _ = training_digits(config.data, config.digit)
+            warped = WarpedDigits(images, seed=derived_seed(config.seed, "warps"))
+            learning = Source(warped, range(len(warped)))
+        return learning, wanted
+    if config.data is None:
+        return None, None
     pictures = open_pictures(config.data, size=size)
     learned = range(len(pictures) - config.held_out)
-    needed = config.train_steps > 0 and config.encoder is None
     if needed and len(learned) < 2:
         raise UserError(f"--held-out {config.held_out} leaves {max(0, len(learned))} of {len(pictures)} pictures to learn from")
     every = range(len(pictures))[: config.limit or None]
     return Source(pictures, learned) if needed else None, Wanted([pictures.names[k] for k in every], Source(pictures, every))
 
 
-def _digits(config: InvertConfig, size: int) -> Wanted | None:
-    if not config.digit:
-        return None
+def _digits(config: InvertConfig, size: int) -> Wanted:
     if size != SIZE:
         raise UserError(f"--digit are pictures of {SIZE}x{SIZE}, but {config.generator} makes pictures of {size}x{size}")
     digits = load_heldout_digits(config.digit)

@@ -54,7 +54,7 @@ class Training:
     def step(self, at: Progress, means: Means) -> int:
         rate = 0.5 * (1 + math.cos(math.pi * at.step / self.config.train_steps))
         self._set_rates(rate)
-        self.looks = at.step >= (1 - self.config.perceptual_share) * self.config.train_steps
+        self.looks = at.step >= (1 - self.config.picture_share) * self.config.train_steps
         loss = self._on_samples(means)
         if self.real is not None and self.game is not None:
             loss = loss + self._on_pictures(self.real, self.game, means)
@@ -76,14 +76,12 @@ class Training:
             return generator.map(torch.randn(self.config.batch, generator.latent_dim, device=self.device)).float()
 
     def _reconstruction(self, pictures: Tensor, w: Tensor, prefix: str, means: Means) -> Tensor:
-        """What the encoder minimises of the picture that w makes: squared error and, late in training, perceptual distance."""
-        made = self.inverter.generator.synthesize(w, "fixed").float()
-        pixels = F.mse_loss(made, pictures)
-        means.add({f"{prefix}pixels": pixels.item()})
+        """What the encoder minimises of the picture that w makes; 0 as long as nobody looks at it."""
         if not self.looks:
-            return self.config.pixel_weight * pixels
-        perceptual = self.inverter.perceptual(made, pictures).mean()
-        means.add({f"{prefix}perceptual": perceptual.item()})
+            return w.new_zeros(())
+        made = self.inverter.generator.synthesize(w, "fixed").float()
+        pixels, perceptual = F.mse_loss(made, pictures), self.inverter.perceptual(made, pictures).mean()
+        means.add({f"{prefix}pixels": pixels.item(), f"{prefix}perceptual": perceptual.item()})
         return perceptual + self.config.pixel_weight * pixels
 
     def _on_samples(self, means: Means) -> Tensor:
@@ -140,7 +138,7 @@ def plan_of(config: InvertConfig) -> Plan:
         tick=max(1, config.snapshot // 10),
         snapshot=config.snapshot,
         pictures=config.batch,
-        postfix={"latent": ".3f", "pixels": ".3f"},
+        postfix={"latent": ".3f", "perceptual": ".3f"},
         draws=True,
         tracker=config.tracker,
     )
