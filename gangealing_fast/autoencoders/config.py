@@ -61,6 +61,9 @@ class AutoencodeConfig(ProcessOptions):
     category_noise: Annotated[float, Range(0, 10)] = 0.0
     """Strength of Gumbel noise on the logits of the category that the decoder gets in training: little but the largest comes
     through."""
+    r1: Weight = 0.0
+    """Weight gamma of a penalty on the gradient of the style's critic at codes of the prior: with it codes come to be the prior's
+    instead of circling around it."""
     critic_noise: Weight = 0.0
     """Deviation of the Gaussian noise on the categories that their critic sees, those drawn and those found: it then looks at which
     are frequent, not at whether they are exactly 0 and 1."""
@@ -115,6 +118,9 @@ PRESETS: dict[str, AutoencodeConfig] = {
         width=500,
         critic_width=300,
         moves=1.0,
+        two_views=True,
+        batch_norm=True,
+        critic_noise=0.3,
     ),
     "map": AutoencodeConfig(
         data=Path("mnist"),
@@ -127,6 +133,9 @@ PRESETS: dict[str, AutoencodeConfig] = {
         width=500,
         critic_width=300,
         moves=1.0,
+        two_views=True,
+        batch_norm=True,
+        critic_noise=0.3,
     ),
     "supervised": AutoencodeConfig(
         data=Path("mnist"),

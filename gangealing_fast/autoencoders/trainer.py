@@ -57,7 +57,8 @@ class Training:
         critics = {"style": CodeCritic(config.style, self.told, config.critic_width)}
         if config.use in WITH_CATEGORIES:
             critics["category"] = CodeCritic(self.kinds, 0, config.critic_width)
-        self.games = {name: Game(critic.to(device), objective, config.regularisation_rate) for name, critic in critics.items()}
+        rate, penalties = config.regularisation_rate, {"style": config.r1}
+        self.games = {name: Game(critic.to(device), objective, rate, penalties.get(name, 0.0)) for name, critic in critics.items()}
         self.categories = priors.categorical(self.kinds) if "category" in self.games else None
         self.steps = plan_of(config, collection).total
 

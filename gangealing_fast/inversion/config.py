@@ -41,8 +41,8 @@ class InvertConfig(ProcessOptions):
     pixel_weight: Weight = 1.0
     """How much the mean squared error of pixels counts beside the perceptual distance, in training and in the search."""
     picture_share: Share = 0.3
-    """In the last so great share of the training it counts what the generator makes of the latents. Before it samples' own w and the
-    critic teach alone, for a fraction of the work."""
+    """In the last so great share of the training it counts what the generator makes of the latents. Before that samples' own w and
+    the critic teach alone, for a fraction of the work."""
     prior_weight: Weight = 0.1
     """How much it counts that latents of --data are taken for the generator's own by a critic."""
     steps: Natural = 0
