@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from gangealing_fast import data as data
     from gangealing_fast import geometry as geometry
     from gangealing_fast import interface as interface
+    from gangealing_fast import inversion as inversion
     from gangealing_fast import metrics as metrics
     from gangealing_fast import models as models
     from gangealing_fast import ops as ops
@@ -46,6 +47,7 @@ _PACKAGES = {
     "data",
     "geometry",
     "interface",
+    "inversion",
     "kernels",
     "metrics",
     "models",

@@ -23,6 +23,7 @@ from gangealing_fast.congealing.config import CongealConfig
 from gangealing_fast.contrastive.config import ContrastConfig
 from gangealing_fast.data.config import PrepareConfig
 from gangealing_fast.interface.config import StudioConfig
+from gangealing_fast.inversion.config import InvertConfig
 from gangealing_fast.metrics import WarpHealth
 from gangealing_fast.pretraining.config import PretrainConfig
 from gangealing_fast.runtime.config import EnvConfig
@@ -49,6 +50,7 @@ CONFIGURATIONS = {
     "convert": ConvertConfig,
     "autoencode": AutoencodeConfig,
     "studio": StudioConfig,
+    "invert": InvertConfig,
     "env": EnvConfig,
 }
 OPTIONS = {name: {f"--{f.name.replace('_', '-')}" for f in dataclasses.fields(kind)} for name, kind in CONFIGURATIONS.items()}
@@ -57,6 +59,7 @@ OF_ROOM = {
     "pretraining": ("pretrain",),
     "contrastive": ("contrast", "train"),
     "autoencoders": ("autoencode",),
+    "inversion": ("invert",),
     "alignment": ("train", "classify", "align", "propagate", "visualize", "evaluate"),
 }
 # Of torchrun, and of every command with presets.

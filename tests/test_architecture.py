@@ -21,7 +21,7 @@ FLOORS = (
     {"checkpoints"},
     {"adversarial"},
     {"contrastive", "congealing", "autoencoders"},
-    {"pretraining"},
+    {"pretraining", "inversion"},
     {"alignment"},
     {"applications"},
     {"interface"},

@@ -5,16 +5,21 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from picture_files import fill, write_idx
+from runs import write_generator
 
-from gangealing_fast.autoencoders import priors, trainer
+from gangealing_fast.autoencoders import collection, priors, trainer
 from gangealing_fast.autoencoders.autoencoder import EXPORT_NAME, AdversarialAutoencoder
+from gangealing_fast.autoencoders.collection import open_collection
 from gangealing_fast.autoencoders.config import AutoencodeConfig
+from gangealing_fast.autoencoders.moves import moved
 from gangealing_fast.autoencoders.networks import CodeCritic, Decoder, Encoder, heads_too_near
+from gangealing_fast.checkpoints.reading import load_generator
 from gangealing_fast.runtime.errors import UserError
 from gangealing_fast.storage import checkpoint
 from gangealing_fast.storage.files import read_json, read_json_lines
@@ -48,9 +53,9 @@ USES = {
     "basic": {},
     "conditional": {"prior": "mixture", "style": 2, "labels": 100},
     "supervised": {},
-    "semi": {"labels": 50, "input_dropout": 0.2},
-    "clusters": {"categories": 12, "batch_norm": True},
-    "map": {"style": 2, "labels": 50},
+    "semi": {"labels": 50, "input_dropout": 0.2, "moves": 0.5, "labelled_batch": 10},
+    "clusters": {"categories": 12, "batch_norm": True, "moves": 1.0, "two_views": True, "critic_noise": 0.3, "category_noise": 0.5},
+    "map": {"style": 3, "labels": 50},
 }
 
 
@@ -65,10 +70,12 @@ def test_every_use_runs_examines_itself_and_can_be_loaded(mnist, tmp_path, use):
     assert len(read_json_lines(config.out / "log.jsonl")) == 2
     names = {path.name for path in config.out.glob("*.png")}
     assert names == {"reconstructions.png"} | {
-        "basic": {"samples.png"},
+        "basic": {"samples.png", "percentiles.png"},
         "conditional": {"samples.png"},
         "supervised": {"categories.png"},
+        "map": {"categories.png", "members.png", "plane.png", "map.png"},
     }.get(use, {"categories.png", "members.png"})
+    assert ("neighbour_error" in figures) == (use == "map")
     assert "<svg" in (config.out / "report.html").read_text()
     loaded = AdversarialAutoencoder.load(config.out)
     assert loaded.about["use"] == use and file.name == EXPORT_NAME
@@ -132,7 +139,17 @@ def test_pictures_of_a_folder_in_colour_through_convolutions(tmp_path):
         ({"use": "semi", "labels": 5}, "--labels must give each of 10 classes"),
         ({"use": "semi", "labels": 400}, "there are no unlabelled pictures"),
         ({"use": "semi", "labels": 100, "categories": 7}, "leave --categories 7 out"),
+        ({"use": "semi", "labels": 100, "categories": 1}, "--categories of 2 or more"),
         ({"use": "clusters", "categories": 1}, "--categories of 2 or more"),
+        ({"use": "map", "categories": 1}, "--categories of 2 or more"),
+        ({"unlabelled": False}, "--no-unlabelled leaves the pictures of --labels"),
+        ({"use": "clusters", "unlabelled": False}, "--no-unlabelled leaves the pictures of --labels"),
+        ({"two_views": True}, "--two-views needs --moves"),
+        ({"use": "clusters", "two_views": True}, "--two-views needs --moves"),
+        ({"two_views": True, "moves": 1.0}, "a use with categories"),
+        ({"prior": "generator"}, "go together"),
+        ({"generator": Path("x.safetensors")}, "go together"),
+        ({"prior": "generator", "generator": Path("x.safetensors")}, "x.safetensors"),
         ({"use": "clusters", "labels": 100}, "looks at no label"),
         ({"use": "conditional"}, "needs a prior of 10 parts"),
         ({"categories": 3}, "--categories means nothing"),
@@ -163,7 +180,69 @@ def test_uses_that_need_classes_refuse_pictures_without(tmp_path):
             trainer.run(AutoencodeConfig(data=tmp_path / "pictures", out=tmp_path / "run", **{**TINY, "size": 16, **options}))
 
 
+def test_the_w_of_a_generator_is_a_prior(mnist, tmp_path):
+    generator = load_generator(write_generator(tmp_path / "generator.safetensors"))
+    options = {**TINY, "prior": "generator", "generator": tmp_path / "generator.safetensors", "epochs": 1}
+    with pytest.raises(UserError, match="give --style 8, not 3"):
+        trainer.run(AutoencodeConfig(data=mnist, out=tmp_path / "run", **options))
+    trainer.run(AutoencodeConfig(data=mnist, out=tmp_path / "run", **options | {"style": 8}))
+    prior = priors.make("generator", 8, 1.0, tmp_path / "generator.safetensors")
+    torch.manual_seed(0)
+    drawn = prior.sample(5)
+    torch.manual_seed(0)
+    assert torch.equal(drawn, generator.map(torch.randn(5, 8)))
+
+
+def test_without_unlabelled_pictures_the_labelled_ones_alone_are_seen(mnist, tmp_path, monkeypatch):
+    seen = []
+    known, every = collection.Batches.known, collection.Batches.any
+    monkeypatch.setattr(collection.Batches, "known", lambda self, count: (seen.append("known"), known(self, count))[1])
+    monkeypatch.setattr(collection.Batches, "any", lambda self, count: (seen.append("any"), every(self, count))[1])
+    options = {**TINY, "use": "semi", "labels": 50, "epochs": 1}
+    trainer.run(AutoencodeConfig(data=mnist, out=tmp_path / "with", **options))
+    assert {"known", "any"} == set(seen)
+    seen.clear()
+    trainer.run(AutoencodeConfig(data=mnist, out=tmp_path / "without", unlabelled=False, **options))
+    assert set(seen) == {"known"}
+
+
 # ---- parts
+
+
+def test_pictures_are_moved_as_far_as_the_strength_says():
+    torch.manual_seed(0)
+    images = torch.zeros(200, 1, 28, 28)
+    images[:, :, 12:16, 12:16] = 1
+    assert torch.equal(moved(images, 0), images)
+    shifts = []
+    for strength in (0.5, 1.0):
+        found = moved(images, strength)[:, 0]
+        places = torch.arange(28.0)
+        centre = torch.stack([(found.sum(dim) * places).sum(1) / found.sum((1, 2)) for dim in (1, 2)], 1) - 13.5
+        shifts.append(centre.abs().max().item())
+    assert 0.8 < shifts[0] < 1.5 and 1.7 < shifts[1] < 3
+
+
+def test_categories_of_a_normalised_encoder_are_all_used():
+    torch.manual_seed(0)
+    encoder = Encoder(8, 1, 2, 6, width=32, batch_norm=True)
+    with torch.no_grad():
+        encoder.to_category.linear.bias[2] = 1000  # of one that is not normalised it alone would be the largest
+    found = encoder(torch.rand(300, 1, 8, 8)).logits
+    assert found.argmax(1).unique().numel() == 6
+    torch.testing.assert_close(found.std(0, unbiased=False), torch.full((6,), 2.0), atol=0.05, rtol=0)
+
+
+def test_two_views_give_the_style_and_the_category_of_different_ones(mnist, tmp_path):
+    config = AutoencodeConfig(
+        data=mnist, out=tmp_path, use="clusters", categories=4, two_views=True, moves=1.0, **{**TINY, "input_dropout": 0.0}
+    )
+    work = trainer.Training(config, open_collection(config), torch.device("cpu"))
+    views, _ = work._batch()
+    assert views.shape == (40, 1, 28, 28) and not torch.equal(views[:20], views[20:])
+    code, first, second = work._encode(views, 20), work.model.encoder(views[:20]), work.model.encoder(views[20:])
+    torch.testing.assert_close(code.style, first.style)
+    torch.testing.assert_close(code.logits, second.logits)
 
 
 @pytest.mark.parametrize("name", ["mixture", "swiss-roll"])
@@ -218,7 +297,7 @@ def test_the_softmax_itself_reaches_the_critic_of_categories():
     encoder, critic = Encoder(8, 1, 2, 5, width=16), CodeCritic(5, width=16)
     code = encoder(torch.rand(6, 1, 8, 8))
     critic(code.probabilities).sum().backward()
-    assert encoder.to_category.weight.grad.abs().sum() > 0
+    assert encoder.to_category.linear.weight.grad.abs().sum() > 0
 
 
 def test_a_critic_judges_each_code_by_itself():

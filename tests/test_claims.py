@@ -27,7 +27,7 @@ from gangealing_fast.runtime.errors import UserError
 from gangealing_fast.storage.claims import BEGUN, COMPLETE, RECORD, results_folder
 from gangealing_fast.storage.locks import lock_path, locked
 
-WORKING = ("congeal", "pretrain", "contrast", "train", "classify", "autoencode")
+WORKING = ("congeal", "pretrain", "contrast", "train", "classify", "autoencode", "invert")
 FOLDERS = (*WORKING, "align", "propagate", "visualize", "evaluate", "convert", "studio")
 QUICK = ("align", "propagate", "evaluate", "convert")
 MODULES = {"align": "aligning", "propagate": "propagating", "convert": "converting"}
@@ -64,6 +64,7 @@ def arguments(command: str, place: Path) -> list[object]:
         "convert": ["--source", learned],
         "studio": ["--checkpoint", learned, "--data", data, "--port", 0],
         "autoencode": ["--data", data, "--size", 16],
+        "invert": ["--generator", generator, "--data", data, "--train-steps", 1],
     }[command]
 
 

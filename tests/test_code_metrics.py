@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from gangealing_fast.metrics.clusters import best_examples
-from gangealing_fast.metrics.codes import emptiest_place, mmd_test
+from gangealing_fast.metrics.codes import emptiest_place, mmd_test, neighbour_error
 from gangealing_fast.metrics.likelihood import choose_sigma, parzen_log_likelihood
 
 
@@ -80,3 +80,18 @@ def test_a_category_stands_for_its_surest_example():
 def test_what_does_not_fit_is_a_value_error(call):
     with pytest.raises(ValueError):
         call()
+
+
+def test_the_neighbours_of_a_code_vote():
+    known = torch.tensor([[0.0], [0.1], [0.2], [5.0], [5.1], [5.2]])
+    classes = torch.tensor([0, 0, 1, 1, 1, 0])
+    codes = torch.tensor([[0.05], [5.05], [5.3]])
+    assert neighbour_error(known, classes, codes, torch.tensor([0, 1, 0]), neighbours=3) == pytest.approx(1 / 3)
+    assert neighbour_error(known, classes, codes, torch.tensor([0, 1, 0]), neighbours=1) == 0
+    for wrong in (
+        lambda: neighbour_error(known, classes, torch.zeros(3, 2), torch.zeros(3, dtype=torch.int64)),
+        lambda: neighbour_error(known, classes, codes, torch.zeros(2, dtype=torch.int64)),
+        lambda: neighbour_error(known[:4], classes[:4], codes, torch.zeros(3, dtype=torch.int64)),
+    ):
+        with pytest.raises(ValueError, match=r"codes must be|each code needs"):
+            wrong()

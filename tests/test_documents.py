@@ -24,6 +24,7 @@ from gangealing_fast.congealing.config import CongealConfig
 from gangealing_fast.contrastive.config import ContrastConfig
 from gangealing_fast.data.config import PrepareConfig
 from gangealing_fast.interface.config import StudioConfig
+from gangealing_fast.inversion.config import InvertConfig
 from gangealing_fast.metrics import WarpHealth
 from gangealing_fast.pretraining.config import PRESETS as PRETRAIN_PRESETS
 from gangealing_fast.pretraining.config import PretrainConfig
@@ -48,6 +49,7 @@ CONFIGURATIONS: dict[str, tuple[type, dict[str, Any]]] = {
     "propagate": (PropagateConfig, {}),
     "evaluate": (EvaluateConfig, {}),
     "autoencode": (AutoencodeConfig, AUTOENCODE_PRESETS),
+    "invert": (InvertConfig, {}),
     "visualize": (VisualizeConfig, {}),
     "convert": (ConvertConfig, {}),
     "studio": (StudioConfig, {}),

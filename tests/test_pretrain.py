@@ -269,3 +269,38 @@ def test_latents_of_the_runs_own_seed_are_like_any_other(folder):
         torch.manual_seed(seed)
         spread.append(generator.map(torch.randn(64, 64)).std().item())
     assert spread[0] == pytest.approx((spread[1] + spread[2]) / 2, rel=0.1)
+
+
+def test_a_decoder_gives_a_generator_its_layers(folder, capsys):
+    from gangealing_fast.autoencoders.autoencoder import EXPORT_NAME, AdversarialAutoencoder
+    from gangealing_fast.autoencoders.networks import Decoder, Encoder
+    from gangealing_fast.models import DcganGenerator
+    from gangealing_fast.pretraining.decoders import start_from_decoder
+
+    def exported(name: str, **options) -> Path:
+        torch.manual_seed(1)
+        made = AdversarialAutoencoder(Encoder(32, 1, 4, **options), Decoder(32, 1, 4, **options))
+        (folder / name).mkdir()
+        made.export(folder / name / EXPORT_NAME)
+        return folder / name
+
+    learned = exported("convolutional", architecture="convolutional", width=64)
+    fitting = {"architecture": "dcgan", "size": 32, "max_channels": 64, "channel_base": 256}
+    config = pretrain_config(folder, start_from=learned, kimg=0.004, score_pictures=0, **fitting)
+    run(config)
+    assert "3 of the generator's 4 layers begin as the decoder's" in capsys.readouterr().out
+    decoder = AdversarialAutoencoder.load(learned).decoder
+    generator = DcganGenerator(32, 4, max_channels=64, channel_base=256)
+    start_from_decoder(learned, decoder, generator)
+    drawn, source = generator.layers[-1], [m for m in decoder.modules() if isinstance(m, torch.nn.ConvTranspose2d)][-1]
+    features = torch.randn(2, 16, 16, 16)
+    expected = 2 * source(features).sigmoid() - 1
+    torch.testing.assert_close(drawn(features).tanh(), expected.expand(-1, 3, -1, -1))
+    dense = exported("dense", width=16)
+    for path, changes, words in (
+        (dense, fitting, "dense layers alone"),
+        (learned, fitting | {"max_channels": 32}, "--size 32 --max-channels 64 --channel-base 256"),
+        (learned, {"size": 32}, "no styles: give --architecture dcgan"),
+    ):
+        with pytest.raises(UserError, match=words):
+            run(pretrain_config(folder, start_from=path, out=folder / "wrong", **changes))

@@ -20,6 +20,7 @@ from gangealing_fast.congealing.config import CongealConfig
 from gangealing_fast.contrastive.config import ContrastConfig
 from gangealing_fast.data.config import PrepareConfig
 from gangealing_fast.interface.config import StudioConfig
+from gangealing_fast.inversion.config import InvertConfig
 from gangealing_fast.pretraining.config import PRESETS as PRETRAIN_PRESETS
 from gangealing_fast.pretraining.config import PretrainConfig
 from gangealing_fast.runtime.config import EnvConfig
@@ -38,6 +39,7 @@ CONFIGURATIONS: dict[str, type] = {
     "evaluate": EvaluateConfig,
     "visualize": VisualizeConfig,
     "autoencode": AutoencodeConfig,
+    "invert": InvertConfig,
     "convert": ConvertConfig,
     "studio": StudioConfig,
     "env": EnvConfig,

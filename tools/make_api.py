@@ -59,6 +59,8 @@ SECTIONS = (
     Section("gangealing_fast.adversarial.objectives"),
     Section("gangealing_fast.adversarial.step"),
     Section("gangealing_fast.pretraining.classification", ("Classifier",)),
+    Section("gangealing_fast.autoencoders"),
+    Section("gangealing_fast.inversion"),
     Section("gangealing_fast.congealing", ("congeal_entropy", "Funnel", "congeal_stack")),
 )
 

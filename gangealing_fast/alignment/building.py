@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from gangealing_fast.alignment import options
+from gangealing_fast.alignment.chosen import begin_at_pictures
 from gangealing_fast.alignment.config import TrainConfig
 from gangealing_fast.alignment.options import Clusters, Schedule, Targets, Weights
 from gangealing_fast.alignment.poses import PoseRange
@@ -46,10 +47,12 @@ def build(config: TrainConfig, group: Group, *, flow_blocks: int = FLOW_BLOCKS) 
     options.check_generator(config, generator)
     transformer = make_transformer(config, generator.size, flow_blocks).to(device)
     transformer.to(memory_format=activation_format())
-    target = make_target(config, generator, group)
     perceptual = make_perceptual(config, group)
+    target = make_target(config, generator, group)
+    if config.template:
+        target = begin_at_pictures(config, target, generator, perceptual, group)
     dtype = resolve(config.precision, device)
-    if config.clusters > 1 and not config.single_steps and group.lead:
+    if config.clusters > 1 and not config.single_steps and not config.template and group.lead:
         with autocast(device, dtype):
             start_templates(
                 target,

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,8 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gangealing_fast.alignment.clustering import assign, cluster_distances
+from gangealing_fast.alignment.clustering import Assignment, assign, cluster_distances
+from gangealing_fast.alignment.distances import Chooser, beside, check_distance, make_chooser
 from gangealing_fast.alignment.evaluation import (
+    Decision,
     Evaluation,
     evaluate_clustered_digits,
     evaluate_clustered_pictures,
@@ -26,7 +29,7 @@ from gangealing_fast.data.pictures import open_pictures
 from gangealing_fast.geometry.warping import Warping
 from gangealing_fast.metrics.perceptual import Distance
 from gangealing_fast.models import ClusterClassifier, Generator, LatentTarget, SpatialTransformer
-from gangealing_fast.models.generator import truncate
+from gangealing_fast.models.generator import Noise, truncate
 from gangealing_fast.models.perceptual import build_perceptual
 from gangealing_fast.ops.environment import print_notice
 from gangealing_fast.report.run import write_run_report
@@ -68,11 +71,18 @@ class Teacher:
         mean = self.target.lat_mean
         w = truncate(generator.map(torch.randn(n, generator.latent_dim, device=mean.device)).float(), self.truncation, mean)
         samples = generator.synthesize(w)
-        targets = generator.synthesize(self.target.mix_layers(w, 0.0, self.inject, generator.n_latent))
-        targets = self.transformer.network_input(targets)
-        distances = cluster_distances(self.transformer, self.perceptual, samples, targets, flips=self.flips, warping=self.warping)
-        found = assign(distances, self.target.heads)
+        found = self.judged(samples, w)
         return samples, found.cluster + self.target.heads * found.mirrored
+
+    @torch.no_grad()
+    def judged(self, pictures: Tensor, w: Tensor, noise: Noise = "random") -> Assignment:
+        """Cluster (and mirror) of pictures `[N, 3, S, S]` of latents w `[N, D]`: the template that each, aligned, is nearest to.
+
+        For each picture a template looks like it in all but the layers that templates set."""
+        latents = self.target.mix_layers(w, 0.0, self.inject, self.generator.n_latent)
+        targets = self.transformer.network_input(self.generator.synthesize(latents, noise))
+        distances = cluster_distances(self.transformer, self.perceptual, pictures, targets, flips=self.flips, warping=self.warping)
+        return assign(distances, self.target.heads)
 
 
 def recorded_options(folder: Path) -> dict[str, Any]:
@@ -91,9 +101,11 @@ def run(config: ClassifyConfig) -> Path:
 def _run(config: ClassifyConfig, resuming: bool) -> Path:
     device = choose_device(config.device)
     prepare_process(config)
+    check_distance(config)
     parts, options = read(config.checkpoint), recorded_options(config.checkpoint)
     parts.settle(config.checkpoint, padding_mode=config.padding_mode, iters=config.iters)
     teacher = make_teacher(config, parts, options, device)
+    chooser = make_chooser(config, teacher.generator, teacher.perceptual, teacher.judged)
     dtype = resolve(config.precision, device)
     torch.manual_seed(config.seed)
     classifier = ClusterClassifier.like(teacher.transformer, flips=config.flips).to(memory_format=torch.channels_last)
@@ -107,10 +119,9 @@ def _run(config: ClassifyConfig, resuming: bool) -> Path:
 
     fit(config, COMMAND, optimizer, {"classifier": classifier}, lesson, "accuracy", resuming=resuming)
     classifier.eval().requires_grad_(False).cpu()
-    teacher.transformer.cpu()
     parts.classifier, parts.generator = classifier, None
     write(parts, config.out, "safetensors")
-    report(config, teacher, classifier, options)
+    report(config, teacher, classifier, options, chooser)
     return config.out
 
 
@@ -140,24 +151,28 @@ def make_teacher(config: ClassifyConfig, parts: Parts, options: dict[str, Any], 
     )
 
 
-def evaluate(config: ClassifyConfig, teacher: Teacher, classifier: ClusterClassifier, options: dict[str, Any]) -> Evaluation | None:
-    """Figures on held-out real pictures, by the classifier's choice; None if neither run names any."""
-    transformer, distance = teacher.transformer, build_perceptual("efficientnet")
+def evaluate(config: ClassifyConfig, teacher: Teacher, decide: Decision, options: dict[str, Any]) -> Evaluation | None:
+    """Figures on held-out real pictures, by the choice of `decide`; None if neither run names any."""
+    transformer, distance = copy.deepcopy(teacher.transformer).cpu(), build_perceptual("efficientnet")
     data, classes = config.data or options.get("data"), () if config.data else tuple(options.get("digit") or ())
     if classes:
-        return evaluate_clustered_digits(transformer, classifier.assign, classes, distance, warping=teacher.warping)
+        return evaluate_clustered_digits(transformer, decide, classes, distance, warping=teacher.warping)
     if data is None:
         return None
     pictures = held_out(open_pictures(Path(data), size=transformer.input_size, minimum=2), config.held_out)
-    return evaluate_clustered_pictures(transformer, classifier.assign, pictures, distance, warping=teacher.warping)
+    return evaluate_clustered_pictures(transformer, decide, pictures, distance, warping=teacher.warping)
 
 
-def report(config: ClassifyConfig, teacher: Teacher, classifier: ClusterClassifier, options: dict[str, Any]) -> None:
-    """Print the figures and write report.html."""
+def report(
+    config: ClassifyConfig, teacher: Teacher, classifier: ClusterClassifier, options: dict[str, Any], chooser: Chooser | None
+) -> None:
+    """Print the figures and write report.html; with a chooser clusters.json too, and what it says beside the classifier."""
     content: dict[str, Any] = {}
-    evaluation = evaluate(config, teacher, classifier, options)
+    evaluation = evaluate(config, teacher, classifier.assign, options)
     if evaluation is not None:
         figures = with_goals(evaluation.figures, options.get("goals") or {})
+        if chooser is not None:
+            figures |= beside(config.out, evaluation, evaluate(config, teacher, chooser, options))
         print_figures(figures)
         content = {"metrics": figures, "averages": captioned_averages(evaluation)}
         content["real"] = {"Before": evaluation.before[:12], "After": evaluation.after[:12]}

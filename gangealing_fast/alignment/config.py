@@ -90,8 +90,16 @@ class TrainConfig(ProcessOptions):
     directions: Count = 1
     """How many principal directions of w the template may move along."""
     principal_samples: Annotated[int, Range(2, LARGEST)] = 1_000_000
+    template: tuple[Path, ...] = ()
+    """Begin with these pictures as the templates, one for each cluster: they are inverted first. Of the learned part of a template
+    only what the first --inject latents set is seen."""
+    inverter: Path | None = None
+    """With --template: the encoder that `invert` trained for the generator (its results folder); without it the search for a
+    picture's latent begins at the generator's mean."""
+    template_steps: Natural = 300
+    """Steps of the search for the latent of each --template."""
     freeze_target: bool = False
-    """Keep the template at the generator's mean instead of learning it."""
+    """Keep the template where it begins, at the generator's mean or at --template, instead of learning it."""
     learning_rate: LearningRate = 1e-3
     target_learning_rate: LearningRate = 1e-2
     tv_weight: Weight = 1000.0
@@ -243,3 +251,10 @@ class ClassifyConfig(WarpingOptions, ProcessOptions):
     learning_rate: LearningRate = 1e-3
     snapshot: Count = 250
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    by: Literal["classifier", "distance"] = "classifier"
+    """distance: find the cluster of the real pictures by their true distance to the templates too, which takes their latents, and
+    say how far the classifier agrees; needs --inverter."""
+    inverter: Path | None = None
+    """With --by distance: the encoder that `invert` trained for the generator (its results folder)."""
+    inverter_steps: Natural = 100
+    """Steps of the search for each picture's latent, beginning at the encoder's."""

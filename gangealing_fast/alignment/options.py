@@ -105,6 +105,7 @@ def check(config: TrainConfig, *, processes: int, on_cuda: bool) -> None:
     if config.cuda_graphs and not on_cuda:
         raise UserError("--cuda-graphs needs a CUDA device; leave it out here")
     _check_clusters(config)
+    _check_templates(config)
     _check_poses(config)
 
 
@@ -121,6 +122,21 @@ def _check_clusters(config: TrainConfig) -> None:
         raise UserError("--single-steps needs --clusters 2 or more, and must lie between --anneal-psi and --steps")
     if config.keep_area and (config.transforms != "similarity" or config.clusters > 1 or config.flips):
         raise UserError("--keep-area needs --transforms similarity, one cluster and no flips")
+
+
+def _check_templates(config: TrainConfig) -> None:
+    if not config.template:
+        if config.inverter is not None:
+            raise UserError("--inverter finds the latents of --template: name a picture, or leave it out")
+        return
+    if len(config.template) != config.clusters:
+        raise UserError(f"--template takes a picture for each cluster, but there are {len(config.template)} for {config.clusters}")
+    if config.single_steps:
+        raise UserError("--single-steps chooses templates among samples: leave it out (--single-steps 0) with --template")
+    if config.start_from is not None:
+        raise UserError("--start-from brings a template with it: leave --template out")
+    if config.inverter is None and not config.template_steps:
+        raise UserError("--template needs --inverter or --template-steps, as the latent of the picture is to be found")
 
 
 def _check_poses(config: TrainConfig) -> None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from gangealing_fast.adversarial.objectives import OBJECTIVES, Objective, Side, make
+from gangealing_fast.adversarial.objectives.penalties import r1_penalty
 from gangealing_fast.autoencoders.networks import CodeCritic
 from gangealing_fast.runtime.errors import UserError
+from gangealing_fast.training.optim import AdamEma
 
 
 def code_objective(name: str) -> Objective:
@@ -30,11 +31,15 @@ def _fits(objective: Objective) -> bool:
 
 
 class Game:
-    """A critic with its optimiser, and what it and the encoder play for."""
+    """A critic with its optimiser, and what it and the encoder play for.
 
-    def __init__(self, critic: CodeCritic, objective: Objective, learning_rate: float) -> None:
-        self.critic, self.objective = critic, objective
-        self.optimizer = torch.optim.Adam(critic.parameters(), learning_rate, betas=(0.5, 0.999))
+    r1: gamma of the penalty on the critic's gradient at the prior's codes, 0 for none. Without one the two turn around the place
+    where the codes are the prior's instead of coming to it (Mescheder et al., arXiv 1801.04406).
+    """
+
+    def __init__(self, critic: CodeCritic, objective: Objective, learning_rate: float, r1: float = 0.0) -> None:
+        self.critic, self.objective, self.r1 = critic, objective, r1
+        self.optimizer = AdamEma(critic.parameters(), learning_rate, betas=(0.5, 0.999))
         self.state: dict[str, float] = dict(objective.state or {})
         self.count = 0
 
@@ -43,12 +48,14 @@ class Game:
     ) -> dict[str, float]:
         """Improve the critic on codes of the prior and of the encoder `[N, D]`, each beside what is told of it."""
         self.critic.requires_grad_(True)
-        fake = fake.detach()
+        fake, real = fake.detach(), real.detach().requires_grad_(self.r1 > 0)
         for_real, for_fake = self.critic(real, told_real), self.critic(fake, told_fake)
         sides = Side(real, for_real), Side(fake, for_fake)
         loss = self.objective.critic(*sides, self.state)
         if self.objective.regulariser is not None:
             loss = loss + self.objective.regulariser(lambda codes: self.critic(codes, told_real), *sides)
+        if self.r1 > 0:
+            loss = loss + 0.5 * self.r1 * r1_penalty(self.objective.realness(for_real), real)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 Kind = Literal["deterministic", "gaussian", "universal"]
 Architecture = Literal["dense", "convolutional"]
+SHARPNESS = 2.0
+"""Deviation of normalised logits before anything is learned."""
 SMALLEST = 4
 """Side at which a convolutional network stops halving."""
 
@@ -64,7 +66,7 @@ class Encoder(nn.Module):
         features += self.noise_inputs
         self.hidden = _layer(features, width, batch_norm)
         self.to_style = nn.Linear(width, style * (2 if kind == "gaussian" else 1))
-        self.to_category = nn.Linear(width, categories) if categories else None
+        self.to_category = _Logits(width, categories, batch_norm) if categories else None
 
     def config(self) -> dict[str, Any]:
         """The constructor's arguments."""
@@ -80,6 +82,27 @@ class Encoder(nn.Module):
             mean, log_deviation = style.chunk(2, 1)
             style = mean + log_deviation.clamp(-10, 5).exp() * torch.randn_like(mean) if self.training else mean
         return Code(style, None if self.to_category is None else self.to_category(hidden))
+
+
+class _Logits(nn.Module):
+    """Logits of categories. batch_norm: each is normalised over the batch, and all are scaled alike by a factor that is learned.
+
+    A category that no picture falls into has no gradient by which it could come back: the softmax is flat there. Normalised logits
+    are each the largest for some pictures.
+    """
+
+    def __init__(self, inputs: int, categories: int, batch_norm: bool) -> None:
+        super().__init__()
+        self.linear = nn.Linear(inputs, categories)
+        self.norm = nn.BatchNorm1d(categories, affine=False) if batch_norm else None
+        self.log_scale = nn.Parameter(torch.zeros(())) if batch_norm else None
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        logits: Tensor = self.linear(hidden)
+        if self.norm is None or self.log_scale is None:
+            return logits
+        normalised: Tensor = self.norm(logits) * (SHARPNESS * self.log_scale.exp())
+        return normalised
 
 
 class Decoder(nn.Module):

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gangealing_fast.checkpoints.reading import load_generator
 from gangealing_fast.runtime.errors import UserError
 from gangealing_fast.runtime.text import reason_of
 
@@ -105,6 +106,21 @@ def of_samples(path: Path, dimensions: int, scale: float = 1.0) -> Prior:
     return Prior(str(path), dimensions, lambda count, parts: scale * samples[torch.randint(len(samples), (count,))])
 
 
+def of_generator(path: Path, dimensions: int, scale: float = 1.0) -> Prior:
+    """The w of the generator in a file. Raises UserError if there is none, or its w has other dimensions."""
+    generator = load_generator(path)
+    if generator.latent_dim != dimensions:
+        raise UserError(
+            f"the w of {path} are {generator.latent_dim} numbers: give --style {generator.latent_dim}, not {dimensions}"
+        )
+
+    @torch.no_grad()
+    def draw(count: int, parts: Tensor | None) -> Tensor:
+        return scale * generator.map(torch.randn(count, dimensions)).float()
+
+    return Prior("generator", dimensions, draw)
+
+
 def of_function(name: str, dimensions: int, scale: float = 1.0) -> Prior:
     """MODULE:FUNCTION, a function of the number of samples that returns an array or tensor. Raises UserError if there is none."""
     module, _, attribute = name.partition(":")
@@ -127,15 +143,20 @@ def of_function(name: str, dimensions: int, scale: float = 1.0) -> Prior:
 MADE = {"gaussian": gaussian, "uniform": uniform, "mixture": mixture, "swiss-roll": swiss_roll}
 
 
-def make(name: str, dimensions: int, scale: float = 1.0) -> Prior:
-    """The prior that an option names. Raises UserError for one that there is not, or of other dimensions."""
+def make(name: str, dimensions: int, scale: float = 1.0, generator: Path | None = None) -> Prior:
+    """The prior that an option names, "generator" with the generator's file. Raises UserError for one that there is not, or of
+    other dimensions."""
+    if (name == "generator") != (generator is not None):
+        raise UserError(f"--prior generator and --generator go together, but --prior is {name} and --generator is {generator}")
+    if generator is not None:
+        return of_generator(generator, dimensions, scale)
     if name in MADE:
         return MADE[name](dimensions, scale)
     if ":" in name:
         return of_function(name, dimensions, scale)
     if name.endswith(".npy"):
         return of_samples(Path(name), dimensions, scale)
-    raise UserError(f"there is no prior {name}; there are {', '.join(MADE)}, a file NAME.npy and MODULE:FUNCTION")
+    raise UserError(f"there is no prior {name}; there are {', '.join(MADE)}, generator, a file NAME.npy and MODULE:FUNCTION")
 
 
 def _parts(count: int, parts: Tensor | None, components: int = COMPONENTS) -> Tensor:

@@ -3,9 +3,12 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 import torch.nn.functional as F
 from PIL.Image import Image
+from PIL.Image import new as new_picture
 from torch import Tensor
 
 from gangealing_fast.autoencoders.autoencoder import AdversarialAutoencoder
@@ -13,7 +16,7 @@ from gangealing_fast.autoencoders.collection import Collection, Part
 from gangealing_fast.autoencoders.config import AutoencodeConfig
 from gangealing_fast.autoencoders.priors import Prior
 from gangealing_fast.metrics.clusters import best_examples, majority
-from gangealing_fast.metrics.codes import emptiest_place, mmd_test
+from gangealing_fast.metrics.codes import emptiest_place, mmd_test, neighbour_error
 from gangealing_fast.metrics.likelihood import choose_sigma, parzen_log_likelihood
 from gangealing_fast.report.page import write_report
 from gangealing_fast.report.pictures import save_grid
@@ -22,12 +25,14 @@ from gangealing_fast.report.sections import Configuration, Curves, Metrics, Pict
 from gangealing_fast.runtime.randomness import private_stream
 from gangealing_fast.runtime.text import printable
 from gangealing_fast.storage.claims import plain
-from gangealing_fast.storage.files import read_json_lines, write_json
+from gangealing_fast.storage.files import read_json_lines, save_picture, write_json
 
 SAMPLES = 10_000
 """Of the decoder, for the likelihood; as many as in the paper."""
 TESTED = 1_500
 """Codes and samples of the prior in the two-sample test."""
+GRID = 12
+"""Pictures in a row and column of a sheet along percentiles."""
 DRAWN = 2_000
 """Codes in a plot."""
 
@@ -36,7 +41,22 @@ def quick_figures(model: AdversarialAutoencoder, collection: Collection, config:
     """What every line of the log says of the test pictures."""
     code = model.encode(collection.test.images)
     figures = {"test_reconstruction": _reconstruction(model, collection.test, config, code.style, code.probabilities)}
-    return figures | _class_figures(model, collection, config)
+    return figures | _class_figures(model, collection, config, code.probabilities)
+
+
+def _map_figures(model: AdversarialAutoencoder, collection: Collection) -> dict[str, float]:
+    """neighbour_error: of test pictures on the map, whose neighbours there are the pictures to tune by."""
+    test, tuned = collection.test, collection.validation
+    if model.decoder.heads is None or test.classes is None or tuned.classes is None or len(tuned) < 5:
+        return {}
+    places = [_places(model, part.images) for part in (tuned, test)]
+    return {"neighbour_error": neighbour_error(places[0], tuned.classes, places[1], test.classes)}
+
+
+def _places(model: AdversarialAutoencoder, images: Tensor) -> Tensor:
+    """Where pictures lie on a map, `[N, style]`."""
+    code = model.encode(images)
+    return model.decoder.place(code.style, code.probabilities)
 
 
 def _reconstruction(
@@ -49,10 +69,11 @@ def _reconstruction(
     return F.mse_loss(model.decode(style, category), part.shown()).item()
 
 
-def _class_figures(model: AdversarialAutoencoder, collection: Collection, config: AutoencodeConfig) -> dict[str, float]:
+def _class_figures(
+    model: AdversarialAutoencoder, collection: Collection, config: AutoencodeConfig, found: Tensor | None
+) -> dict[str, float]:
     """test_error where classes were told; cluster_error by the paper's protocol and by majority where none was."""
     test, tuned = collection.test, collection.validation
-    found = model.encode(test.images).probabilities
     if found is None or test.classes is None or tuned.classes is None:
         return {}
     if config.use == "semi" or (config.use == "map" and config.labels):
@@ -70,7 +91,7 @@ def _class_figures(model: AdversarialAutoencoder, collection: Collection, config
 
 def full_figures(model: AdversarialAutoencoder, collection: Collection, prior: Prior, config: AutoencodeConfig) -> dict[str, float]:
     """All figures, those that take a minute too; the same for the same weights."""
-    figures = quick_figures(model, collection, config)
+    figures = quick_figures(model, collection, config) | _map_figures(model, collection)
     with private_stream(0):
         styles = model.encode(collection.test.images).style
         order = torch.randperm(len(styles))
@@ -93,10 +114,14 @@ def full_figures(model: AdversarialAutoencoder, collection: Collection, prior: P
 
 
 def pictures(model: AdversarialAutoencoder, collection: Collection, prior: Prior, config: AutoencodeConfig) -> None:
-    """reconstructions.png, samples.png and, with a categorical code, categories.png and members.png."""
+    """reconstructions.png, samples.png and percentiles.png or, with a categorical code, categories.png and members.png; of a map
+    plane.png and map.png too."""
     with private_stream(0):
         for name, sheet in _sheets(model, collection, prior, config).items():
             save_grid(sheet[0] * 2 - 1, config.out / f"{name}.png", columns=sheet[1])
+        maps = [picture for title, picture in _plots(model, collection, prior) if title.startswith("The map")]
+        if maps:
+            save_picture(config.out / "map.png", _side_by_side(maps))
 
 
 def _sheets(
@@ -112,12 +137,25 @@ def _sheets(
     sheets = {"reconstructions": (torch.cat([shown, model.decode(code.style, category)]), 16)}
     if not kinds:
         sheets["samples"] = model.decode(prior.sample(100)), 10
+        if prior.name in ("gaussian", "uniform") and model.decoder.style > 1:
+            sheets["percentiles"] = model.decode(_along_percentiles(prior.sample(SAMPLES))), GRID
         return sheets
+    if model.decoder.heads is not None and model.decoder.style > 1:
+        sheets["plane"] = model.decoder.from_place(_along_percentiles(_places(model, collection.test.images[:DRAWN]))), GRID
     styles = prior.sample(10).repeat_interleave(kinds, 0)
     sheets["categories"] = model.decode(styles, torch.eye(kinds).repeat(10, 1)), kinds
     if code.logits is not None:
         sheets["members"] = _members(model, collection.test, kinds), 11
     return sheets
+
+
+def _along_percentiles(codes: Tensor) -> Tensor:
+    """Codes `[GRID², D]` whose first two numbers go through percentiles 5 to 95 of those of `codes` `[N, D]`, the first to the
+    right and the second up; the others are the median."""
+    shares = torch.linspace(0.05, 0.95, GRID)
+    across, up = codes[:, 0].quantile(shares), codes[:, 1].quantile(shares).flip(0)
+    rest = codes[:, 2:].median(0).values.expand(GRID * GRID, -1)
+    return torch.cat([across.repeat(GRID)[:, None], up.repeat_interleave(GRID)[:, None], rest], 1)
 
 
 def _members(model: AdversarialAutoencoder, part: Part, kinds: int) -> Tensor:
@@ -145,10 +183,20 @@ def _plots(model: AdversarialAutoencoder, collection: Collection, prior: Prior) 
     classes = None if part.classes is None else part.classes[:DRAWN].tolist()
     drawn = [("Codes of test pictures", scatter_picture(style[:, :2].tolist(), classes))]
     if model.decoder.heads is not None:
-        category = model.encode(part.images[:DRAWN]).probabilities
-        place = model.decoder.place(style, category)
-        drawn.append(("The map: places of test pictures", scatter_picture(place[:, :2].tolist(), classes)))
+        place = _places(model, part.images[:DRAWN])
+        for first, second in itertools.combinations(range(min(3, place.shape[1])), 2):
+            title = "The map: places of test pictures" + (f", axes {first + 1} and {second + 1}" if place.shape[1] > 2 else "")
+            drawn.append((title, scatter_picture(place[:, [first, second]].tolist(), classes)))
     return [*drawn, ("The prior", scatter_picture(prior.sample(DRAWN)[:, :2].tolist()))]
+
+
+def _side_by_side(pictures: list[Image]) -> Image:
+    """Pictures of one size in a row."""
+    width, height = pictures[0].size
+    row = new_picture("RGB", (width * len(pictures), height), "white")
+    for number, picture in enumerate(pictures):
+        row.paste(picture, (width * number, 0))
+    return row
 
 
 def report(model: AdversarialAutoencoder, collection: Collection, prior: Prior, config: AutoencodeConfig) -> dict[str, float]:

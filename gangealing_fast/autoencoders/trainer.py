@@ -17,6 +17,7 @@ from gangealing_fast.autoencoders.autoencoder import EXPORT_NAME, AdversarialAut
 from gangealing_fast.autoencoders.collection import NEEDS_CLASSES, Batches, Collection, open_collection
 from gangealing_fast.autoencoders.config import AutoencodeConfig
 from gangealing_fast.autoencoders.game import Game, code_objective
+from gangealing_fast.autoencoders.moves import moved
 from gangealing_fast.autoencoders.networks import Code, CodeCritic, Decoder, Encoder, heads_too_near
 from gangealing_fast.data.sampler import balanced
 from gangealing_fast.ops.environment import print_notice
@@ -37,7 +38,7 @@ class Training:
 
     def __init__(self, config: AutoencodeConfig, collection: Collection, device: torch.device) -> None:
         self.config, self.collection, self.device = config, collection, device
-        self.prior = priors.make(config.prior, config.style, config.prior_scale)
+        self.prior = priors.make(config.prior, config.style, config.prior_scale, config.generator)
         self.kinds = categories_of(config, collection)
         told = told_of(config, collection)
         self.batches = Batches(collection.training, told, config.seed)
@@ -48,24 +49,25 @@ class Training:
         self.reconstructing = AdamEma(
             self.model.parameters(), config.learning_rate, betas, averages=self.average.parameters(), decay=config.ema
         )
-        self.playing = torch.optim.Adam(encoder(), config.regularisation_rate, betas=(0.5, 0.999))
-        self.classifying = torch.optim.Adam(encoder(), config.learning_rate, betas=betas)
+        self.playing = AdamEma(encoder(), config.regularisation_rate, betas=(0.5, 0.999))
+        self.classifying = AdamEma(encoder(), config.learning_rate, betas=betas)
         # An extra class stands for pictures whose class nobody has told.
         self.told = self.prior.components + 1 if config.use == "conditional" else 0
         objective = code_objective(config.objective)
-        critics = {"style": CodeCritic(config.style, self.told, config.width)}
+        critics = {"style": CodeCritic(config.style, self.told, config.critic_width)}
         if config.use in WITH_CATEGORIES:
-            critics["category"] = CodeCritic(self.kinds, 0, config.width)
-        self.games = {name: Game(critic.to(device), objective, config.regularisation_rate) for name, critic in critics.items()}
+            critics["category"] = CodeCritic(self.kinds, 0, config.critic_width)
+        rate, penalties = config.regularisation_rate, {"style": config.r1}
+        self.games = {name: Game(critic.to(device), objective, rate, penalties.get(name, 0.0)) for name, critic in critics.items()}
         self.categories = priors.categorical(self.kinds) if "category" in self.games else None
         self.steps = plan_of(config, collection).total
 
     def step(self, at: Progress, means: Means) -> int:
         self._set_rates(at.step)
         self.model.train()
-        images, classes = self._batch()
-        self._reconstruct(images, classes, at.step, means)
-        self._regularise(images, classes, means)
+        views, classes = self._batch()
+        self._reconstruct(views, classes, at.step, means)
+        self._regularise(views, classes, means)
         if self.config.use == "semi" or (self.config.use == "map" and self.config.labels):
             self._classify(means)
         return 1
@@ -79,29 +81,36 @@ class Training:
                 group["lr"] = rate * share
 
     def _batch(self) -> tuple[Tensor, Tensor]:
-        """Pictures and their classes, -1 if not told; with a class that the decoder needs, those that have one."""
-        source = self.batches.known if self.config.use == "supervised" else self.batches.any
+        """Views `[V * N, C, S, S]` of N pictures, one or two, the other ones after the first; and their classes `[N]`, -1 if not
+        told; where the decoder needs a class, of those that have one."""
+        source = self.batches.known if self.config.use == "supervised" or not self.config.unlabelled else self.batches.any
         images, classes = source(self.config.batch)
-        return images.to(self.device), classes.to(self.device)
+        images = images.to(self.device)
+        views = [moved(images, self.config.moves) for _ in range(1 + self.config.two_views)]
+        return torch.cat(views), classes.to(self.device)
 
     def _seen(self, images: Tensor) -> Tensor:
         """What the encoder sees of pictures while it learns: without the pixels that fall out."""
         share = self.config.input_dropout
         return F.dropout(images, share) * (1 - share) if share else images
 
-    def _encode(self, images: Tensor) -> Code:
-        code: Code = self.model.encoder(self._seen(images))
-        return code
+    def _encode(self, views: Tensor, count: int) -> Code:
+        """Codes of `count` pictures: the style of the first view, the category of the last one."""
+        code: Code = self.model.encoder(self._seen(views))
+        return Code(code.style[:count], None if code.logits is None else code.logits[-count:])
 
     def _category(self, code: Code, classes: Tensor) -> Tensor | None:
         """The categorical code that the decoder gets: the encoder's own, or the class that was told."""
         if self.config.use == "supervised":
             return F.one_hot(classes, self.kinds).float()
-        return code.probabilities
+        if code.logits is None or not self.config.category_noise:
+            return code.probabilities
+        gumbel = -torch.empty_like(code.logits).exponential_().log()
+        return (code.logits + self.config.category_noise * gumbel).softmax(1)
 
-    def _reconstruct(self, images: Tensor, classes: Tensor, step: int, means: Means) -> None:
-        code = self._encode(images)
-        loss = F.mse_loss(self.model.decoder(code.style, self._category(code, classes)), images)
+    def _reconstruct(self, views: Tensor, classes: Tensor, step: int, means: Means) -> None:
+        code, count = self._encode(views, len(classes)), len(classes)
+        loss = F.mse_loss(self.model.decoder(code.style, self._category(code, classes)), views[:count])
         means.add({"reconstruction": loss.item()})
         heads = self.model.decoder.heads
         if heads is not None and self.config.heads_apart:
@@ -119,8 +128,8 @@ class Training:
             return None
         return F.one_hot(torch.where(classes < 0, self.told - 1, classes), self.told).float()
 
-    def _regularise(self, images: Tensor, classes: Tensor, means: Means) -> None:
-        code = self._encode(images)
+    def _regularise(self, views: Tensor, classes: Tensor, means: Means) -> None:
+        code = self._encode(views, len(classes))
         for _ in range(self.games["style"].critic_steps):
             self._judge(code, classes, means)
         self._play(code, classes, means)
@@ -131,14 +140,18 @@ class Training:
         found = {"style": self.games["style"].judge(real, code.style, told, told)}
         if self.categories is not None and code.probabilities is not None:
             drawn = self.categories.sample(len(classes)).to(self.device)
-            found["category"] = self.games["category"].judge(drawn, code.probabilities)
+            found["category"] = self.games["category"].judge(self._blurred(drawn), self._blurred(code.probabilities))
         means.add({f"{name}_{figure}": value for name, figures in found.items() for figure, value in figures.items()})
+
+    def _blurred(self, category: Tensor) -> Tensor:
+        """A categorical code as its critic sees it."""
+        return category + self.config.critic_noise * torch.randn_like(category) if self.config.critic_noise else category
 
     def _play(self, code: Code, classes: Tensor, means: Means) -> None:
         loss = self.games["style"].loss(code.style, self._told(classes))
         means.add({"style_encoder": loss.item()})
         if code.probabilities is not None and "category" in self.games:
-            other = self.games["category"].loss(code.probabilities)
+            other = self.games["category"].loss(self._blurred(code.probabilities))
             means.add({"category_encoder": other.item()})
             loss = loss + other
         self.playing.zero_grad(set_to_none=True)
@@ -146,8 +159,8 @@ class Training:
         self.playing.step()
 
     def _classify(self, means: Means) -> None:
-        images, classes = (part.to(self.device) for part in self.batches.known(self.config.batch))
-        logits = self._encode(images).logits
+        images, classes = (part.to(self.device) for part in self.batches.known(self.config.labelled_batch or self.config.batch))
+        logits = self._encode(moved(images, self.config.moves), len(images)).logits
         assert logits is not None
         loss = F.cross_entropy(logits, classes)
         means.add({"classification": loss.item()})
@@ -186,7 +199,11 @@ def categories_of(config: AutoencodeConfig, collection: Collection) -> int:
     if config.use in ("basic", "conditional"):
         if config.categories:
             raise UserError(f"--categories means nothing with --use {config.use}; leave it out, or choose semi, clusters or map")
+        if config.two_views:
+            raise UserError(f"--two-views needs --moves and a use with categories: semi, clusters or map, not {config.use}")
         return 0
+    if config.two_views and (not config.moves or config.use == "supervised"):
+        raise UserError("--two-views needs --moves, by which the views differ, and a use that finds categories")
     count = config.categories or collection.kinds
     if count < 2:
         raise UserError(f"--use {config.use} needs --categories of 2 or more, as nobody knows how many classes there are")
@@ -199,12 +216,16 @@ def categories_of(config: AutoencodeConfig, collection: Collection) -> int:
 def told_of(config: AutoencodeConfig, collection: Collection) -> Tensor | None:
     """Positions of the pictures whose class is told; None for all. Raises UserError if there are too few of a class."""
     classes = collection.training.classes
-    if config.use == "conditional" and priors.make(config.prior, config.style).components < max(2, collection.kinds):
+    if config.use == "conditional" and priors.make(config.prior, config.style, 1.0, config.generator).components < max(
+        2, collection.kinds
+    ):
         raise UserError(f"--use conditional needs a prior of {collection.kinds} parts: --prior mixture or swiss-roll")
     if config.use == "clusters" and config.labels:
         raise UserError("--use clusters looks at no label; leave --labels out, or choose --use semi")
     if config.use == "semi" and not config.labels:
         raise UserError("--use semi learns from few labels: say how many with --labels, such as 100")
+    if not config.unlabelled and not (config.use in ("semi", "map") and config.labels):
+        raise UserError("--no-unlabelled leaves the pictures of --labels: give these, with --use semi or map")
     if not config.labels or classes is None:
         return None
     if config.labels >= len(classes) and config.use == "semi":

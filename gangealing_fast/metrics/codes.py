@@ -43,6 +43,24 @@ def mmd_test(first: Tensor, second: Tensor, *, permutations: int = 500, seed: in
 
 
 @torch.no_grad()
+def neighbour_error(known: Tensor, known_classes: Tensor, codes: Tensor, classes: Tensor, *, neighbours: int = 5) -> float:
+    """The share of codes `[N, D]` of another class than most of their nearest neighbours among `known` `[M, D]` have.
+
+    classes: int64 `[M]` and `[N]`. Of classes that are equally frequent the smallest counts. Raises ValueError for other shapes.
+    """
+    if known.ndim != 2 or codes.ndim != 2 or known.shape[1] != codes.shape[1] or not 1 <= neighbours <= len(known):
+        shapes = f"{list(known.shape)} and {list(codes.shape)}"
+        raise ValueError(f"codes must be [M, D] and [N, D] with M of {neighbours} or more, got {shapes}.")
+    if len(known_classes) != len(known) or len(classes) != len(codes):
+        raise ValueError(f"each code needs a class, got {len(known_classes)} for {len(known)} and {len(classes)} for {len(codes)}.")
+    wrong = 0
+    for part, true in zip(codes.split(1000), classes.split(1000), strict=True):
+        nearest = known_classes[torch.cdist(part, known).topk(neighbours, largest=False).indices]
+        wrong += int((nearest.mode(1).values != true).sum())
+    return wrong / max(1, len(codes))
+
+
+@torch.no_grad()
 def emptiest_place(codes: Tensor, prior: Tensor, places: Tensor, *, expected: int = 20) -> int:
     """The fewest codes `[N, D]` in a ball in which the prior expects `expected` of N; 0 is a hole.
 

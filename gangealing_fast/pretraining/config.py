@@ -42,7 +42,8 @@ class PretrainConfig(ProcessOptions):
     warp: bool = True
     """Show digits under random similarity warps (rotation, scale and shift); --no-warp: upright as they are."""
     start_from: Path | None = None
-    """Begin with this exported generator, or with the generator and critic of this run's folder; its size may be half of --size."""
+    """Begin with this exported generator, or with the generator and critic of this run's folder; its size may be half of --size.
+    With --architecture dcgan: with the convolutions of a decoder that `autoencode --architecture convolutional` trained."""
     held_out: Natural = 0
     """Never show so many of the last pictures of --data: those that `train` is judged by (its --held-out)."""
     size: Annotated[int, Range(8, 2**15)] = 64

@@ -17,6 +17,7 @@ from gangealing_fast.adversarial.objectives import Objective
 from gangealing_fast.checkpoints.writing import export_generator, export_plain_generator
 from gangealing_fast.models import Autoencoder, DcganCritic, DcganGenerator, Discriminator, EfficientNetPerceptual, Generator
 from gangealing_fast.pretraining.config import PretrainConfig
+from gangealing_fast.pretraining.decoders import autoencoder_in, start_from_decoder
 from gangealing_fast.pretraining.growing import start_from
 from gangealing_fast.pretraining.projected import ProjectedDiscriminator
 from gangealing_fast.pretraining.sampling import PictureGenerator
@@ -79,9 +80,7 @@ def build(config: PretrainConfig, objective: Objective, device: torch.device) ->
         generator = DcganGenerator(config.size, config.latent_dim, classes=classes, **widths)
     critic = _critic(config, objective, widths, device)
     if config.start_from is not None:
-        if not isinstance(generator, Generator):
-            raise UserError("--start-from continues a StyleGAN2 generator; leave out --architecture dcgan")
-        start_from(config.start_from, COMMAND, generator, critic)
+        _begin(config.start_from, generator, critic)
     try:
         objectives.refuse_mixing(objective, critic, penalised=bool(config.r1))
     except ValueError as error:
@@ -91,6 +90,20 @@ def build(config: PretrainConfig, objective: Objective, device: torch.device) ->
     classifier = _average_of(critic) if objective.categories else None
     optimizers = _optimizers(config, objective, generator, average, critic, classifier)
     return Networks(generator, average, critic, *optimizers, classifier)
+
+
+def _begin(path: Path, generator: PictureGenerator, critic: nn.Module) -> None:
+    """Give the networks the weights of --start-from. Raises UserError for what they cannot begin with."""
+    autoencoder = autoencoder_in(path)
+    if autoencoder is not None:
+        start_from_decoder(path, autoencoder.decoder, generator)
+    elif isinstance(generator, Generator):
+        start_from(path, COMMAND, generator, critic)
+    else:
+        raise UserError(
+            "--start-from continues a StyleGAN2 generator, or with --architecture dcgan the decoder of an autoencoder; leave out "
+            "--architecture dcgan, or give the folder of autoencode"
+        )
 
 
 def _average_of(network: Network) -> Network:
