@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`python -m gangealing_fast.translate`: translate between two unpaired collections of pictures, in many styles: train, then apply."""
+"""`python -m gangealing_fast.translate`: translate between two unpaired collections of pictures, in many styles."""
 
 from __future__ import annotations
 
 from gangealing_fast.runtime.commands import action_of, parse, run_command
 from gangealing_fast.runtime.text import printable
-from gangealing_fast.translation.config import ACTIONS, PRESETS, TranslateApplyConfig
+from gangealing_fast.translation.config import ACTIONS, PRESETS, TranslateTrainConfig
 
 
 def main() -> None:
@@ -13,10 +13,10 @@ def main() -> None:
     config = parse(ACTIONS[action], PRESETS if action == "train" else {}, __doc__, arguments)
 
     def command() -> None:
-        if isinstance(config, TranslateApplyConfig):
-            from gangealing_fast.translation.applying import run as apply
+        if not isinstance(config, TranslateTrainConfig):
+            from gangealing_fast.applications.translating import use
 
-            apply(config)
+            print(use(config))
             return
         from gangealing_fast.translation.trainer import run
 

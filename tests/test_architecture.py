@@ -22,7 +22,7 @@ FLOORS = (
     {"adversarial"},
     {"contrastive", "congealing", "autoencoders"},
     {"pretraining"},
-    {"alignment"},
+    {"alignment", "translation"},
     {"applications"},
 )
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

@@ -8,7 +8,19 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from gangealing_fast.runtime.config import ProcessOptions, shared_last
-from gangealing_fast.runtime.ranges import LARGEST, Channels, Count, LearningRate, Natural, Range, Share, Side, Threads, Weight
+from gangealing_fast.runtime.ranges import (
+    LARGEST,
+    Channels,
+    Count,
+    LearningRate,
+    Natural,
+    Range,
+    Share,
+    Side,
+    SideOrDefault,
+    Threads,
+    Weight,
+)
 
 Made = Literal["none", "edges", "edges-digits"]
 Direction = Literal["first-to-second", "second-to-first", "within-first", "within-second"]
@@ -98,7 +110,7 @@ class TranslateApplyConfig:
     """Pictures of the domain translated into, whose styles are taken instead of random ones."""
     path: Natural = 0
     """Instead of the styles themselves so many steps along the way from the first style to the last."""
-    size: Annotated[int, Range(0, 2**15)] = 0
+    size: SideOrDefault = 0
     """Side of the pictures as read, cropped to squares; 0: that of the training."""
     sheet: Annotated[int, Range(0, 1024)] = 16
     """So many pictures on the contact sheet, at most."""
@@ -107,6 +119,22 @@ class TranslateApplyConfig:
     batch: Count = 32
     seed: Annotated[int, Range(0, 2**63 - 1)] = 0
     threads: Threads = 0
+
+
+@shared_last
+@dataclass(frozen=True)
+class TranslateExportConfig:
+    """Write a translator as a program that runs without this package, for any number of pictures."""
+
+    translator: Path
+    """Results folder of `translate train`, or its translator.safetensors."""
+    out: Path
+    """A file NAME.onnx or NAME.pt2 (torch.export)."""
+    direction: Direction = "first-to-second"
+    size: SideOrDefault = 0
+    """Side of its pictures; 0: that of the training."""
+    overwrite: bool = False
+    """Replace a file that exists."""
 
 
 PRESETS: dict[str, TranslateTrainConfig] = {
@@ -147,7 +175,8 @@ PRESETS: dict[str, TranslateTrainConfig] = {
     ),
 }
 
-ACTIONS: dict[str, type[TranslateTrainConfig] | type[TranslateApplyConfig]] = {
+ACTIONS: dict[str, type[TranslateTrainConfig] | type[TranslateApplyConfig] | type[TranslateExportConfig]] = {
     "train": TranslateTrainConfig,
     "apply": TranslateApplyConfig,
+    "export": TranslateExportConfig,
 }

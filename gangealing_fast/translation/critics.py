@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The multi-scale critic of MUNIT (arXiv 1804.04732, section 5.1, after Wang et al. 2018): the same picture, judged patch by patch."""
+"""The multi-scale critic of MUNIT (arXiv 1804.04732, section 5.1, after Wang et al. 2018): a picture, judged patch by patch."""
 
 from __future__ import annotations
 

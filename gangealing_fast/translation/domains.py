@@ -76,7 +76,7 @@ def open_domains(config: TranslateTrainConfig) -> Domains:
     for option, path in (("first", config.first), ("second", config.second)):
         pictures = _opened(path, config, LEAST)
         found.append(_split(option, pictures.batch(range(len(pictures))), config))
-    return Domains(*found)
+    return Domains(found[0], found[1])
 
 
 def _opened(path: Path, config: TranslateTrainConfig, least: int) -> Pictures:

@@ -169,7 +169,7 @@ def collapse(figures: dict[str, Figure], into: str) -> str | None:
 def quick_figures(
     translator: Translator, domains: Domains, reader: DigitReader | None, network: EfficientNetPerceptual
 ) -> dict[str, float]:
-    """What a snapshot's line of the log says, on a few pictures: values of `code_figures`, `variety_figures` and `digit_figures`."""
+    """What a snapshot's line of the log says, of a few pictures: parts of `code_figures`, `variety_figures`, `digit_figures`."""
     line: dict[str, float] = {}
     for target, name in enumerate(NAMES):
         found = code_figures(translator, domains, target, 100) | variety_figures(translator, domains, target, network, 16)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What MUNIT's encoders and decoders minimise beside the critics' verdict (arXiv 1804.04732, section 3.1, equations 1 to 4 and 6)."""
+"""What MUNIT's encoders and decoders minimise beside the critics' verdict (arXiv 1804.04732, sections 3.1 and 5.1)."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def pass_through(networks: TranslationNetworks, images: Sequence[Tensor], drawn:
         own, other = both.split([len(contents[k]), len(contents[1 - k])])
         rebuilt.append(own)
         translated.append(other)
-    return Passed(*(tuple(part) for part in (contents, styles, rebuilt, drawn, translated)))  # type: ignore[arg-type]
+    return Passed(*(tuple(part) for part in (contents, styles, rebuilt, drawn, translated)))
 
 
 def reconstruction_losses(

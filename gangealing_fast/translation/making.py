@@ -79,7 +79,7 @@ def draw_digits(
 
 
 def colour_of(images: Tensor) -> Tensor:
-    """Which of `COLOURS` each digit `[N, 3, H, W]` in [-1, 1] has, `[N]`: the direction nearest to its mean ink's; -1 without ink."""
+    """Which of `COLOURS` each digit `[N, 3, H, W]` in [-1, 1] has, `[N]`: the hue nearest to its mean ink's; -1 without ink."""
     light = (images + 1) / 2
     strongest = light.amax(1, keepdim=True)
     weight = (strongest > _INK * strongest.flatten(1).amax(1).reshape(-1, 1, 1, 1)) * strongest

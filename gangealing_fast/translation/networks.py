@@ -205,8 +205,8 @@ class Domain(nn.Module):
 class TranslationNetworks(nn.Module):
     """Both domains.
 
-    width: channels at the pictures' full size, doubled by each of `halvings`. blocks: residual blocks of content encoder and decoder
-    each. style: numbers of a style code. hidden: units of the layers that make scales and shifts. style_halvings: of the style
+    width: channels at the pictures' full size, doubled by each of `halvings`. blocks: residual blocks of a content encoder, and of
+    a decoder. style: numbers of a style code. hidden: units of the layers that make scales and shifts. style_halvings: of the style
     encoder, at least `halvings`, as a style is a matter of the whole picture.
     """
 

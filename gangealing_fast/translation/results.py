@@ -113,7 +113,7 @@ def card(translator: Translator, config: TranslateTrainConfig, figures: dict[str
         "",
         f"# Translator between {first} and {second}",
         "",
-        f"Encoders and decoders of MUNIT (arXiv 1804.04732), {config.size} pixels a side, style codes of {translator.style_numbers} numbers,",
+        f"Networks of MUNIT (arXiv 1804.04732), {config.size} pixels a side, {translator.style_numbers} style numbers,",
         f"{config.steps} steps of {config.batch} pictures of each domain. Sides of pictures are multiples of {translator.stride}.",
         "",
         "```python",

@@ -25,8 +25,8 @@ DOMAINS = ("first", "second")
 class TranslationStep:
     """What one step needs; calling it changes networks and critics in place.
 
-    critics: one for each domain. dtype: what convolutions compute in; weights, codes and losses stay float32. perceptual: the frozen
-    network of the domain-invariant distance, needed if its weight is not 0. states: numbers that the objective carries along.
+    critics: one for each domain. dtype: what convolutions compute in; weights, codes and losses stay float32. perceptual: the
+    frozen network of the domain-invariant distance, needed if its weight is not 0. states: numbers that the objective carries along.
     """
 
     networks: TranslationNetworks
@@ -53,8 +53,11 @@ class TranslationStep:
         self.states, self.count = [dict(one) for one in state["states"]], int(state["count"])
 
     def __call__(self, images: Sequence[Tensor], drawn: Sequence[Tensor], decay: float) -> dict[str, float]:
-        """images: of both domains, `[N, 3, S, S]` in [-1, 1] each; drawn: styles `[N, style]` from N(0, I), drawn[k] for translations
-        *into* domain k. decay: the share that the running average of the weights keeps. Returns every loss, without its weight."""
+        """Update everything once; returns every loss, without its weight.
+
+        images: of both domains, `[N, 3, S, S]` in [-1, 1] each. drawn: styles `[N, style]` from N(0, I), drawn[k] for translations
+        *into* domain k. decay: the share that the running average of the weights keeps.
+        """
         with autocast(images[0].device, self.dtype):
             passed = pass_through(self.networks, images, drawn)
         statistics: dict[str, float] = {}

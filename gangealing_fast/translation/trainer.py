@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from gangealing_fast.adversarial.objectives import OBJECTIVES, Objective, make
+from gangealing_fast.data.pictures import to_float
 from gangealing_fast.models import EfficientNetPerceptual
 from gangealing_fast.ops.environment import print_notice
 from gangealing_fast.runtime.errors import UserError
@@ -67,6 +68,8 @@ class Training:
             self.perceptual,
         )
         self.batches = [Batches(domains[k].training, derived_seed(config.seed, k), mirror=config.mirror) for k in (0, 1)]
+        first, second = (to_float(domains[k].training[:200]).to(device) for k in (0, 1))
+        self.average.learn_features(first, second, self.perceptual)
         self.said: set[str] = set()
 
     def step(self, at: Progress, means: Means) -> int:

@@ -10,10 +10,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from gangealing_fast import ops
+from gangealing_fast.models import EfficientNetPerceptual
 from gangealing_fast.runtime.errors import UserError
 from gangealing_fast.runtime.randomness import normal_rows
 from gangealing_fast.storage.exports import export_safetensors, load_safetensors
 from gangealing_fast.storage.networks import build_network
+from gangealing_fast.storage.programs import check_ending, write_program
 from gangealing_fast.translation.networks import TranslationNetworks
 
 EXPORT_NAME = "translator.safetensors"
@@ -56,7 +59,8 @@ class Translator(nn.Module):
         if any(side % self.stride or side < least for side in images.shape[2:]):
             height, width = images.shape[2:]
             raise ValueError(
-                f"the sides of pictures must be multiples of {self.stride} and at least {least}, got {height}x{width}: resize or pad them."
+                f"the sides of pictures must be multiples of {self.stride} and at least {least}, got {height}x{width}: "
+                "resize or pad them."
             )
         return images
 
@@ -94,7 +98,7 @@ class Translator(nn.Module):
         source: DomainName = "first",
         target: DomainName = "second",
     ) -> Tensor:
-        """Pictures of `target` with the content of pictures of `source` `[N, 3, H, W]`: `[N, K, 3, H, W]`, one for each of K styles.
+        """Pictures `[N, K, 3, H, W]` of `target` with the content of pictures `[N, 3, H, W]` of `source`, one for each of K styles.
 
         styles: codes `[K, style_numbers]`. like: example pictures of `target`, `[K, 3, H', W']`, whose styles are taken. n: so many
         random styles, from `seed`. One of these three; without any, one random style. source and target may be the same domain.
@@ -136,6 +140,47 @@ class Translator(nn.Module):
         ends = [self.styles_of(styles=code.reshape(1, -1)) for code in (start, end)]
         return torch.lerp(ends[0], ends[1], torch.linspace(0, 1, steps)[:, None])
 
+    def other_domain(self, images: Tensor, domain: DomainName, network: EfficientNetPerceptual) -> bool:
+        """Whether pictures `[N, 3, H, W]`, taken together, look like the domain that is not `domain`; False if nothing is known.
+
+        Their mean features are compared with those of both domains' training pictures, each feature over its spread there.
+        """
+        known = self.about.get("features")
+        with torch.no_grad():
+            mean = torch.cat([network.embedding(part) for part in images.split(BATCH)]).mean(0).cpu()
+        if not isinstance(known, dict) or any(len(known.get(part, ())) != len(mean) for part in (*NAMES, "spread")):
+            return False
+        first, second, spread = (torch.tensor(known[part]) for part in (*NAMES, "spread"))
+        own, other = (first, second) if domain == "first" else (second, first)
+        return bool(((mean - other) / spread).norm() < ((mean - own) / spread).norm())
+
+    def learn_features(self, first: Tensor, second: Tensor, network: EfficientNetPerceptual) -> None:
+        """Note what `other_domain` compares, of pictures `[N, 3, H, W]` of both domains."""
+        with torch.no_grad():
+            found = [torch.cat([network.embedding(part) for part in images.split(BATCH)]).cpu() for images in (first, second)]
+        spread = torch.stack([features.std(0) for features in found]).mean(0).clamp_min(1e-3)
+        numbers = {name: features.mean(0) for name, features in zip(NAMES, found, strict=True)} | {"spread": spread}
+        self.about["features"] = {name: [round(float(x), 4) for x in value] for name, value in numbers.items()}
+
+    def export(
+        self, path: str | Path, *, source: DomainName = "first", target: DomainName = "second", side: int | None = None
+    ) -> Path:
+        """Write a program NAME.onnx or NAME.pt2 from pictures `[N, 3, side, side]` and styles `[N, style_numbers]` to translations.
+
+        side: that of the training if None. Raises UserError for another ending, a side that does not fit, or missing packages.
+        """
+        check_ending(Path(path))
+        side = side or self.size
+        if side % self.stride or side < self.networks.least:
+            raise UserError(f"--size {side} must be a multiple of {self.stride} and at least {self.networks.least}")
+        module = _Program(self.networks[_index(source)].content, self.networks[_index(target)].decoder).eval()
+        # Of one picture, export would take the number for a constant.
+        example = torch.zeros(2, 3, side, side), torch.zeros(2, self.style_numbers)
+        batch = torch.export.Dim("batch")
+        with ops.reference(), torch.no_grad():
+            made = torch.export.export(module, example, dynamic_shapes={"images": {0: batch}, "styles": {0: batch}})
+        return write_program(made, Path(path), ["images", "styles"], ["translated"])
+
     def save(self, path: Path) -> None:
         """Write what `load` reads. Raises UserError if it cannot be written or holds values that are not finite."""
         about = {"kind": KIND, "networks": self.networks.config(), "about": self.about}
@@ -163,7 +208,19 @@ class Translator(nn.Module):
         return found if fits and found is not None else list(NAMES)
 
 
+class _Program(nn.Module):
+    """What an exported program does."""
+
+    def __init__(self, content: nn.Module, decoder: nn.Module) -> None:
+        super().__init__()
+        self.content, self.decoder = content, decoder
+
+    def forward(self, images: Tensor, styles: Tensor) -> Tensor:
+        translated: Tensor = self.decoder(self.content(images), styles)
+        return translated
+
+
 def _index(domain: str) -> int:
     if domain not in NAMES:
         raise ValueError(f'a domain is "first" or "second", got {domain!r}.')
-    return NAMES.index(domain)  # type: ignore[arg-type]
+    return NAMES.index(domain)
