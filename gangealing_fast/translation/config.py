@@ -62,6 +62,8 @@ class TranslateTrainConfig(ProcessOptions):
     """Units of the layers between a style code and the scales and shifts that it gives."""
     style_halvings: Annotated[int, Range(1, 6)] = 4
     """Of the style encoder, before it takes the mean over the picture."""
+    outer_kernel: Literal[3, 5, 7] = 7
+    """Side of the convolutions at the pictures' full size; small pictures need less."""
     critic_width: Channels = 64
     critic_layers: Annotated[int, Range(1, 8)] = 4
     critic_scales: Annotated[int, Range(1, 5)] = 3
@@ -142,13 +144,14 @@ PRESETS: dict[str, TranslateTrainConfig] = {
         out=Path("runs/edges-digits"),
         made="edges-digits",
         size=32,
-        steps=12_000,
+        steps=10_000,
         batch=8,
         width=16,
         blocks=2,
-        style=4,
+        style=2,
         hidden=64,
-        style_halvings=3,
+        style_halvings=2,
+        outer_kernel=3,
         critic_width=16,
         critic_layers=3,
         learning_rate=1e-3,

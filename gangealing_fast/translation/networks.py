@@ -65,9 +65,9 @@ class ContentBlock(nn.Module):
 class ContentEncoder(nn.Module):
     """Pictures `[N, 3, H, W]` in [-1, 1] to content `[N, C, H / stride, W / stride]`, stride = 2 ** halvings."""
 
-    def __init__(self, width: int, halvings: int, blocks: int) -> None:
+    def __init__(self, width: int, halvings: int, blocks: int, kernel: int) -> None:
         super().__init__()
-        layers: list[nn.Module] = [Convolution(3, width, 7), InstanceNorm()]
+        layers: list[nn.Module] = [Convolution(3, width, kernel), InstanceNorm()]
         for _ in range(halvings):
             layers += [Convolution(width, 2 * width, 4, 2), InstanceNorm()]
             width *= 2
@@ -94,9 +94,9 @@ class Activated(nn.Module):
 class StyleEncoder(nn.Module):
     """Pictures `[N, 3, H, W]` in [-1, 1] to style codes `[N, style]`, float32."""
 
-    def __init__(self, width: int, halvings: int, style: int) -> None:
+    def __init__(self, width: int, halvings: int, style: int, kernel: int) -> None:
         super().__init__()
-        layers: list[nn.Module] = [Activated(3, width, 7, 1, 0.0)]
+        layers: list[nn.Module] = [Activated(3, width, kernel, 1, 0.0)]
         widest = width << min(halvings, LEAST_STYLE_HALVINGS)
         for _ in range(halvings):
             following = min(2 * width, widest)
@@ -165,7 +165,7 @@ class Upsampling(nn.Module):
 class Decoder(nn.Module):
     """Content `[N, C, h, w]` and style codes `[N, style]` to pictures `[N, 3, h * stride, w * stride]` in [-1, 1]."""
 
-    def __init__(self, width: int, halvings: int, blocks: int, style: int, hidden: int) -> None:
+    def __init__(self, width: int, halvings: int, blocks: int, style: int, hidden: int, kernel: int) -> None:
         super().__init__()
         channels = width << halvings
         self.shape = (blocks, 4, channels)
@@ -178,7 +178,7 @@ class Decoder(nn.Module):
                 nn.init.zeros_(layer.bias)
         self.blocks = nn.ModuleList(StyleBlock(channels) for _ in range(blocks))
         self.rising = nn.Sequential(*(Upsampling(channels >> k, channels >> (k + 1)) for k in range(halvings)))
-        self.last = Convolution(width, 3, 7)
+        self.last = Convolution(width, 3, kernel)
         self.bias = nn.Parameter(torch.zeros(3))
         nn.init.normal_(self.last.weight, std=0.02)
 
@@ -195,11 +195,13 @@ class Decoder(nn.Module):
 class Domain(nn.Module):
     """Encoders and decoder of one domain."""
 
-    def __init__(self, width: int, halvings: int, blocks: int, style: int, hidden: int, style_halvings: int) -> None:
+    def __init__(
+        self, *, width: int, halvings: int, blocks: int, style: int, hidden: int, style_halvings: int, outer_kernel: int
+    ) -> None:
         super().__init__()
-        self.content = ContentEncoder(width, halvings, blocks)
-        self.style = StyleEncoder(width, style_halvings, style)
-        self.decoder = Decoder(width, halvings, blocks, style, hidden)
+        self.content = ContentEncoder(width, halvings, blocks, outer_kernel)
+        self.style = StyleEncoder(width, style_halvings, style, outer_kernel)
+        self.decoder = Decoder(width, halvings, blocks, style, hidden, outer_kernel)
 
 
 class TranslationNetworks(nn.Module):
@@ -207,11 +209,19 @@ class TranslationNetworks(nn.Module):
 
     width: channels at the pictures' full size, doubled by each of `halvings`. blocks: residual blocks of a content encoder, and of
     a decoder. style: numbers of a style code. hidden: units of the layers that make scales and shifts. style_halvings: of the style
-    encoder, at least `halvings`, as a style is a matter of the whole picture.
+    encoder, before its mean over the picture. outer_kernel: side of the first and the last convolutions, 3, 5 or 7.
     """
 
     def __init__(
-        self, *, width: int = 64, halvings: int = 2, blocks: int = 4, style: int = 8, hidden: int = 256, style_halvings: int = 4
+        self,
+        *,
+        width: int = 64,
+        halvings: int = 2,
+        blocks: int = 4,
+        style: int = 8,
+        hidden: int = 256,
+        style_halvings: int = 4,
+        outer_kernel: int = 7,
     ) -> None:
         super().__init__()
         self.settings = {
@@ -221,11 +231,12 @@ class TranslationNetworks(nn.Module):
             "style": style,
             "hidden": hidden,
             "style_halvings": style_halvings,
+            "outer_kernel": outer_kernel,
         }
         self.style = style
         self.stride = 1 << halvings
         self.least = 1 << max(halvings + 1, style_halvings)
-        self.domains = nn.ModuleList(Domain(width, halvings, blocks, style, hidden, style_halvings) for _ in range(2))
+        self.domains = nn.ModuleList(Domain(**self.settings) for _ in range(2))
         self.to(memory_format=activation_format())
 
     def config(self) -> dict[str, Any]:

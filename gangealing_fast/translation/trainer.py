@@ -142,6 +142,7 @@ def build(config: TranslateTrainConfig) -> TranslationNetworks:
         style=config.style,
         hidden=config.hidden,
         style_halvings=config.style_halvings,
+        outer_kernel=config.outer_kernel,
     )
     if config.size % networks.stride or config.size < networks.least:
         raise UserError(
