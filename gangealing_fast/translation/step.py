@@ -26,7 +26,7 @@ class TranslationStep:
     """What one step needs; calling it changes networks and critics in place.
 
     critics: one for each domain. dtype: what convolutions compute in; weights, codes and losses stay float32. perceptual: the
-    frozen network of the domain-invariant distance, needed if its weight is not 0. states: numbers that the objective carries along.
+    frozen network of the domain-invariant distance, needed if its weight is not 0. states: what the objective remembers.
     """
 
     networks: TranslationNetworks
