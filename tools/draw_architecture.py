@@ -66,6 +66,7 @@ COMMANDS = (
     Box("command", 745, 375, 110, ("convert",)),
     Box("file", 905, 375, 150, ("ONNX, pt2, original",)),
     Box("command", 925, 110, 110, ("autoencode", "codes")),
+    Box("command", 925, 45, 110, ("translate",)),
     Box("command", 80, 300, 110, ("evaluate",)),
     Box("file", 80, 375, 120, ("figures.json", "report.html")),
 )

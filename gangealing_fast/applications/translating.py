@@ -24,7 +24,7 @@ from gangealing_fast.storage.files import JsonLines, read_bytes, save_picture, w
 from gangealing_fast.translation.config import TranslateApplyConfig, TranslateExportConfig
 from gangealing_fast.translation.translator import DomainName, Translator
 
-COMMAND = "translate-apply"
+COMMAND = "translate apply"
 WRITES = r"[0-9]{6,}-.*-style[0-9]{2,}\.png|styles\.json|sheet\.png|translations\.jsonl"
 
 

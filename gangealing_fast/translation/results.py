@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from gangealing_fast.data.pictures import to_float
 from gangealing_fast.report.page import write_report
 from gangealing_fast.report.pictures import save_grid
 from gangealing_fast.report.sections import Configuration, Curves, Pictures, Section, Table, Text
@@ -47,10 +48,9 @@ def sheets_of(translator: Translator, domains: Domains) -> dict[str, tuple[Tenso
     sheets = {}
     for target in (1, 0):
         source, into = NAMES[1 - target], NAMES[target]
-        contents, styles = pictures_of(domains[1 - target], CONTENTS), pictures_of(domains[target], CONTENTS + STYLES)[CONTENTS:]
+        contents, styles = pictures_of(domains[1 - target], CONTENTS), to_float(domains[target].test[-STYLES:])
         sheets[f"{source}-to-{into}"] = rows_of(translator, contents, source, into)
-        if len(styles):
-            sheets[f"matrix-{source}-to-{into}"] = matrix(translator, contents, styles, source, into)
+        sheets[f"matrix-{source}-to-{into}"] = matrix(translator, contents, styles, source, into)
     return sheets
 
 

@@ -35,7 +35,7 @@ from gangealing_fast.translation.reader import DigitReader, reader_of
 from gangealing_fast.translation.step import TranslationStep
 from gangealing_fast.translation.translator import EXPORT_NAME, NAMES, Translator
 
-COMMAND = "translate"
+COMMAND = "translate train"
 BETAS = (0.5, 0.999)
 
 
@@ -155,16 +155,19 @@ def build(config: TranslateTrainConfig) -> TranslationNetworks:
 
 
 def classifier_of(path: Path | None, domains: Domains) -> Classifier | None:
-    """The user's TorchScript program. Raises UserError if it is none, or does not take the pictures."""
+    """The user's program. Raises UserError if it is none, or does not take the pictures."""
     if path is None:
         return None
     try:
-        module = torch.jit.load(str(path), map_location="cpu").eval()
+        if path.suffix == ".pt2":
+            module: Classifier = torch.export.load(str(path)).module()
+        else:
+            module = torch.jit.load(str(path), map_location="cpu").eval()
         with torch.no_grad():
             found = module(torch.zeros(2, *domains.second.test.shape[1:]))
     except (RuntimeError, ValueError, OSError) as error:
         reason = " ".join(str(error).split())[:120]
-        raise UserError(f"--classifier {path} is no TorchScript file that takes these pictures ({reason})") from None
+        raise UserError(f"--classifier {path} is no .pt2 or TorchScript file that takes these pictures ({reason})") from None
     if not isinstance(found, Tensor) or found.ndim != 2 or len(found) != 2 or found.shape[1] < 2:
         raise UserError(f"--classifier {path} must return logits [N, K] of pictures [N, 3, H, W], K of 2 or more")
     return module
