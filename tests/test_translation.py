@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,7 +21,7 @@ from gangealing_fast.data.pictures import to_float
 from gangealing_fast.models import EfficientNetPerceptual
 from gangealing_fast.runtime.errors import UserError
 from gangealing_fast.storage import checkpoint
-from gangealing_fast.storage.files import read_json, read_json_lines
+from gangealing_fast.storage.files import read_json, read_json_lines, write_json
 from gangealing_fast.training.optim import AdamEma
 from gangealing_fast.translation import figures as measured
 from gangealing_fast.translation import trainer
@@ -32,6 +34,7 @@ from gangealing_fast.translation.networks import StyleEncoder, TranslationNetwor
 from gangealing_fast.translation.step import TranslationStep
 from gangealing_fast.translation.translator import EXPORT_NAME, Translator
 
+TOOLS = Path(__file__).parents[1] / "tools"
 SMALL = {"width": 4, "halvings": 2, "blocks": 1, "style": 3, "hidden": 8, "style_halvings": 2}
 TINY = {**SMALL, "critic_width": 4, "critic_layers": 2, "critic_scales": 2, "size": 16, "batch": 2, "threads": 1}
 RUN = {**TINY, "steps": 4, "tick": 2, "snapshot": 2, "precision": "float32"}
@@ -444,3 +447,33 @@ def test_the_conditional_inception_score_counts_modes_of_one_picture(translator)
 
 def test_apply_config_is_imported_without_torch_being_needed():
     assert TranslateApplyConfig(translator="a", data="b", out="c").direction == "first-to-second"
+
+
+# ---- the table of tools/measure_translation.py
+
+
+def test_each_loss_is_left_out_in_turn(tmp_path, monkeypatch, capsys):
+    specification = importlib.util.spec_from_file_location("measure_translation", TOOLS / "measure_translation.py")
+    assert specification is not None and specification.loader is not None
+    tool = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(tool)
+    seen = []
+
+    def run(config):
+        seen.append((config.style_weight, config.image_weight, config.seed, config.steps))
+        figure = {"value": 1.0 + config.seed, "beside": 2.0}
+        write_json(config.out / "figures.json", {"first-to-second": {name: figure for name, _ in tool.COLUMNS.values()}})
+
+    monkeypatch.setattr(trainer, "run", run)
+    common = ["--out", str(tmp_path), "--mnist", "m", "--seeds", "0", "1", "2", "--steps", "7"]
+    for variant in ("whole", "no-style"):
+        for seed in (0, 1, 2):
+            (tmp_path / f"{variant}-{seed}").mkdir()
+    tool.main([*common, "--variants", "whole", "no-style"])
+    assert seen == [(weight, 10.0, seed, 7) for seed in (0, 1, 2) for weight in (1.0, 0.0)]
+    said = capsys.readouterr().out
+    assert (
+        "| readable | 2.000 (1.000, 2.000, 3.000) |" in said and "| style error over zero's | 1.000 (0.500, 1.000, 1.500) |" in said
+    )
+    with pytest.raises(UserError, match="--seeds must all differ"):
+        tool.main([*common, "--seeds", "1", "1"])

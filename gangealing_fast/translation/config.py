@@ -85,8 +85,8 @@ class TranslateTrainConfig(ProcessOptions):
     """Share that one step keeps of the averaged weights, which are those that are examined and written."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     classifier: Path | None = None
-    """A .pt2 file of torch.export, or a TorchScript file, with a classifier of the second domain, logits [N, K] of pictures [N, 3, H, W] in [-1, 1], for the
-    conditional inception score. It is a program that is run."""
+    """A .pt2 file of torch.export, or a TorchScript file, for the conditional inception score: logits [N, K] of pictures of the
+    second domain, [N, 3, H, W] in [-1, 1]. It is a program that is run."""
     tick: Count = 200
     """A line of the log every so many steps."""
     snapshot: Count = 2000
