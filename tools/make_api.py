@@ -59,6 +59,8 @@ SECTIONS = (
     Section("gangealing_fast.adversarial.objectives"),
     Section("gangealing_fast.adversarial.step"),
     Section("gangealing_fast.pretraining.classification", ("Classifier",)),
+    Section("gangealing_fast.translation", ("Translator",)),
+    Section("gangealing_fast.translation.making", ("edges",)),
     Section("gangealing_fast.congealing", ("congeal_entropy", "Funnel", "congeal_stack")),
 )
 
