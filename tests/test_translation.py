@@ -37,7 +37,7 @@ from gangealing_fast.translation.translator import EXPORT_NAME, Translator
 TOOLS = Path(__file__).parents[1] / "tools"
 SMALL = {"width": 4, "halvings": 2, "blocks": 1, "style": 3, "hidden": 8, "style_halvings": 2}
 TINY = {**SMALL, "critic_width": 4, "critic_layers": 2, "critic_scales": 2, "size": 16, "batch": 2, "threads": 1}
-RUN = {**TINY, "steps": 4, "tick": 2, "snapshot": 2, "precision": "float32"}
+RUN = {**TINY, "steps": 4, "tick": 2, "snapshot": 2}
 
 
 def networks(seed: int = 0) -> TranslationNetworks:

@@ -84,6 +84,7 @@ class TranslateTrainConfig(ProcessOptions):
     ema: Share = 0.999
     """Share that one step keeps of the averaged weights, which are those that are examined and written."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of convolutions. auto: bfloat16 on a GPU that computes in it, float32 on a CPU."""
     classifier: Path | None = None
     """A .pt2 file of torch.export, or a TorchScript file, for the conditional inception score: logits [N, K] of pictures of the
     second domain, [N, 3, H, W] in [-1, 1]. It is a program that is run."""
@@ -156,7 +157,6 @@ PRESETS: dict[str, TranslateTrainConfig] = {
         critic_layers=3,
         learning_rate=1e-3,
         critic_learning_rate=5e-4,
-        precision="float32",
         held_out=500,
     ),
     "folders": TranslateTrainConfig(first=Path("first"), second=Path("second"), out=Path("runs/translate"), mirror=True),
