@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from gangealing_fast.data.pictures import to_float
+from gangealing_fast.models import EfficientNetPerceptual
 from gangealing_fast.report.page import write_report
 from gangealing_fast.report.pictures import save_grid
 from gangealing_fast.report.sections import Configuration, Curves, Pictures, Section, Table, Text
@@ -65,13 +66,10 @@ def report(
     domains: Domains,
     config: TranslateTrainConfig,
     reader: DigitReader | None,
-    network: object,
+    network: EfficientNetPerceptual,
     classifier: Classifier | None,
 ) -> dict[str, dict[str, Figure]]:
     """Write figures.json, report.html and README.md, print the figures and a collapse; returns the figures."""
-    from gangealing_fast.models import EfficientNetPerceptual
-
-    assert isinstance(network, EfficientNetPerceptual)
     figures = all_figures(translator, domains, reader, network, classifier)
     stored = {way: {name: figure._asdict() for name, figure in found.items()} for way, found in figures.items()}
     write_json(config.out / "figures.json", stored)

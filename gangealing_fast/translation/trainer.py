@@ -56,7 +56,8 @@ class Training:
             self.networks.parameters(), config.learning_rate, BETAS, averages=average.parameters(), decay=config.ema
         )
         self.critic_optimizer = AdamEma(self.critics.parameters(), config.critic_learning_rate, BETAS)
-        self.perceptual = EfficientNetPerceptual(min_size=64).to(device)
+        # Figures are taken on the CPU, where the pictures are.
+        self.perceptual = EfficientNetPerceptual(min_size=64)
         self.trainer = TranslationStep(
             self.networks,
             self.critics,
@@ -65,10 +66,10 @@ class Training:
             make_objective(config),
             weights_of(config),
             dtype_of(config, device),
-            self.perceptual,
+            copy.deepcopy(self.perceptual).to(device) if config.perceptual_weight else None,
         )
         self.batches = [Batches(domains[k].training, derived_seed(config.seed, k), mirror=config.mirror) for k in (0, 1)]
-        first, second = (to_float(domains[k].training[:200]).to(device) for k in (0, 1))
+        first, second = (to_float(domains[k].training[:200]) for k in (0, 1))
         self.average.learn_features(first, second, self.perceptual)
         self.said: set[str] = set()
 

@@ -67,21 +67,25 @@ class Translator(nn.Module):
     @torch.no_grad()
     def content(self, images: Tensor, domain: DomainName = "first") -> Tensor:
         """Content `[N, C, H / stride, W / stride]` of pictures of `domain`. Raises ValueError for pictures that do not fit."""
-        encoder = self.networks[_index(domain)].content
-        return torch.cat([encoder(part) for part in self._checked(images).split(BATCH)])
+        return self._encoded(self.networks[_index(domain)].content, images)
 
     @torch.no_grad()
     def style(self, images: Tensor, domain: DomainName = "second") -> Tensor:
         """Style codes `[N, style_numbers]` of pictures of `domain`. Raises ValueError for pictures that do not fit."""
-        encoder = self.networks[_index(domain)].style
-        return torch.cat([encoder(part) for part in self._checked(images).split(BATCH)])
+        return self._encoded(self.networks[_index(domain)].style, images)
+
+    def _encoded(self, encoder: nn.Module, images: Tensor) -> Tensor:
+        """In parts, on the networks' device; the result is on that of the pictures."""
+        device = next(encoder.parameters()).device
+        return torch.cat([encoder(part.to(device)) for part in self._checked(images).split(BATCH)]).to(images.device)
 
     @torch.no_grad()
     def decode(self, content: Tensor, styles: Tensor, domain: DomainName = "second") -> Tensor:
-        """Pictures of `domain` with contents `[N, C, h, w]` and styles `[N, style_numbers]`."""
+        """Pictures of `domain` with contents `[N, C, h, w]` and styles `[N, style_numbers]`, on the contents' device."""
         decoder = self.networks[_index(domain)].decoder
+        device = next(decoder.parameters()).device
         parts = zip(content.split(BATCH), styles.split(BATCH), strict=True)
-        return torch.cat([decoder(part, style) for part, style in parts])
+        return torch.cat([decoder(part.to(device), style.to(device)) for part, style in parts]).to(content.device)
 
     def random_styles(self, count: int, seed: int = 0) -> Tensor:
         """Styles `[count, style_numbers]`; the k-th is a function of `seed + k` alone."""
