@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from gangealing_fast import runtime as runtime
     from gangealing_fast import storage as storage
     from gangealing_fast import training as training
+    from gangealing_fast import translation as translation
     from gangealing_fast.applications.aligner import Aligner
     from gangealing_fast.runtime.errors import UserError
 
@@ -57,6 +58,7 @@ _PACKAGES = {
     "runtime",
     "storage",
     "training",
+    "translation",
 }
 
 

@@ -13,7 +13,7 @@ from gangealing_fast.runtime.errors import UserError
 # In the order of use. What stands in brackets can be left out.
 FIRST = "congeal"
 STEPS = ("prepare", "pretrain", "[contrast]", "train", "[classify]", "align", "propagate")
-BESIDE = ("studio", "visualize", "evaluate", "convert", "autoencode", "invert", "env")
+BESIDE = ("studio", "visualize", "evaluate", "convert", "autoencode", "invert", "translate", "env")
 COMMANDS = (FIRST, *(step.strip("[]") for step in STEPS), *BESIDE)
 
 

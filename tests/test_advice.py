@@ -33,6 +33,7 @@ from gangealing_fast.storage.claims import read_record
 from gangealing_fast.storage.files import read_json_lines
 from gangealing_fast.storage.runs import CHANGEABLE, FREE, open_run
 from gangealing_fast.training.loop import Plan
+from gangealing_fast.translation.config import TranslateApplyConfig, TranslateExportConfig, TranslateTrainConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "gangealing_fast"
@@ -51,6 +52,9 @@ CONFIGURATIONS = {
     "autoencode": AutoencodeConfig,
     "studio": StudioConfig,
     "invert": InvertConfig,
+    "translate train": TranslateTrainConfig,
+    "translate apply": TranslateApplyConfig,
+    "translate export": TranslateExportConfig,
     "env": EnvConfig,
 }
 OPTIONS = {name: {f"--{f.name.replace('_', '-')}" for f in dataclasses.fields(kind)} for name, kind in CONFIGURATIONS.items()}
@@ -60,6 +64,7 @@ OF_ROOM = {
     "contrastive": ("contrast", "train"),
     "autoencoders": ("autoencode",),
     "inversion": ("invert",),
+    "translation": ("translate train", "translate apply", "translate export"),
     "alignment": ("train", "classify", "align", "propagate", "visualize", "evaluate"),
 }
 # Of torchrun, and of every command with presets.
@@ -101,7 +106,7 @@ def test_commands_and_extras_in_sentences_exist():
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     for path, text in SENTENCES:
         for name in re.findall(r"python -m gangealing_fast\.([a-z]+)", text):
-            assert name in CONFIGURATIONS, f"{path.name}: {text!r}"
+            assert name in {command.split()[0] for command in CONFIGURATIONS}, f"{path.name}: {text!r}"
         for name in re.findall(r"gangealing_fast\[(\w+)\]", text):
             assert name in extras, f"{path.name}: {text!r}"
 
@@ -110,9 +115,11 @@ def remedies() -> list[tuple[str, str]]:
     """(command, what its plan says about a loss that is not finite)."""
     from gangealing_fast.alignment import trainer as train
     from gangealing_fast.pretraining import trainer as pretrain
+    from gangealing_fast.translation import trainer as translate
 
     folder = Path("none")
     found = [("train", train.plan_of(train_config(folder)).remedy), ("pretrain", pretrain.plan_of(pretrain_config(folder)).remedy)]
+    found.append(("translate train", translate.plan_of(TranslateTrainConfig(out=folder)).remedy))
     return [*found, ("classify", Plan("classify", 1, 1, 1).remedy), ("contrast", Plan("contrast", 1, 1, 1).remedy)]
 
 

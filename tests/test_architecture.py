@@ -22,7 +22,7 @@ FLOORS = (
     {"adversarial"},
     {"contrastive", "congealing", "autoencoders"},
     {"pretraining", "inversion"},
-    {"alignment"},
+    {"alignment", "translation"},
     {"applications"},
     {"interface"},
 )

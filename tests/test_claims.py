@@ -26,9 +26,11 @@ from gangealing_fast.data.config import PrepareConfig
 from gangealing_fast.runtime.errors import UserError
 from gangealing_fast.storage.claims import BEGUN, COMPLETE, RECORD, results_folder
 from gangealing_fast.storage.locks import lock_path, locked
+from gangealing_fast.translation.networks import TranslationNetworks
+from gangealing_fast.translation.translator import Translator
 
-WORKING = ("congeal", "pretrain", "contrast", "train", "classify", "autoencode", "invert")
-FOLDERS = (*WORKING, "align", "propagate", "visualize", "evaluate", "convert", "studio")
+WORKING = ("congeal", "pretrain", "contrast", "train", "classify", "autoencode", "invert", "translate train")
+FOLDERS = (*WORKING, "align", "propagate", "visualize", "evaluate", "convert", "studio", "translate apply")
 QUICK = ("align", "propagate", "evaluate", "convert")
 MODULES = {"align": "aligning", "propagate": "propagating", "convert": "converting"}
 
@@ -40,6 +42,8 @@ def place(tmp_path):
     write_generator(tmp_path / "generator.safetensors")
     model = aligner()
     export_aligner(tmp_path / "aligner.safetensors", model.transformer, None, model.warping)
+    networks = TranslationNetworks(width=2, halvings=1, blocks=1, style=2, hidden=2, style_halvings=1)
+    Translator(networks, {"size": 16}).save(tmp_path / "translator.safetensors")
     edit = Image.new("RGBA", (32, 32))
     edit.paste((255, 0, 0, 255), (8, 8, 24, 24))
     edit.save(tmp_path / "edit.png")
@@ -65,11 +69,15 @@ def arguments(command: str, place: Path) -> list[object]:
         "studio": ["--checkpoint", learned, "--data", data, "--port", 0],
         "autoencode": ["--data", data, "--size", 16],
         "invert": ["--generator", generator, "--data", data, "--train-steps", 1],
+        "translate train": ["--second", data, "--made", "edges", "--size", 32],
+        "translate apply": ["--translator", place / "translator.safetensors", "--data", data],
     }[command]
 
 
 def run(monkeypatch, command: str, place: Path, out: Path) -> int | str | None:
-    return call(monkeypatch, importlib.import_module(f"gangealing_fast.{command}"), *arguments(command, place), "--out", out)
+    door, *action = command.split()
+    module = importlib.import_module(f"gangealing_fast.{door}")
+    return call(monkeypatch, module, *action, *arguments(command, place), "--out", out)
 
 
 def content(folder: Path) -> dict[str, bytes]:
@@ -83,7 +91,7 @@ def refused(capsys, words: str) -> None:
 
 
 def test_every_command_that_writes_is_gone_over():
-    assert {*FOLDERS, "prepare", "env"} == set(COMMANDS)
+    assert {name.split()[0] for name in FOLDERS} | {"prepare", "env"} == set(COMMANDS)
 
 
 @pytest.mark.parametrize("command", FOLDERS)
@@ -116,7 +124,7 @@ def test_results_do_not_land_among_what_is_read(place, monkeypatch, capsys, comm
     before = content(place / "pictures")
     for out in (place / "pictures", place / "pictures" / "below", place / "below" / ".." / "pictures"):
         assert run(monkeypatch, command, place, out) == 2
-        refused(capsys, "lies in --data")
+        refused(capsys, "lies in --second" if command == "translate train" else "lies in --data")
     assert content(place / "pictures") == before
 
 

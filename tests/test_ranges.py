@@ -26,6 +26,8 @@ from gangealing_fast.pretraining.config import PretrainConfig
 from gangealing_fast.runtime.config import EnvConfig
 from gangealing_fast.runtime.errors import UserError
 from gangealing_fast.runtime.ranges import Range, check_ranges, ranges_in
+from gangealing_fast.translation.config import PRESETS as TRANSLATE_PRESETS
+from gangealing_fast.translation.config import TranslateApplyConfig, TranslateExportConfig, TranslateTrainConfig
 
 CONFIGURATIONS: dict[str, type] = {
     "congeal": CongealConfig,
@@ -42,6 +44,9 @@ CONFIGURATIONS: dict[str, type] = {
     "invert": InvertConfig,
     "convert": ConvertConfig,
     "studio": StudioConfig,
+    "translate train": TranslateTrainConfig,
+    "translate apply": TranslateApplyConfig,
+    "translate export": TranslateExportConfig,
     "env": EnvConfig,
 }
 
@@ -72,7 +77,7 @@ def needed(kind: type) -> list[str]:
 
 
 def test_every_command_is_gone_over():
-    assert set(CONFIGURATIONS) == set(COMMANDS) and len(numeric_options()) > 80
+    assert {name.split()[0] for name in CONFIGURATIONS} == set(COMMANDS) and len(numeric_options()) > 80
 
 
 @pytest.mark.parametrize(("command", "option"), numeric_options())
@@ -87,16 +92,19 @@ def test_what_lies_outside_is_one_sentence(command, option, monkeypatch, capsys)
     if float in numbers_in(hint):
         wrong += [math.nan, math.inf, -math.inf] + ([range_.low] if range_.above else [])
     name = "--" + option.replace("_", "-")
-    module = importlib.import_module(f"gangealing_fast.{command}")
+    door, *action = command.split()
+    module = importlib.import_module(f"gangealing_fast.{door}")
     for value in wrong:
         given = (value,) * len(shape) if isinstance(shape, tuple) else value
-        assert call(monkeypatch, module, *needed(kind), name, *words_of(given)) == 2
+        assert call(monkeypatch, module, *action, *needed(kind), name, *words_of(given)) == 2
         said = capsys.readouterr()
         assert said.err.count("\n") == 1 and said.err.startswith(f"error: {name} must be "), said.err
         assert not said.out
 
 
-@pytest.mark.parametrize("config", [*TRAIN_PRESETS.values(), *PRETRAIN_PRESETS.values()], ids=lambda config: str(config.out))
+@pytest.mark.parametrize(
+    "config", [*TRAIN_PRESETS.values(), *PRETRAIN_PRESETS.values(), *TRANSLATE_PRESETS.values()], ids=lambda config: str(config.out)
+)
 def test_presets_lie_within(config):
     check_ranges(config)
 

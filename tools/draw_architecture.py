@@ -66,14 +66,15 @@ COMMANDS = (
     Box("command", 745, 375, 110, ("convert",)),
     Box("file", 905, 375, 150, ("ONNX, pt2, original",)),
     Box("command", 925, 110, 110, ("autoencode", "codes")),
-    Box("command", 662, 300, 70, ("invert",)),
+    Box("command", 662, 160, 60, ("invert",)),
+    Box("command", 925, 45, 110, ("translate",)),
     Box("command", 80, 300, 110, ("evaluate",)),
     Box("file", 80, 375, 120, ("figures.json", "report.html")),
     Box("command", 665, 300, 90, ("studio",)),
 )
 COMMAND_ARROWS = (
-    Arrow(((600, 227), (600, 241), (662, 241), (662, 283)), True),
-    Arrow(((697, 300), (715, 300), (715, 227)), True),
+    Arrow(((600, 193), (600, 160), (632, 160)), True),
+    Arrow(((692, 160), (720, 160), (720, 193)), True),
     Arrow(((85, 85), (85, 68), (925, 68), (925, 85)), True),
     Arrow(((150, 110), (195, 110))),
     Arrow(((85, 135), (85, 193))),

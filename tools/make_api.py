@@ -61,6 +61,8 @@ SECTIONS = (
     Section("gangealing_fast.pretraining.classification", ("Classifier",)),
     Section("gangealing_fast.autoencoders"),
     Section("gangealing_fast.inversion"),
+    Section("gangealing_fast.translation", ("Translator",)),
+    Section("gangealing_fast.translation.making", ("edges",)),
     Section("gangealing_fast.congealing", ("congeal_entropy", "Funnel", "congeal_stack")),
 )
 

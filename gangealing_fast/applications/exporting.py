@@ -6,7 +6,6 @@ Both hold the operators' plain definitions, so that any runtime knows them, and 
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 
 import torch
@@ -17,8 +16,8 @@ from gangealing_fast.geometry.warping import Warping
 from gangealing_fast.geometry.warps import mirror_grid, mirror_pictures
 from gangealing_fast.models.cluster_classifier import ClusterClassifier
 from gangealing_fast.models.spatial_transformer import SpatialTransformer
-from gangealing_fast.runtime.errors import UserError
-from gangealing_fast.storage.files import atomic_write, write_bytes
+from gangealing_fast.storage.programs import check_ending as check_ending
+from gangealing_fast.storage.programs import write_program
 
 INPUT, OUTPUTS = "images", ("aligned", "grid")
 
@@ -71,28 +70,9 @@ def program(
         return torch.export.export(module, (example,), dynamic_shapes={INPUT: {0: torch.export.Dim("batch")}})
 
 
-def check_ending(path: Path) -> None:
-    """Raise UserError if a program cannot be written to `path`: for another ending, or if packages for ONNX are missing."""
-    if path.suffix not in (".onnx", ".pt2"):
-        raise UserError(f"cannot export to {path}: its name must end in .onnx or .pt2")
-    if path.suffix == ".onnx":
-        missing = [package for package in ("onnx", "onnxscript") if importlib.util.find_spec(package) is None]
-        if missing:
-            raise UserError(f"ONNX files need the package {missing[0]}, which is not installed: pip install gangealing_fast[onnx]")
-
-
 def export(made: torch.export.ExportedProgram, path: Path) -> Path:
     """Write a `program` to a file NAME.onnx or NAME.pt2 (torch.export), as its ending says; returns the path.
 
     Raises UserError as `check_ending`, or if the file cannot be written.
     """
-    check_ending(path)
-    if path.suffix == ".pt2":
-        with atomic_write(path) as file:
-            torch.export.save(made, file)
-        return path
-    # The optimiser of onnxscript takes minutes here and saves nothing: runtimes have their own.
-    found = torch.onnx.export(made, dynamo=True, optimize=False, input_names=[INPUT], output_names=list(OUTPUTS), verbose=False)
-    assert found is not None  # as dynamo=True promises
-    write_bytes(path, found.model_proto.SerializeToString())
-    return path
+    return write_program(made, path, [INPUT], OUTPUTS)

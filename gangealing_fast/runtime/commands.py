@@ -28,6 +28,26 @@ MISTAKE, INTERRUPTED, PIPE_CLOSED = 2, 130, 141
 """Exit statuses; the last two are those of a shell for SIGINT and SIGPIPE."""
 
 
+def action_of(
+    actions: Mapping[str, object], description: str | None, arguments: Sequence[str] | None = None
+) -> tuple[str, list[str]]:
+    """Of a command that does several things: which one the command line begins with, and its other arguments.
+
+    Without one --help says which there are; anything else ends the program with one sentence.
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    with one_sentence():
+        if given and given[0] in actions:
+            return given[0], given[1:]
+        names = " or ".join(actions)
+        if given and given[0] in ("-h", "--help"):
+            print(f"{(description or '').strip()}\n\nThe first word is {names}; each has its own --help.")
+            sys.exit(0)
+        what = f"got {given[0]!r}" if given else "nothing was given"
+        raise UserError(f"the first word must be {names}, {what}; each has its own --help")
+    raise AssertionError  # one_sentence has ended the program
+
+
 def parse(
     kind: type[Config], presets: Mapping[str, Config], description: str | None, arguments: Sequence[str] | None = None
 ) -> Config:

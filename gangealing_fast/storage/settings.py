@@ -82,6 +82,11 @@ RULES: Mapping[str, Rule] = {
     "batch_norm": one_of(False, True),
     "noise_inputs": whole(0, _CHANNELS),
     "as_map": one_of(False, True),
+    "halvings": whole(1, 6),
+    "style_halvings": whole(1, 6),
+    "blocks": whole(1, 64),
+    "hidden": whole(1, _CHANNELS),
+    "outer_kernel": one_of(3, 5, 7),
 }
 """Of every setting that a file of this package states about a network, or about how it is used, by its name."""
 
