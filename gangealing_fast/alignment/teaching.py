@@ -89,7 +89,9 @@ class Lessons:
     def lesson(self) -> tuple[Tensor, float]:
         """The mean error of `batch` pictures, and the share of them that is nearly right."""
         colours = COLOURS * torch.randn(2, self.batch, 3, 1, 1)
-        errors = self.errors(torch.randint(len(self.taught.pictures), (self.batch,)), torch.randn(self.batch, POSE_NUMBERS), colours)
+        errors = self.errors(
+            torch.randint(len(self.taught.pictures), (self.batch,)), torch.randn(self.batch, POSE_NUMBERS), colours
+        )
         return errors.mean(), (errors.detach() < NEAR).float().mean().item()
 
     def errors(self, rows: Tensor, numbers: Tensor, colours: Tensor | None = None) -> Tensor:
