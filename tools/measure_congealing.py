@@ -125,6 +125,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--kinds", choices=("as-they-are", "warped"), nargs="+", default=("as-they-are", "warped"))
     parser.add_argument("--profile", action="store_true", help="print which parts of the work take how much processor time")
+    parser.add_argument("--within", type=int, default=0, help="judge the first so many pictures of each set by themselves too")
     parser.add_argument("--new", type=int, default=0, help="register so many further pictures to the template")
     options = parser.parse_args()
     if not options.tar.is_file():
@@ -135,7 +136,7 @@ def main() -> None:
         for seed in options.seeds:
             for kind in options.kinds:
                 example = draw(options.tar, seed, count + options.new, kind == "warped")
-                _row(example, count, seed, kind, profile=options.profile)
+                _row(example, count, seed, kind, profile=options.profile, within=options.within)
     print(f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB")
 
 
@@ -150,7 +151,7 @@ def profiled(images: Tensor, masks: Tensor) -> FeatureCongealed:
     return found
 
 
-def _row(example: Example, count: int, seed: int, kind: str, *, profile: bool) -> None:
+def _row(example: Example, count: int, seed: int, kind: str, *, profile: bool, within: int) -> None:
     images, masks = example.pictures[:count], example.masks[:count]
     begin, used = time.perf_counter(), time.process_time()
     found = profiled(images, masks) if profile else congeal(images, masks=masks)
@@ -159,6 +160,10 @@ def _row(example: Example, count: int, seed: int, kind: str, *, profile: bool) -
     figures = " / ".join(f"{value:.1f}" for value in pck(found, example.points[:count], side))
     left = f"{int(found.mirrored.sum())} | {int(found.outlier.sum())}"
     print(f"{count} | {seed} | {kind} | {figures} | {seconds} | {left}", flush=True)
+    if within:
+        first = Registered(*(getattr(found, name)[:within] for name in Registered.__dataclass_fields__))
+        figures = " / ".join(f"{value:.1f}" for value in pck(first, example.points[:within], side))
+        print(f"first {within} of {count} | {seed} | {kind} | {figures} | | | |", flush=True)
     if len(example.pictures) > count:
         begin = time.perf_counter()
         new = register(example.pictures[count:], found.templates, masks=example.masks[count:])

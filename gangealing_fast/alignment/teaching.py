@@ -39,9 +39,6 @@ from gangealing_fast.training.fitting import fit
 COMMAND = "train"
 PLACES = 8
 """Places of the template a side, at which warps are compared."""
-COLOURS = 0.25
-"""Standard deviation of the changes of contrast and light that each channel goes through in a lesson: a few hundred pictures are
-soon known by heart."""
 NEAR = 0.05
 """An error below that counts as right: about a twentieth of the template's half side."""
 
@@ -88,23 +85,14 @@ class Lessons:
 
     def lesson(self) -> tuple[Tensor, float]:
         """The mean error of `batch` pictures, and the share of them that is nearly right."""
-        colours = COLOURS * torch.randn(2, self.batch, 3, 1, 1)
-        errors = self.errors(
-            torch.randint(len(self.taught.pictures), (self.batch,)), torch.randn(self.batch, POSE_NUMBERS), colours
-        )
+        errors = self.errors(torch.randint(len(self.taught.pictures), (self.batch,)), torch.randn(self.batch, POSE_NUMBERS))
         return errors.mean(), (errors.detach() < NEAR).float().mean().item()
 
-    def errors(self, rows: Tensor, numbers: Tensor, colours: Tensor | None = None) -> Tensor:
-        """`[n]`, of pictures `rows` `[n]` in the poses of normal `numbers` `[n, 4]`.
-
-        colours `[2, n, 3, 1, 1]`: by how much, of one, each channel's contrast is changed, and what is added to it.
-        """
+    def errors(self, rows: Tensor, numbers: Tensor) -> Tensor:
+        """`[n]`, of pictures `rows` `[n]` in the poses of normal `numbers` `[n, 4]`."""
         device = self.taught.pictures.device
         pose = self.poses.draw(numbers.to(device))
         shown = show(self.taught.pictures[rows], pose, self.padding_mode)
-        if colours is not None:
-            contrast, light = colours.to(device)
-            shown = (shown * (1 + contrast) + light).clamp(-1, 1)
         similarity = self.transformer.similarity
         assert similarity is not None  # as `_check` made sure
         matrix = similarity(self.transformer.network_input(shown), torch.zeros(len(rows), dtype=torch.int64, device=device))

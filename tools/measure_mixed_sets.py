@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Joint alignment of sets that are not of one kind: strangers among faces, two kinds, and digits of which half are mirrored.
+
+    python tools/measure_mixed_sets.py strangers --faces faces128.tar --cats cats64.tar --seeds 1 11
+    python tools/measure_mixed_sets.py kinds --faces faces128.tar --cats cats64.tar --seeds 1
+    python tools/measure_mixed_sets.py mirrored --mnist FOLDER --classes 7 2 4
+
+strangers: 40 faces and 10 cats; the area under the curve of confidence, who is left out, PCK of the faces with and without cats.
+kinds: 30 of each, and in which cluster they are. mirrored: 30 digits of a class, and how many are told right, by `--flips auto`
+with half of them mirrored and with none, and by `--flips yes`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import tarfile
+from pathlib import Path
+from typing import Literal
+
+import numpy
+import torch
+import torch.nn.functional as F
+from measure_congealing import draw, pck
+from PIL import Image
+from torch import Tensor
+
+from gangealing_fast.congealing import Registered, congeal
+from gangealing_fast.data.mnist import find_images, read_images
+
+
+def cats(path: Path, seed: int, count: int) -> Tensor:
+    """`[count, 3, 128, 128]` in [-1, 1]: pictures of the tar, enlarged."""
+    with tarfile.open(path) as archive:
+        names = sorted(name for name in archive.getnames() if name.endswith(".png"))
+        rows = torch.randperm(len(names), generator=torch.Generator().manual_seed(1000 + seed))[:count].tolist()
+        found = []
+        for row in rows:
+            file = archive.extractfile(names[row])
+            assert file is not None
+            picture = Image.open(io.BytesIO(file.read())).convert("RGB").resize((128, 128), Image.Resampling.BICUBIC)
+            found.append(torch.from_numpy(numpy.array(picture)).permute(2, 0, 1))
+    return torch.stack(found).float() / 127.5 - 1
+
+
+def mixed(options: argparse.Namespace, seed: int, faces: int, others: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Faces and cats in a random order, which of them are cats, where the faces are, and the faces' key points."""
+    example = draw(options.faces, seed, faces, False)
+    order = torch.randperm(faces + others, generator=torch.Generator().manual_seed(seed))
+    pictures = torch.cat([example.pictures, cats(options.cats, seed, others)])[order]
+    return pictures, order >= faces, order.argsort()[:faces], example.points
+
+
+def strangers(options: argparse.Namespace) -> None:
+    for seed in options.seeds:
+        pictures, stranger, faces, points = mixed(options, seed, 40, 10)
+        found = congeal(pictures)
+        low, high = found.confidence[stranger], found.confidence[~stranger]
+        area = float(((low[:, None] < high).float() + 0.5 * (low[:, None] == high).float()).mean())
+        kept = Registered(*(getattr(found, name)[faces] for name in ("matrix", "flow", "mirrored", "cluster", "confidence")))
+        alone = congeal(pictures[faces])
+        with_cats, without = (pck(one, points, found.templates.side) for one in (kept, alone))
+        left = [int((found.outlier & which).sum()) for which in (stranger, ~stranger)]
+        print(f"seed {seed}: area {area:.3f}; left out {left[0]} cats, {left[1]} faces; ", end="")
+        print(f"faces within 0.1 {with_cats[1]:.1f}, without cats {without[1]:.1f}", flush=True)
+
+
+def kinds(options: argparse.Namespace) -> None:
+    for seed in options.seeds:
+        pictures, cat, _, _ = mixed(options, seed, 30, 30)
+        found = congeal(pictures)
+        for number in range(int(found.cluster.max()) + 1):
+            counts = [int(((found.cluster == number) & which & ~found.outlier).sum()) for which in (~cat, cat)]
+            print(f"seed {seed}, cluster {number}: {counts[0]} faces, {counts[1]} cats", flush=True)
+
+
+def mirrored(options: argparse.Namespace) -> None:
+    images = find_images(options.mnist)
+    tried: tuple[tuple[bool, bool | Literal["auto"]], ...] = ((True, "auto"), (False, "auto"), (True, True))
+    for digit in options.classes:
+        grey = torch.from_numpy(read_images(images, labels=[digit])[0][:30].copy()).float() / 127.5 - 1
+        pictures = F.interpolate(grey[:, None].expand(-1, 3, -1, -1), size=(112, 112), mode="bicubic").clamp(-1, 1)
+        for half, flips in tried:
+            true = torch.zeros(30, dtype=torch.bool)
+            true[torch.randperm(30, generator=torch.Generator().manual_seed(5))[: 15 * half]] = True
+            shown = torch.where(true[:, None, None, None], pictures.flip(3), pictures)
+            same = int((congeal(shown, flips=flips, clusters=1).mirrored == true).sum())
+            right = max(same, 30 - same) if half else same
+            print(f"digit {digit}, {'half' if half else 'none'} mirrored, flips {flips}: {right} of 30 right", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("strangers", "kinds", "mirrored"))
+    parser.add_argument("--faces", type=Path)
+    parser.add_argument("--cats", type=Path)
+    parser.add_argument("--mnist", type=Path)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 11])
+    parser.add_argument("--classes", type=int, nargs="+", default=[7, 2, 4])
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    {"strangers": strangers, "kinds": kinds, "mirrored": mirrored}[options.what](options)
+
+
+if __name__ == "__main__":
+    main()
