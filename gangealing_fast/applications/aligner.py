@@ -5,40 +5,33 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
 
 from gangealing_fast import __version__
-from gangealing_fast.applications import hub
+from gangealing_fast.applications import hub, points_and_maps
 from gangealing_fast.applications.frames import Drawing, Edits
 from gangealing_fast.applications.frames import propagate as propagate_frames
 from gangealing_fast.applications.looks import Finder, Look, joined
 from gangealing_fast.applications.opening import finder_of, trained_of
+from gangealing_fast.applications.points_and_maps import Located
 from gangealing_fast.applications.refined import refined
 from gangealing_fast.applications.smoothing import Smoothing
 from gangealing_fast.applications.squares import Square, check_pictures, check_points, to_square
 from gangealing_fast.applications.trained import Trained
 from gangealing_fast.checkpoints.reading import Parts
 from gangealing_fast.congealing import FeatureNetwork
-from gangealing_fast.geometry import points as points_of
 from gangealing_fast.geometry.points import PointRule
 from gangealing_fast.geometry.warping import DEFAULT, PaddingMode, Warping
 from gangealing_fast.geometry.warps import reads_outside
 from gangealing_fast.models.cluster_classifier import ClusterClassifier
 from gangealing_fast.models.spatial_transformer import Alignment, SpatialTransformer
-from gangealing_fast.ops import flow_regularizer, invert_grid, mipmap_warp
+from gangealing_fast.ops import flow_regularizer
 
 Images = Tensor | Sequence[str]
 """Pictures `[N, 3, H, W]` in [-1, 1]; or, of an aligner of a set, the names of pictures of the set."""
-
-
-class Located(NamedTuple):
-    """points `[N, P, 2]`; confidence `[N, P]`: 1 where one place fits, less where the warp folds, 0 where it does not reach."""
-
-    points: Tensor
-    confidence: Tensor
 
 
 class Aligner:
@@ -346,16 +339,7 @@ class Aligner:
         if not isinstance(images, Tensor):
             members = zip(self._members(images, pixels=False), points.split(1), strict=True)
             return torch.cat([self.from_template(one, row, look=seen) for (one, seen), row in members])
-        square, _, mirrored, record = self.look(images) if look is None else look
-        side, size = square.images.shape[3], self.size
-        if self.points == "exact":
-            found = points_of.from_template(record.grid, points, side)
-        elif record.residual_flow is None and record.matrix is not None:
-            shown = points_of.similarity_from_template(record.matrix, points.to(record.matrix.dtype), size, side)
-            found = points_of.mirror_points(shown, mirrored, side)
-        else:
-            found = points_of.published_from_template(record.grid, points, side)
-        return square.leave(found)
+        return points_and_maps.points_from_template(self.look(images) if look is None else look, points, self.size, self.points)
 
     def locate(self, images: Images, points: Tensor, *, look: Look | None = None) -> Located:
         """Pixels of each picture → points of the template: sub-pixel, differentiable by the points, with a confidence for each.
@@ -368,29 +352,8 @@ class Aligner:
             members = zip(self._members(images, pixels=False), points.split(1), strict=True)
             rows = [self.locate(one, row, look=seen) for (one, seen), row in members]
             return Located(torch.cat([row.points for row in rows]), torch.cat([row.confidence for row in rows]))
-        dtype, points = torch.promote_types(points.dtype, self.finder.dtype), points.to(self.finder.dtype)
         look = self.look(images) if look is None else look
-        record, size = look.alignment, self.size
-        if record.grid.shape[1] != size:
-            raise ValueError(f"a look at the transformer's own size {size} is needed, got one of {record.grid.shape[1]}.")
-        if self.points == "exact" or record.residual_flow is None:
-            return Located(*(found.to(dtype) for found in self._locate(look, points)))
-        side = look.square.images.shape[3]
-        seen = points_of.mirror_points(look.square.enter(points), look.mirrored, side)
-        found = points_of.published_to_template(record.residual_flow, record.matrix, seen, side).to(dtype)
-        return Located(found, torch.ones_like(found[..., 0]))
-
-    def _locate(self, look: Look, points: Tensor) -> Located:
-        """The exact rule of `locate`."""
-        square, _, mirrored, record = look
-        side, size = square.images.shape[3], self.size
-        shifted = square.enter(points)
-        if record.residual_flow is None and record.matrix is not None:  # a similarity has an exact inverse everywhere
-            seen = points_of.mirror_points(shifted, mirrored, side)
-            found = points_of.similarity_to_template(record.matrix, seen, size, side)
-            inside = ((found > -0.5 - 1e-4) & (found < size - 0.5 + 1e-4)).all(-1)
-            return Located(found, inside.to(found.dtype))
-        return Located(*invert_grid(record.grid, points_of.normalize_points(shifted, side)))
+        return points_and_maps.points_to_template(look, points, self.size, self.points, self.finder.dtype)
 
     def to_template(self, images: Images, points: Tensor) -> Tensor:
         """`locate(images, points).points`."""
@@ -412,16 +375,12 @@ class Aligner:
             sizes = {tuple(one.shape[2:]) for one, _ in members}
             if maps.ndim != 4 or maps.shape[0] != len(members) or sizes != {tuple(maps.shape[2:])}:
                 raise ValueError(f"maps must be [{len(members)}, C, H, W] of the pictures' size {sizes}, got {list(maps.shape)}.")
-            return torch.cat([self._maps_to_template(look, row) for (_, look), row in zip(members, maps.split(1), strict=True)])
+            rows = zip(members, maps.split(1), strict=True)
+            return torch.cat([points_and_maps.maps_to_template(look, row, self.warping.padding_mode) for (_, look), row in rows])
         check_pictures(images)
         if maps.ndim != 4 or maps.shape[0] != images.shape[0] or maps.shape[2:] != images.shape[2:]:
             raise ValueError(f"maps must be [N, C, H, W] of the pictures' size, got {list(maps.shape)} for {list(images.shape)}.")
-        return self._maps_to_template(self.look(images), maps)
-
-    def _maps_to_template(self, look: Look, maps: Tensor) -> Tensor:
-        padding_mode = self.warping.padding_mode
-        drawn = to_square(maps, padding_mode, nothing=0.0).images
-        return mipmap_warp(drawn, look.alignment.grid, padding_mode=padding_mode)
+        return points_and_maps.maps_to_template(self.look(images), maps, self.warping.padding_mode)
 
     def maps_from_template(
         self, images: Images, maps: Tensor, *, look: Look | None = None, rows: slice = slice(None)
@@ -447,17 +406,8 @@ class Aligner:
         if maps.ndim != 4 or maps.shape[0] not in (1, n) or maps.shape[2] != maps.shape[3]:
             raise ValueError(f"maps must be [1, C, R, R] or [{n}, C, R, R], got {list(maps.shape)}.")
         look = self.look(images) if look is None else look
-        first, last, _ = rows.indices(height)
-        # The pixels above and below tell how coarsely a pixel reads the map.
-        low, high = max(0, first - 1), min(height, last + 1)
-        y, x = torch.meshgrid(torch.arange(low, high), torch.arange(width), indexing="ij")
-        pixels = torch.stack([x, y], -1).reshape(1, -1, 2).to(look.alignment.grid.device, self.finder.dtype).expand(n, -1, -1)
-        place, confidence = self._locate(look, pixels)
-        grid = ((2 * place + 1) / self.size - 1).reshape(n, high - low, width, 2)
-        wanted = slice(first - low, last - low)
-        confidence = confidence.reshape(n, 1, high - low, width)[:, :, wanted]
-        drawn = mipmap_warp(maps.expand(n, -1, -1, -1), grid, padding_mode="border")[:, :, wanted]
-        return torch.where(confidence > 0, drawn, 0.0), confidence
+        maps = maps.expand(n, -1, -1, -1)
+        return points_and_maps.maps_from_template(look, maps, (height, width), rows, self.size, self.finder.dtype)
 
     def propagate(
         self,
