@@ -21,6 +21,7 @@ from gangealing_fast.interface.guard import LOCAL, Guard
 from gangealing_fast.interface.options import OPTIONS, PACKAGE_DIGITS, teacher_words, words_of
 from gangealing_fast.interface.pictures import examples
 from gangealing_fast.interface.runs import Job, Runs
+from gangealing_fast.interface.server import ASSETS
 from gangealing_fast.interface.serving import application, listening, token_of
 from gangealing_fast.interface.sessions import new_key
 from gangealing_fast.pretraining.config import PRESETS as PRETRAIN_PRESETS
@@ -149,8 +150,9 @@ def test_the_whole_page_comes_from_here(tmp_path):
             and "http" not in answer.headers["content-security-policy"]
         )
         assert "fonts.g" not in one.get("/theme.css").text
-        for name in ("studio.js", "studio.css"):
-            assert "://" not in one.get(f"/studio/{name}").text
+        for path in ASSETS.iterdir():
+            answer = one.get(f"/studio/{path.name}")
+            assert answer.status_code == 200 and "://" not in answer.text, path
         assert one.get("/gradio_api/file=/etc/passwd").status_code == 404
 
 
