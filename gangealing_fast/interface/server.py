@@ -85,9 +85,9 @@ def add_routes(app: FastAPI, studio: Studio) -> None:
         add(path, endpoint, "GET")
     for path, endpoint in _POST.items():
         add(path, endpoint, "POST")
-    for path in sorted(ASSETS.iterdir()):
-        if path.suffix in _KINDS:
-            app.add_route(f"/studio/{path.name}", _asset(path, _KINDS[path.suffix]), methods=["GET"])
+    for file in sorted(ASSETS.iterdir()):
+        if file.suffix in _KINDS:
+            app.add_route(f"/studio/{file.name}", _asset(file, _KINDS[file.suffix]), methods=["GET"])
 
 
 def _asset(path: Path, kind: str) -> Callable[[Request], Awaitable[Response]]:
