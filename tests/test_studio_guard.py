@@ -195,6 +195,19 @@ def runs(tmp_path):
     made.stop_all()
 
 
+def test_what_is_learned_from_says_how_large_pictures_are(tmp_path):
+    made = tmp_path / "runs" / "small"
+    made.mkdir(parents=True)
+    (made / "generator.safetensors").write_bytes(b"")
+    (made / "config.json").write_text('{"command": "pretrain", "options": {"size": 32}}')
+    words = teacher_words("small", {"small": made})
+    assert words[words.index("--flow-size") + 1] == "32" and str(made / "generator.safetensors") in words
+    (made / "config.json").unlink()
+    assert teacher_words("small", {"small": made})[-1] == "64"
+    (made / "generator.safetensors").rename(made / "set.safetensors")
+    assert teacher_words("small", {"small": made}) == ["--preset", "set", "--teach-from", str(made)]
+
+
 def test_names_of_runs_are_names_alone(runs):
     for name in ("../x", "a/b", "", "A", "-x", "x" * 41, "a.b", "a\n"):
         with pytest.raises(UserError, match="a run is named by"):
