@@ -21,6 +21,7 @@ from gangealing_fast.interface.guard import LOCAL, Guard
 from gangealing_fast.interface.options import OPTIONS, PACKAGE_DIGITS, teacher_words, words_of
 from gangealing_fast.interface.pictures import examples
 from gangealing_fast.interface.runs import Job, Runs
+from gangealing_fast.interface.server import ASSETS
 from gangealing_fast.interface.serving import application, listening, token_of
 from gangealing_fast.interface.sessions import new_key
 from gangealing_fast.pretraining.config import PRESETS as PRETRAIN_PRESETS
@@ -149,8 +150,9 @@ def test_the_whole_page_comes_from_here(tmp_path):
             and "http" not in answer.headers["content-security-policy"]
         )
         assert "fonts.g" not in one.get("/theme.css").text
-        for name in ("studio.js", "studio.css"):
-            assert "://" not in one.get(f"/studio/{name}").text
+        for path in ASSETS.iterdir():
+            answer = one.get(f"/studio/{path.name}")
+            assert answer.status_code == 200 and "://" not in answer.text, path
         assert one.get("/gradio_api/file=/etc/passwd").status_code == 404
 
 
@@ -191,6 +193,19 @@ def runs(tmp_path):
     (tmp_path / "studio").mkdir()
     yield made
     made.stop_all()
+
+
+def test_what_is_learned_from_says_how_large_pictures_are(tmp_path):
+    made = tmp_path / "runs" / "small"
+    made.mkdir(parents=True)
+    (made / "generator.safetensors").write_bytes(b"")
+    (made / "config.json").write_text('{"command": "pretrain", "options": {"size": 32}}')
+    words = teacher_words("small", {"small": made})
+    assert words[words.index("--flow-size") + 1] == "32" and str(made / "generator.safetensors") in words
+    (made / "config.json").unlink()
+    assert teacher_words("small", {"small": made})[-1] == "64"
+    (made / "generator.safetensors").rename(made / "set.safetensors")
+    assert teacher_words("small", {"small": made}) == ["--preset", "set", "--teach-from", str(made)]
 
 
 def test_names_of_runs_are_names_alone(runs):

@@ -11,8 +11,11 @@ from typing import Any
 
 from gangealing_fast.runtime.errors import UserError
 from gangealing_fast.runtime.text import printable
+from gangealing_fast.storage.claims import read_record
 
 PACKAGE_DIGITS, PACKAGE_CATS = "the package's generator of digits", "the package's generator of cats"
+LOOKS = 64
+"""Side at which an aligner looks at pictures, unless its generator makes smaller ones."""
 COMMANDS = ("congeal", "train", "pretrain")
 
 
@@ -107,7 +110,10 @@ def teacher_words(source: str, runs: Mapping[str, Path]) -> list[str]:
         return ["--preset", "cats"]
     folder = runs.get(source)
     if folder is not None and (folder / "generator.safetensors").exists():
-        return ["--preset", "cats", "--generator", str(folder / "generator.safetensors")]
+        record = read_record(folder)
+        size = record.options.get("size", LOOKS) if record is not None else LOOKS
+        side = str(min(LOOKS, size if isinstance(size, int) else LOOKS))
+        return ["--preset", "cats", "--generator", str(folder / "generator.safetensors"), "--flow-size", side]
     if folder is not None and (folder / "set.safetensors").exists():
         return ["--preset", "set", "--teach-from", str(folder)]
     raise UserError(f"there is no generator or set {printable(source)}; choose one of the list")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The page: its tabs and controls by gradio; what is drawn and dragged by `assets/studio/studio.js`.
+"""The page: its tabs and controls by gradio; what is drawn and dragged by `assets/studio/*.js`.
 
 No control carries a file: pictures go through `server.py`, so that gradio keeps none of them.
 """
@@ -23,7 +23,7 @@ from gangealing_fast.report import line_plot
 from gangealing_fast.runtime.errors import UserError
 from gangealing_fast.storage.files import read_json_lines
 
-HEAD = '<link rel="stylesheet" href="./studio/studio.css"><script src="./studio/studio.js"></script>'
+HEAD = '<link rel="stylesheet" href="./studio/studio.css"><script type="module" src="./studio/studio.js"></script>'
 CURVES, PAGES = 6, 256
 _FONTS = ("ui-sans-serif", "system-ui", "sans-serif")
 _MONO = ("ui-monospace", "Consolas", "monospace")

@@ -36,6 +36,7 @@ LARGEST_EDIT = 2048
 POINTS = 16
 """Points that are carried at a time."""
 _EDIT_BYTES = 16 << 20
+_KINDS = {".js": "text/javascript", ".css": "text/css"}
 _QUALITY = 90
 
 
@@ -84,8 +85,9 @@ def add_routes(app: FastAPI, studio: Studio) -> None:
         add(path, endpoint, "GET")
     for path, endpoint in _POST.items():
         add(path, endpoint, "POST")
-    for name, kind in (("studio.js", "text/javascript"), ("studio.css", "text/css")):
-        app.add_route(f"/studio/{name}", _asset(ASSETS / name, kind), methods=["GET"])
+    for file in sorted(ASSETS.iterdir()):
+        if file.suffix in _KINDS:
+            app.add_route(f"/studio/{file.name}", _asset(file, _KINDS[file.suffix]), methods=["GET"])
 
 
 def _asset(path: Path, kind: str) -> Callable[[Request], Awaitable[Response]]:
