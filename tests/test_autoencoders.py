@@ -17,6 +17,7 @@ from gangealing_fast.autoencoders import collection, priors, trainer
 from gangealing_fast.autoencoders.autoencoder import EXPORT_NAME, AdversarialAutoencoder
 from gangealing_fast.autoencoders.collection import open_collection
 from gangealing_fast.autoencoders.config import AutoencodeConfig
+from gangealing_fast.autoencoders.game import Game, code_objective
 from gangealing_fast.autoencoders.moves import moved
 from gangealing_fast.autoencoders.networks import CodeCritic, Decoder, Encoder, heads_too_near
 from gangealing_fast.checkpoints.reading import load_generator
@@ -304,6 +305,17 @@ def test_a_critic_judges_each_code_by_itself():
     torch.manual_seed(0)
     critic, codes = CodeCritic(3, width=16), torch.randn(5, 3)
     torch.testing.assert_close(critic(codes)[:2], critic(codes[:2]))
+
+
+def test_a_penalty_holds_the_critic_at_the_priors_codes():
+    found, real, fake = [], torch.randn(6, 2), torch.randn(6, 2)
+    for r1 in (0.0, 3.0):
+        torch.manual_seed(0)
+        game = Game(CodeCritic(2, width=16), code_objective("nonsaturating"), 1e-3, r1)
+        codes = real.clone().requires_grad_(True)
+        (gradient,) = torch.autograd.grad(game.critic(codes).sum(), codes)
+        found.append(game.judge(real, fake)["critic"])
+    assert found[1] - found[0] == pytest.approx(1.5 * gradient.square().sum(1).mean().item(), rel=1e-4)
 
 
 def test_heads_are_penalised_below_their_distance_alone():

@@ -50,7 +50,7 @@ class AutoencodeConfig(ProcessOptions):
     critic_width: Channels = 1000
     """Units of the two hidden layers of the critics, which see no more than codes."""
     batch_norm: bool = False
-    """In the encoder's hidden layers."""
+    """In the encoder's hidden layers, and of the categories' logits, so that none of them is left without pictures."""
     input_dropout: Share = 0.0
     """Share of a picture's pixels that the encoder does not see in training."""
     moves: Annotated[float, Range(0, 2)] = 0.0
@@ -92,7 +92,7 @@ class AutoencodeConfig(ProcessOptions):
 
 PRESETS: dict[str, AutoencodeConfig] = {
     "mnist": AutoencodeConfig(
-        data=Path("mnist"), out=Path("runs/autoencode-mnist"), use="basic", style=8, width=500, critic_width=300
+        data=Path("mnist"), out=Path("runs/autoencode-mnist"), use="basic", style=8, width=500, critic_width=300, r1=0.5, epochs=25
     ),
     "clusters": AutoencodeConfig(
         data=Path("mnist"),
@@ -105,6 +105,7 @@ PRESETS: dict[str, AutoencodeConfig] = {
         critic_width=300,
         moves=1.0,
         two_views=True,
+        epochs=25,
         critic_noise=0.3,
     ),
     "semi": AutoencodeConfig(
@@ -119,6 +120,7 @@ PRESETS: dict[str, AutoencodeConfig] = {
         critic_width=300,
         moves=1.0,
         two_views=True,
+        epochs=25,
         batch_norm=True,
         critic_noise=0.3,
     ),
@@ -134,6 +136,7 @@ PRESETS: dict[str, AutoencodeConfig] = {
         critic_width=300,
         moves=1.0,
         two_views=True,
+        epochs=25,
         batch_norm=True,
         critic_noise=0.3,
     ),
@@ -145,5 +148,6 @@ PRESETS: dict[str, AutoencodeConfig] = {
         width=500,
         critic_width=300,
         moves=1.0,
+        epochs=16,
     ),
 }
