@@ -10,9 +10,9 @@ import torch
 from aligners import aligner, clustered, composed
 
 from gangealing_fast import Aligner, convert
-from gangealing_fast.applications import exporting
 from gangealing_fast.checkpoints.writing import export_aligner
 from gangealing_fast.runtime.errors import UserError
+from gangealing_fast.storage import programs
 
 
 @pytest.mark.slow
@@ -59,7 +59,7 @@ def test_what_cannot_be_exported_is_one_sentence(tmp_path, monkeypatch):
     flipped = Aligner(aligner(("similarity", "flow")).transformer, flips=True)
     with pytest.raises(UserError, match="compares flows"):
         flipped.export(tmp_path / "aligner.pt2")
-    monkeypatch.setattr(exporting.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(programs.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"pip install gangealing_fast\[onnx\]"):
         aligner().export(tmp_path / "aligner.onnx")
     assert not list(tmp_path.iterdir())

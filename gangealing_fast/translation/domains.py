@@ -110,9 +110,9 @@ def _digits(config: TranslateTrainConfig) -> Domains:
         made = draw_digits(images[own], classes[own], MADE, config.seed, of=of)
         # Those that are examined are upright, as the reader knows them; so is every other one that is learned from.
         test = draw_digits(test_images, test_classes, held, config.seed + 1, of=of, warped=0.0)
-        parts.append((DomainPictures(of, made.images, test.images, test), made))
+        parts.append(DomainPictures(("edges of digits", "coloured digits")[number], made.images, test.images, test))
     labelled = draw_digits(images, classes, MADE, config.seed + 2, of="colours", warped=0.0)
-    return Domains(parts[0][0], parts[1][0], (labelled.images, labelled.classes), kinds)
+    return Domains(parts[0], parts[1], (labelled.images, labelled.classes), kinds)
 
 
 def _sources(folder: Path | None) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor], int]:
@@ -127,8 +127,9 @@ def _sources(folder: Path | None) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, 
     for kind in range(kinds):
         place[classes == kind] = torch.arange(int((classes == kind).sum()))
     test = place < _PACKAGED_TEST
-    order = torch.randperm(int((~test).sum()), generator=torch.Generator().manual_seed(0))
-    return (packaged.images[~test][order], classes[~test][order]), (packaged.images[test], classes[test]), kinds
+    order = torch.randperm(len(place), generator=torch.Generator().manual_seed(0))  # they come sorted by class
+    learned, examined = order[~test[order]], order[test[order]]
+    return (packaged.images[learned], classes[learned]), (packaged.images[examined], classes[examined]), kinds
 
 
 class Batches:
