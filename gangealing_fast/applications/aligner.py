@@ -302,7 +302,8 @@ class Aligner:
         """
         if not isinstance(images, Tensor):
             return torch.cat([self.out_of_bounds(one, look=seen) for one, seen in self._members(images, pixels=False)])
-        square, _, _, record = self.look(images) if look is None else look
+        look = self.look(images) if look is None else look
+        square, record = look.square, look.alignment
         height, width = images.shape[2:]
         corners = (square.left, square.top, square.left + width, square.top + height)
         left, top, right, bottom = (2 * corner / square.images.shape[3] - 1 for corner in corners)

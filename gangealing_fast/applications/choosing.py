@@ -10,7 +10,10 @@ from torch import Tensor
 
 from gangealing_fast.applications.aligner import Aligner
 from gangealing_fast.applications.config import UseOptions
+from gangealing_fast.applications.through import Through
+from gangealing_fast.applications.translating import domains_of, read_examples
 from gangealing_fast.runtime.errors import UserError
+from gangealing_fast.translation import Translator
 
 
 def aligner_of(checkpoint: Path, options: UseOptions, *, say: Callable[[str], None] = print) -> Aligner:
@@ -31,7 +34,14 @@ def aligner_of(checkpoint: Path, options: UseOptions, *, say: Callable[[str], No
     except ValueError as error:
         raise UserError(f"{checkpoint}: {error}") from None
     aligner.check_classifier()
-    return aligner
+    if options.through is None:
+        return aligner
+    translator = Translator.load(options.through)
+    source, target = domains_of(options.through_direction)
+    codes = translator.random_styles(options.through_styles)
+    if options.through_like:
+        codes = translator.style(read_examples(options.through_like, translator.size, "--through-like"), target)
+    return Aligner.by(Through(aligner.finder, translator, codes, source=source, target=target), points=aligner.points)
 
 
 def centre(images: Tensor) -> Tensor:

@@ -22,6 +22,15 @@ class UseOptions(WarpingOptions):
     set_features: str | None = None
     """Of a set that `congeal --features` made with a network of yours: that network, to register other pictures by. Reading it runs
     its code, so a set's file alone never has it read."""
+    through: Path | None = None
+    """A translator of `translate train`, for pictures of another domain than the aligner's: their translations are aligned, and the
+    warps are applied to the pictures themselves."""
+    through_styles: Annotated[int, Range(1, 1000)] = 5
+    """So many styles of translation vote on each warp; how far they are apart is written as spread, in pixels of the template."""
+    through_like: tuple[Path, ...] = ()
+    """Pictures like those that the aligner was made for: their styles vote instead of random ones."""
+    through_direction: Literal["first-to-second", "second-to-first", "within-first", "within-second"] = "first-to-second"
+    """From the domain that the pictures are of to the aligner's; within: the same domain in another style (with --through-like)."""
 
 
 @shared_last

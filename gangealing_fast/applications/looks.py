@@ -23,13 +23,15 @@ class Look(NamedTuple):
     """What an aligner found out about pictures, for everything that is then asked about them.
 
     square: the pictures as the network saw them. cluster `[N]`, mirrored `[N]`: whose template they belong to, and whether as their
-    mirror images. alignment: see `Aligner.warp`.
+    mirror images. alignment: see `Aligner.warp`. spread: `[N]`, how far several votes on the alignment are apart, in pixels of the
+    template; None where there are none.
     """
 
     square: Square
     cluster: Tensor
     mirrored: Tensor
     alignment: Alignment
+    spread: Tensor | None = None
 
     def without_pictures(self) -> Look:
         """The same for whoever needs no pixels of it any more: `square.images` keeps its shape alone."""
@@ -119,6 +121,7 @@ def joined(looks: Sequence[Look]) -> Look:
             f"looks at pictures of one size are joined, got {len(shapes)} sizes: ask for pictures of one size at a time."
         )
     alignments = [look.alignment for look in looks]
+    spreads = [look.spread for look in looks if look.spread is not None]
     flows = [found.residual_flow for found in alignments if found.residual_flow is not None]
     matrices = [found.matrix for found in alignments if found.matrix is not None]
     return Look(
@@ -131,4 +134,5 @@ def joined(looks: Sequence[Look]) -> Look:
             torch.cat(flows) if flows else None,
             torch.cat(matrices) if matrices else None,
         ),
+        torch.cat(spreads) if spreads else None,
     )

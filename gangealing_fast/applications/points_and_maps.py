@@ -25,7 +25,7 @@ class Located(NamedTuple):
 
 def points_from_template(look: Look, points: Tensor, size: int, rule: PointRule) -> Tensor:
     """Points `[N, P, 2]` of a template of that side → pixels of the pictures, see `Aligner.from_template`."""
-    square, _, mirrored, record = look
+    square, _, mirrored, record, _ = look
     side = square.images.shape[3]
     if rule == "exact":
         found = points_of.from_template(record.grid, points, side)
@@ -56,7 +56,7 @@ def points_to_template(look: Look, points: Tensor, size: int, rule: PointRule, d
 
 def exact_location(look: Look, points: Tensor, size: int) -> Located:
     """The exact rule of `points_to_template`, in the dtype of the points."""
-    square, _, mirrored, record = look
+    square, _, mirrored, record, _ = look
     side = square.images.shape[3]
     shifted = square.enter(points)
     if record.residual_flow is None and record.matrix is not None:  # a similarity has an exact inverse everywhere

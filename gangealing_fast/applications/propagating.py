@@ -118,6 +118,8 @@ def _propagate(
                     edited, covered = draw(aligner, batch, edit, look, Drawing(blend=config.blend))
                 save_picture(folder / str(line["file"]), edited)
                 line |= {"cluster": int(look.cluster), "mirrored": bool(look.mirrored), "covered": covered}
+                if look.spread is not None:
+                    line["spread"] = look.spread.item()
                 done += 1
             lines.append(line)
             progress.update()

@@ -178,7 +178,8 @@ def rows_of(look: Look, rows: Sequence[int]) -> Look:
     residual = None if record.residual_flow is None else record.residual_flow[rows]
     matrix = None if record.matrix is None else record.matrix[rows]
     part = Alignment(record.image[rows], record.grid[rows], residual, matrix)
-    return Look(look.square._replace(images=look.square.images[rows]), look.cluster[rows], look.mirrored[rows], part)
+    square, spread = look.square._replace(images=look.square.images[rows]), None if look.spread is None else look.spread[rows]
+    return Look(square, look.cluster[rows], look.mirrored[rows], part, spread)
 
 
 def flow_bytes(flow: Tensor) -> bytes:
@@ -199,6 +200,8 @@ def lines_of(names: Sequence[str], views: Sequence[View], images: Tensor, look: 
         if scores is not None:
             line["flow_score"] = scores[k].item()
         line |= {"out_of_bounds": outside[k], "effective_resolution": resolutions[k]}
+        if look.spread is not None:
+            line["spread"] = look.spread[k].item()
         if decided:
             line |= {"cluster": int(look.cluster[k]), "mirrored": bool(look.mirrored[k])}
         lines.append(line)

@@ -49,14 +49,14 @@ def domains_of(direction: str) -> tuple[DomainName, DomainName]:
     return cast(DomainName, source), cast(DomainName, target)
 
 
-def read_examples(paths: tuple[Path, ...], size: int) -> Tensor:
+def read_examples(paths: tuple[Path, ...], size: int, option: str = "--like") -> Tensor:
     """Example pictures `[K, 3, size, size]` in [-1, 1], cut to squares. Raises UserError for one that is no picture."""
     examples = []
     for path in paths:
         content = read_bytes(path)
         found = read_or_reason(lambda content=content: decode(content, size, "center"))  # type: ignore[misc]
         if isinstance(found, str):
-            raise UserError(f"--like {path} is no picture that can be read ({found}); give a PNG or JPEG file")
+            raise UserError(f"{option} {path} is no picture that can be read ({found}); give a PNG or JPEG file")
         examples.append(to_float(torch.from_numpy(found).permute(2, 0, 1)))
     return torch.stack(examples)
 
