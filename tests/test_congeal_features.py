@@ -251,9 +251,8 @@ def test_squares_put_pictures_where_their_matrix_says(side):
     corner = torch.tensor([[[29.5, 9.5]]], dtype=torch.float64)
     place = (carry(squares.placing, corner)[0, 0] + 1) * side / 2 - 0.5
     assert torch.allclose(place, torch.tensor([0.75 * side - 0.5, 0.5 * side - 0.5], dtype=torch.float64))
-    assert (
-        images[0, 0, round(0.63 * side), round(0.88 * side)] > 0.99 and images[0, 0, round(0.4 * side), round(0.6 * side)] < -0.99
-    )
+    inside, outside = ((round(down * side), round(across * side)) for down, across in ((0.63, 0.88), (0.4, 0.6)))
+    assert images[0, 0][inside] > 0.99 and images[0, 0][outside] < -0.99
 
 
 def test_read_places_knows_where_a_cell_looks():

@@ -20,7 +20,6 @@ from gangealing_fast.congealing.template import (
     Level,
     accumulate,
     explained_share,
-    leave_out_agreement,
     make_level,
     match_members,
     step,
@@ -80,8 +79,7 @@ def align_core(
 ) -> Core:
     """Align pictures to the template that they make, from `matrix` `[n, 3, 3]`, in 5 ticks.
 
-    far: whether the start may be far off; else one coarse step is made instead of three. A coarse step is kept only if pictures
-    agree at least as well with the template of the others after it.
+    far: whether the start may be far off; else one coarse step is made instead of three.
     """
     steps = COARSE_STEPS if far else 1
     use = torch.ones(len(rows))
@@ -99,28 +97,23 @@ def align_core(
         use = 1 - doubtful(explained).float()
         if far:  # a frame that is known stays
             moved = gauge(moved, use)
-        after = look(views, rows, moved, mirrored, use, generator)
+        matrix, seen = moved, look(views, rows, moved, mirrored, use, generator)
         tick()
-        if after.score < seen.score:
-            break
-        matrix, seen = moved, after
     return align_finely(views, rows, matrix, mirrored, seen, model=model, flow=flow, generator=generator, tick=tick)
 
 
 class Look(NamedTuple):
-    """Pictures in the frame at the coarse level, the sums of those in use `[n]`, and the mean agreement of each with the others."""
+    """Pictures in the frame at the coarse level, and the sums of those in use `[n]`."""
 
     found: Described
     sums: Accumulated
     use: Tensor
-    score: float
 
 
 def look(views: Views, rows: Tensor, matrix: Tensor, mirrored: Tensor, use: Tensor, generator: torch.Generator) -> Look:
     """Describe pictures that `matrix` carries."""
     found = views.describe(rows, matrix, mirrored, views.network.coarse, generator)
-    sums = accumulate(found.vectors, found.inside, use)
-    return Look(found, sums, use, float(leave_out_agreement(found.vectors, found.inside, sums).mean()))
+    return Look(found, accumulate(found.vectors, found.inside, use), use)
 
 
 def align_finely(
@@ -136,7 +129,7 @@ def align_finely(
     tick: Callable[[], None],
 ) -> Core:
     """The last transform and a first flow, and once more, finer, against the template that became sharper by them."""
-    network, (found, sums, use, _) = views.network, seen
+    network, (found, sums, use) = views.network, seen
     matches = match_members(found.vectors, found.inside, sums, network.coarse[1], NEAR)
     coarse = make_level(sums, found.bases)
     straight, first = first_fine(matches, matrix, coarse, model)

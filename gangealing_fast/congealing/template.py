@@ -81,19 +81,6 @@ def accumulate(vectors: Tensor, inside: Tensor, use: Tensor) -> Accumulated:
     return Accumulated(total, count, there * weight[:, None], known, agreement)
 
 
-def leave_out_agreement(vectors: Tensor, inside: Tensor, sums: Accumulated) -> Tensor:
-    """`[N]`: the mean likeness of each picture with the template of the others, weighted by its saliency."""
-    found = []
-    for rows in torch.arange(len(vectors)).split(_PICTURES):
-        weight = sums.weight[rows]
-        others = (sums.total - vectors[rows] * weight[..., None]) / (sums.number - weight).clamp_min(1)[..., None]
-        saliency = others.norm(dim=-1)
-        # The likeness times the saliency is the product with the mean itself.
-        counted = saliency * sums.known * inside[rows]
-        found.append(((vectors[rows] * others).sum(-1) * counted).sum(1) / counted.square().sum(1).clamp_min(1e-6))
-    return torch.cat(found)
-
-
 def make_level(sums: Accumulated, bases: Bases) -> Level:
     """The template of all pictures."""
     return Level(sums.total / sums.number.clamp_min(1)[:, None], sums.known, bases)
