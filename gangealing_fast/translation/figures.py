@@ -22,6 +22,8 @@ COLLAPSED = 0.05
 """Translations of one picture with different styles that differ by less than this share of what real pictures differ by."""
 STYLES = 8
 """Styles for each picture in what is measured over styles."""
+COLOURED, COLOURED_STYLES = 16, 32
+"""Pictures, and styles of each, whose colours are looked at."""
 _SEED = 20_000
 
 Classifier = Callable[[Tensor], Tensor]
@@ -114,14 +116,16 @@ def digit_figures(translator: Translator, domains: Domains, reader: DigitReader,
     real_images = to_float(real.test[:most])
     right = (reader.read(made) == shown.digits.classes[: len(images)]).float().mean().item()
     right_real = (reader.read(real_images) == real.digits.classes[: len(real_images)]).float().mean().item()
-    # Of one picture with many styles, so that nothing but the style makes the colours.
-    several = translator.translate(images[:16], styles=_codes(translator, 32, 22)).flatten(0, 1)
+    # Of one picture with many styles, so that nothing but the style makes the colours. No style occurs twice.
+    contents = translator.content(images[:COLOURED], "first").repeat_interleave(COLOURED_STYLES, 0)
+    several = translator.decode(contents, _codes(translator, len(contents), 22), "second")
+    spread = torch.tensor([_colour_spread(one) for one in several.split(COLOURED_STYLES)]).mean().item()
     colours = colour_of(several)
     shares = torch.stack([(colours == k).float().mean() for k in range(len(COLOURS))])
     real_shares = torch.stack([(real.digits.colours == k).float().mean() for k in range(len(COLOURS))])
     return {
         "readable": Figure(right, right_real, "real digits"),
-        "colour_diversity": Figure(_colour_spread(several), _colour_spread(real_images), "real digits"),
+        "colour_diversity": Figure(spread, _colour_spread(real_images), "real digits"),
         "colours": Figure(float((shares > 0).sum()), float((real_shares > 0).sum()), "real digits"),
         "rarest_colour": Figure(shares.min().item(), real_shares.min().item(), "real digits"),
     }
