@@ -3,9 +3,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,8 @@ from golden.recipe import named_state
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from gangealing_fast.ops import _extension
+from gangealing_fast.ops import _extension, _levels
+from gangealing_fast.runtime.errors import UserError
 
 SHARED = Path(__file__).resolve().parents[1].parent / "shared"
 GOLDEN = Path(__file__).resolve().parent / "golden"
@@ -289,3 +291,19 @@ def check_compile(function, tensors, kwargs, differentiable=(0,)):
     expected, expected_grads = _gradients(function, inputs, differentiable, kwargs)
     for actual, other in zip([*outputs, *grads], [*expected, *expected_grads], strict=True):
         assert_close(actual, other, 1e-6, "compiled")
+
+
+@contextlib.contextmanager
+def at_level(name: str) -> Iterator[None]:
+    """The compiled kernels at a vector level, and then at the one that they had; skips the test where there is no such level."""
+    if not _extension.load():
+        pytest.skip("the extension is not built")
+    before = _levels.in_use()
+    try:
+        _levels.choose(name)
+    except UserError as reason:
+        pytest.skip(str(reason))
+    try:
+        yield
+    finally:
+        _levels.choose(before)

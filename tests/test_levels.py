@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from problems import WIDE, Problem, problems
+from support import at_level
 
 from gangealing_fast.ops import _extension, _levels
 from gangealing_fast.runtime.errors import UserError
@@ -36,13 +37,8 @@ def library() -> None:
 @pytest.fixture
 def level(request: pytest.FixtureRequest) -> Iterator[str]:
     """The library at a level; the one that it had comes back."""
-    before = _levels.in_use()
-    try:
-        _levels.choose(request.param)
-    except UserError as reason:
-        pytest.skip(str(reason))
-    yield request.param
-    _levels.choose(before)
+    with at_level(request.param):
+        yield request.param
 
 
 def python(code: str, level: str) -> subprocess.CompletedProcess[str]:
