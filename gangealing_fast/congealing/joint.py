@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gangealing_fast.congealing.matching import Matches
-from gangealing_fast.congealing.outliers import doubtful
+from gangealing_fast.congealing.outliers import EARLY, FRACTION, doubtful
 from gangealing_fast.congealing.residual import compose_flows, read_flow, residual_flow
 from gangealing_fast.congealing.searching import LOST, search
 from gangealing_fast.congealing.template import (
@@ -94,7 +94,7 @@ def align_core(
             if bool(lost.any()):
                 sure = make_level(accumulate(seen.found.vectors, seen.found.inside, use * ~lost), seen.found.bases)
                 moved[lost], explained[lost] = search(views, rows[lost], mirrored[lost], sure, moved[lost], generator, model)
-        use = 1 - doubtful(explained).float()
+        use = 1 - doubtful(explained, EARLY if index + 1 < steps else FRACTION).float()
         if far:  # a frame that is known stays
             moved = gauge(moved, use)
         matrix, seen = moved, look(views, rows, moved, mirrored, use, generator)
@@ -140,7 +140,7 @@ def align_finely(
     fine = make_level(sums, found.bases)
     aligned = second_fine(matches, straight.matrix, first, fine) if flow else first_fine(matches, straight.matrix, fine, model)[0]
     tick()
-    return Core(aligned, use == 0, coarse, fine, float(straight.explained[use > 0].median()))
+    return Core(aligned, (use == 0) | doubtful(aligned.explained), coarse, fine, float(straight.explained[use > 0].median()))
 
 
 def first_fine(matches: Matches, matrix: Tensor, level: Level, model: Model) -> tuple[Aligned, Tensor]:
