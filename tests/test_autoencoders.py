@@ -25,7 +25,16 @@ from gangealing_fast.runtime.errors import UserError
 from gangealing_fast.storage import checkpoint
 from gangealing_fast.storage.files import read_json, read_json_lines
 
-TINY = {"width": 32, "batch": 20, "epochs": 2, "snapshot_epochs": 1, "threads": 1, "learning_rate": 2e-3, "style": 3}
+TINY = {
+    "width": 32,
+    "critic_width": 32,
+    "batch": 20,
+    "epochs": 2,
+    "snapshot_epochs": 1,
+    "threads": 1,
+    "learning_rate": 2e-3,
+    "style": 3,
+}
 
 
 def patterns(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
