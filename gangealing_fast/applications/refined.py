@@ -13,15 +13,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from gangealing_fast.applications.around import Around
 from gangealing_fast.applications.looks import Finder, Look
 from gangealing_fast.applications.placed import placed_look, starting_matrix
 from gangealing_fast.applications.squares import Square, check_pictures, to_square
 from gangealing_fast.congealing.newcomers import Register, joined_places, template_of
 from gangealing_fast.congealing.placing import scaling
 from gangealing_fast.congealing.records import Registered
-from gangealing_fast.geometry.warping import Warping
-from gangealing_fast.models.cluster_classifier import ClusterClassifier
-from gangealing_fast.models.spatial_transformer import Alignment, SpatialTransformer
+from gangealing_fast.models.spatial_transformer import Alignment
 from gangealing_fast.runtime.errors import UserError
 
 FEWEST = 3
@@ -61,65 +60,15 @@ def _as_seen(image: Tensor, mirrored: bool) -> tuple[Tensor, Tensor]:
     return image.flip(2), mirror
 
 
-class Refined:
+class Refined(Around):
     """A finder, and for each of its clusters a template that pictures are registered to near the place that it finds.
 
     A picture of a cluster without such a template stays where the finder puts it.
     """
 
     def __init__(self, base: Finder, registers: Mapping[int, Register]) -> None:
-        self.base, self._registers = base, registers
-
-    @property
-    def size(self) -> int:
-        return self.base.size
-
-    @property
-    def warping(self) -> Warping:
-        return self.base.warping
-
-    @warping.setter
-    def warping(self, warping: Warping) -> None:
-        self.base.warping = warping
-
-    @property
-    def reads(self) -> int | None:
-        return self.base.reads
-
-    @property
-    def clusters(self) -> int:
-        return self.base.clusters
-
-    @property
-    def decides(self) -> bool:
-        return self.base.decides
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.base.dtype
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        return ()
-
-    @property
-    def transformer(self) -> SpatialTransformer:
-        return self.base.transformer
-
-    @property
-    def classifier(self) -> ClusterClassifier | None:
-        return self.base.classifier
-
-    @property
-    def flips(self) -> bool:
-        return self.base.flips
-
-    @property
-    def cluster(self) -> int | None:
-        return self.base.cluster
-
-    def check(self) -> None:
-        self.base.check()
+        super().__init__(base)
+        self._registers = registers
 
     def look(
         self,

@@ -13,12 +13,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from gangealing_fast.applications.around import Around
 from gangealing_fast.applications.looks import Finder, Look
 from gangealing_fast.applications.squares import Square
-from gangealing_fast.geometry.warping import Warping
-from gangealing_fast.models.cluster_classifier import ClusterClassifier
 from gangealing_fast.models.layers import resize_to
-from gangealing_fast.models.spatial_transformer import Alignment, SpatialTransformer
+from gangealing_fast.models.spatial_transformer import Alignment
 from gangealing_fast.ops import mipmap_warp
 from gangealing_fast.runtime.errors import UserError
 from gangealing_fast.translation import Translator
@@ -28,7 +27,7 @@ RANDOM = 5
 """Random styles that vote if none are given."""
 
 
-class Through:
+class Through(Around):
     """A finder whose pictures are translated first, from domain `source` of the translator into `target`, which may be the same.
 
     codes: styles `[K, style_numbers]` that vote, the same for all pictures; five random ones if None. Cluster and mirror are those
@@ -47,60 +46,10 @@ class Through:
     ) -> None:
         if source not in NAMES or target not in NAMES:
             raise ValueError(f'Through: source and target are "first" or "second", got {source!r} and {target!r}.')
-        self.base, self.translator = base, translator.eval().requires_grad_(False)
+        super().__init__(base)
+        self.translator = translator.eval().requires_grad_(False)
         self.source, self.target = source, target
         self.codes = translator.random_styles(RANDOM) if codes is None else translator.styles_of(styles=codes)
-
-    @property
-    def size(self) -> int:
-        return self.base.size
-
-    @property
-    def warping(self) -> Warping:
-        return self.base.warping
-
-    @warping.setter
-    def warping(self, warping: Warping) -> None:
-        self.base.warping = warping
-
-    @property
-    def reads(self) -> int | None:
-        return self.base.reads
-
-    @property
-    def clusters(self) -> int:
-        return self.base.clusters
-
-    @property
-    def decides(self) -> bool:
-        return self.base.decides
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.base.dtype
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        return ()
-
-    @property
-    def transformer(self) -> SpatialTransformer:
-        return self.base.transformer
-
-    @property
-    def classifier(self) -> ClusterClassifier | None:
-        return self.base.classifier
-
-    @property
-    def flips(self) -> bool:
-        return self.base.flips
-
-    @property
-    def cluster(self) -> int | None:
-        return self.base.cluster
-
-    def check(self) -> None:
-        self.base.check()
 
     @torch.no_grad()
     def translated(self, square: Square) -> Tensor:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -90,6 +91,22 @@ class AutoencodeConfig(ProcessOptions):
     """A checkpoint, figures and pictures every so many epochs."""
 
 
+_SEMI = AutoencodeConfig(
+    data=Path("mnist"),
+    out=Path("runs/autoencode-semi"),
+    use="semi",
+    style=10,
+    labels=100,
+    labelled_batch=50,
+    input_dropout=0.2,
+    width=500,
+    critic_width=300,
+    moves=1.0,
+    two_views=True,
+    epochs=25,
+    batch_norm=True,
+    critic_noise=0.3,
+)
 PRESETS: dict[str, AutoencodeConfig] = {
     "mnist": AutoencodeConfig(
         data=Path("mnist"), out=Path("runs/autoencode-mnist"), use="basic", style=8, width=500, critic_width=300, r1=0.5, epochs=25
@@ -108,38 +125,8 @@ PRESETS: dict[str, AutoencodeConfig] = {
         epochs=25,
         critic_noise=0.3,
     ),
-    "semi": AutoencodeConfig(
-        data=Path("mnist"),
-        out=Path("runs/autoencode-semi"),
-        use="semi",
-        style=10,
-        labels=100,
-        labelled_batch=50,
-        input_dropout=0.2,
-        width=500,
-        critic_width=300,
-        moves=1.0,
-        two_views=True,
-        epochs=25,
-        batch_norm=True,
-        critic_noise=0.3,
-    ),
-    "map": AutoencodeConfig(
-        data=Path("mnist"),
-        out=Path("runs/autoencode-map"),
-        use="map",
-        style=2,
-        labels=100,
-        labelled_batch=50,
-        input_dropout=0.2,
-        width=500,
-        critic_width=300,
-        moves=1.0,
-        two_views=True,
-        epochs=25,
-        batch_norm=True,
-        critic_noise=0.3,
-    ),
+    "semi": _SEMI,
+    "map": dataclasses.replace(_SEMI, out=Path("runs/autoencode-map"), use="map", style=2),
     "supervised": AutoencodeConfig(
         data=Path("mnist"),
         out=Path("runs/autoencode-supervised"),

@@ -53,7 +53,7 @@ class Aligned(NamedTuple):
 
 
 class Core(NamedTuple):
-    """The members of a cluster that make its template. outlier `[n]`: those left out of it.
+    """The members of a cluster that make its template. outlier `[n]`: those left out of it, and those that the last step doubts.
 
     usual: the median of what they find of the coarse template.
     """
