@@ -27,13 +27,14 @@ from gangealing_fast.runtime.setup import choose_device, prepare_process
 from gangealing_fast.storage.runs import open_run
 from gangealing_fast.training import loop
 from gangealing_fast.training.loop import Means, Plan, Progress
-from gangealing_fast.training.optim import AdamEma, restore
+from gangealing_fast.training.optim import AdamEma
+from gangealing_fast.training.parts import InParts
 
 COMMAND = "autoencode"
 WITH_CATEGORIES = {"semi", "clusters", "map"}
 
 
-class Training:
+class Training(InParts):
     """The work of `autoencode` in the loop."""
 
     def __init__(self, config: AutoencodeConfig, collection: Collection, device: torch.device) -> None:
@@ -182,14 +183,7 @@ class Training:
         results.pictures(self.average, self.collection, self.prior, self.config)
         self.average.export(self.config.out / EXPORT_NAME)
 
-    def state_dict(self) -> dict[str, Any]:
-        return {name: part.state_dict() for name, part in self._parts().items()}
-
-    def load_state_dict(self, state: dict[str, Any], /) -> None:
-        for name, part in self._parts().items():
-            restore(part, state[name])
-
-    def _parts(self) -> dict[str, Any]:
+    def named_parts(self) -> dict[str, Any]:
         names = ("model", "average", "reconstructing", "playing", "classifying", "batches")
         return {name: getattr(self, name) for name in names} | {f"{name}_game": game for name, game in self.games.items()}
 

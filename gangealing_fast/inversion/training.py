@@ -21,14 +21,15 @@ from gangealing_fast.inversion.pictures import Source
 from gangealing_fast.models.generator import Generator
 from gangealing_fast.runtime.errors import UserError
 from gangealing_fast.training.loop import Means, Plan, Progress
-from gangealing_fast.training.optim import AdamEma, restore
+from gangealing_fast.training.optim import AdamEma
+from gangealing_fast.training.parts import InParts
 
 COMMAND = "invert"
 DECAY = 0.998
 CRITIC_WIDTH = 256
 
 
-class Training:
+class Training(InParts):
     """The work of the first part of `invert` in the loop.
 
     Each step: samples w → picture → E(picture), which shall be w and make the picture again; and real pictures x → E(x), which
@@ -110,14 +111,7 @@ class Training:
         self.inverter.export(self.config.out / EXPORT_NAME, {"generator_file": str(self.config.generator), "steps": at.step})
         self.inverter.encoder = kept
 
-    def state_dict(self) -> dict[str, Any]:
-        return {name: part.state_dict() for name, part in self._parts().items()}
-
-    def load_state_dict(self, state: dict[str, Any], /) -> None:
-        for name, part in self._parts().items():
-            restore(part, state[name])
-
-    def _parts(self) -> dict[str, Any]:
+    def named_parts(self) -> dict[str, Any]:
         parts = {"encoder": self.inverter.encoder, "average": self.average, "optimizer": self.optimizer}
         return parts | ({} if self.game is None else {"game": self.game, "sampler": self.sampler})
 

@@ -15,7 +15,8 @@ from torch import Tensor
 from gangealing_fast.runtime.config import TrackerName
 from gangealing_fast.training import loop
 from gangealing_fast.training.loop import Means, Plan, Progress
-from gangealing_fast.training.optim import Stateful, restore
+from gangealing_fast.training.optim import Stateful
+from gangealing_fast.training.parts import InParts
 
 Lesson = Callable[[], tuple[Tensor, float]]
 
@@ -36,7 +37,7 @@ class FitConfig(Protocol):
 
 
 @dataclass
-class Fitting:
+class Fitting(InParts):
     """The work of `fit` in the loop."""
 
     config: FitConfig
@@ -64,12 +65,8 @@ class Fitting:
         if self.exported is not None:
             self.exported(line)
 
-    def state_dict(self) -> dict[str, Any]:
-        return {name: part.state_dict() for name, part in self.parts.items()}
-
-    def load_state_dict(self, state: dict[str, Any], /) -> None:
-        for name, part in self.parts.items():
-            restore(part, state[name])
+    def named_parts(self) -> Mapping[str, Stateful]:
+        return self.parts
 
 
 def fit(

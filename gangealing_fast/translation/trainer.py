@@ -23,7 +23,8 @@ from gangealing_fast.runtime.setup import choose_device, prepare_process
 from gangealing_fast.storage.runs import open_run
 from gangealing_fast.training import loop
 from gangealing_fast.training.loop import Means, Plan, Progress
-from gangealing_fast.training.optim import AdamEma, restore
+from gangealing_fast.training.optim import AdamEma
+from gangealing_fast.training.parts import InParts
 from gangealing_fast.translation import results
 from gangealing_fast.translation.config import TranslateTrainConfig
 from gangealing_fast.translation.critics import MultiScaleCritic
@@ -39,7 +40,7 @@ COMMAND = "translate train"
 BETAS = (0.5, 0.999)
 
 
-class Training:
+class Training(InParts):
     """The work of `translate train` in the loop."""
 
     def __init__(self, config: TranslateTrainConfig, domains: Domains, device: torch.device, reader: DigitReader | None) -> None:
@@ -102,14 +103,7 @@ class Training:
         self.average.about["steps"] = at.step
         self.average.save(self.config.out / EXPORT_NAME)
 
-    def state_dict(self) -> dict[str, Any]:
-        return {name: part.state_dict() for name, part in self._parts().items()}
-
-    def load_state_dict(self, state: dict[str, Any], /) -> None:
-        for name, part in self._parts().items():
-            restore(part, state[name])
-
-    def _parts(self) -> dict[str, Any]:
+    def named_parts(self) -> dict[str, Any]:
         names = ("networks", "critics", "optimizer", "critic_optimizer", "trainer")
         parts: dict[str, Any] = {name: getattr(self, name) for name in names}
         return parts | {"average": self.average.networks, "first": self.batches[0], "second": self.batches[1]}
