@@ -5,15 +5,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from gangealing_fast.data.decoding import picture_size
 from gangealing_fast.data.digits import load_heldout_digits, training_digits
-from gangealing_fast.data.mnist import find_images
+from gangealing_fast.data.mnist import find_images, is_idx_name
 from gangealing_fast.data.pictures import Pictures, open_pictures, to_float
 from gangealing_fast.data.sampler import InfiniteSampler
+from gangealing_fast.data.sources import list_entries
 from gangealing_fast.runtime.errors import UserError
 from gangealing_fast.runtime.randomness import derived_seed
 from gangealing_fast.translation.config import TranslateTrainConfig
@@ -23,6 +26,9 @@ LEAST = 4
 """Pictures of a domain, at the least: two to learn from and two to examine."""
 MADE = 20_000
 """Pictures of each domain that are made of digits to learn from."""
+TOO_FEW = 10
+"""So many times fewer pictures than the other domain has are said."""
+_LOOKED_AT = 32  # pictures of a folder whose sides stand for all
 _PACKAGED_TEST = 60  # of each class of the package's digits
 _ALL = tuple(range(10))
 
@@ -76,7 +82,41 @@ def open_domains(config: TranslateTrainConfig) -> Domains:
     for option, path in (("first", config.first), ("second", config.second)):
         pictures = _opened(path, config, LEAST)
         found.append(_split(option, pictures.batch(range(len(pictures))), config))
+    for notice in unlike((config.first, config.second), (len(found[0].training), len(found[1].training)), config.size):
+        print(notice)
     return Domains(found[0], found[1])
+
+
+def unlike(paths: tuple[Path, Path], counts: tuple[int, int], size: int) -> list[str]:
+    """Sentences on two collections of very different numbers of pictures, or of which only one is enlarged to `size` pixels."""
+    notices, few = [], min(counts)
+    if TOO_FEW * few <= max(counts):
+        name, other = ("first", "second") if counts[0] == few else ("second", "first")
+        notices.append(
+            f"NOTE: --{name} has {few} pictures to learn from, --{other} {max(counts)}: the critic may learn the few by heart, "
+            f"so that translations look like them; add pictures to --{name}"
+        )
+    first, second = (side_of(path) for path in paths)
+    if first is not None and second is not None and (first < size) != (second < size):
+        small, large = ("first", "second") if first < size else ("second", "first")
+        notices.append(
+            f"NOTE: pictures of --{small} are {min(first, second)} pixels a side and are enlarged to {size}, those of --{large} "
+            f"are not: blur becomes part of what is translated; a --size of at most {min(first, second)} avoids it"
+        )
+    return notices
+
+
+def side_of(path: Path) -> int | None:
+    """The median of the shorter sides of the first pictures, in pixels, from their headers; None if there are none to read."""
+    sides: list[int] = []
+    if path.is_file() and is_idx_name(path):
+        return None
+    for entry in list_entries(path).entries[:_LOOKED_AT]:
+        try:
+            sides.append(min(picture_size(entry.read())))
+        except (OSError, ValueError):
+            continue  # what cannot be read was named when the pictures were opened
+    return int(median(sides)) if sides else None
 
 
 def _opened(path: Path, config: TranslateTrainConfig, least: int) -> Pictures:
