@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from picture_files import noise, write_idx
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from gangealing_fast.data.decoding import decode, decode_layers
 from gangealing_fast.data.originals import Masks, Originals, Reduced
@@ -90,6 +90,18 @@ def test_a_turned_photograph_has_its_upright_size(tmp_path):
     assert layers.size == (300, 400) and layers.colours.shape == (50, 38, 3) and layers.opacity is None
     assert np.array_equal(decode_layers(content).colours, decode(content, None))
     assert Originals(tmp_path / "p").read("turned.jpg").shape == (3, 400, 300)
+
+
+@pytest.mark.parametrize("orientation", [None, 6])
+def test_a_picture_is_decoded_once(tmp_path, monkeypatch, orientation):
+    exif, path = Image.Exif(), tmp_path / "p.png"
+    if orientation is not None:
+        exif[0x0112] = orientation
+    Image.fromarray(noise(300, 400)).save(path, exif=exif)
+    ended, load_end = [], PngImagePlugin.PngImageFile.load_end
+    monkeypatch.setattr(PngImagePlugin.PngImageFile, "load_end", lambda picture: (ended.append(1), load_end(picture)))
+    layers = decode_layers(path.read_bytes(), 50)
+    assert layers.size == ((400, 300) if orientation is None else (300, 400)) and len(ended) == 1
 
 
 def test_digits_of_an_mnist_file_have_names_too(tmp_path):

@@ -4,9 +4,13 @@
 from __future__ import annotations
 
 import errno
+import importlib
 import io
+import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -71,6 +75,45 @@ def test_how_a_command_ends(error, status, words, capsys):
         run_command(command)
     said = capsys.readouterr().err
     assert end.value.code == status and words in said and said.count("\n") == (1 if words else 0)
+
+
+SWALLOWING = """
+import os, signal, time
+try:
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(0.02)
+    WHOLE = True
+except BaseException:
+    WHOLE = False
+"""
+
+
+def test_ctrl_c_amid_an_import_that_swallows_it_ends_the_command_after_it(tmp_path, monkeypatch, capsys):
+    (tmp_path / "swallowing_import.py").write_text(SWALLOWING)
+    monkeypatch.syspath_prepend(tmp_path)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    whole = []
+
+    def command() -> None:
+        whole.append(importlib.import_module("swallowing_import").WHOLE)
+        time.sleep(10)
+
+    try:
+        with pytest.raises(SystemExit) as end:
+            run_command(command)
+        assert end.value.code == 130 and whole == [True] and capsys.readouterr().err == "interrupted\n"
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
+        sys.modules.pop("swallowing_import", None)
+
+
+def test_a_program_keeps_its_own_way_with_ctrl_c():
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        run_command(lambda: os.kill(os.getpid(), signal.SIGINT))
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 FAULTS = [RuntimeError("a fault of ours"), OSError(errno.ENOSPC, "full", "a file"), KeyError("x")]

@@ -178,8 +178,8 @@ def decode_layers(content: bytes, longest: int | None = None) -> Layers:
 
     Raises ValueError as `decode`.
     """
-    whole = _opened(content, None, _upright_size)
-    return _opened(content, None if longest is None else 2 * longest, lambda picture: _layers(picture, longest, whole))
+    stored = picture_size(content)  # of the whole picture: a JPEG may be decoded at a part of it
+    return _opened(content, None if longest is None else 2 * longest, lambda picture: _layers(picture, longest, stored))
 
 
 def picture_size(content: bytes) -> tuple[int, int]:
@@ -206,13 +206,10 @@ def _drawing(picture: Image.Image, longest: int) -> numpy.ndarray:
     return numpy.asarray(plain if scale >= 1 else _resized(plain, _scaled_size(plain.size, scale)))
 
 
-def _upright_size(picture: Image.Image) -> tuple[int, int]:
-    turned = picture.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
-    return (picture.height, picture.width) if turned else picture.size
-
-
-def _layers(picture: Image.Image, longest: int | None, whole: tuple[int, int]) -> Layers:
+def _layers(picture: Image.Image, longest: int | None, stored: tuple[int, int]) -> Layers:
     picture.load()
+    turned = picture.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
+    whole = stored[::-1] if turned else stored
     ImageOps.exif_transpose(picture, in_place=True)
     opacity = picture.convert("RGBA").getchannel("A") if is_transparent(picture) else None
     plain = to_eight_bits(picture)

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 from gangealing_fast.runtime.errors import UserError
+from gangealing_fast.runtime.interrupts import after_imports
 from gangealing_fast.runtime.ranges import check_ranges
 from gangealing_fast.runtime.setup import processes
 from gangealing_fast.runtime.text import printable
@@ -101,7 +102,7 @@ def run_command(command: Callable[[], None], *, several: bool = False) -> None:
     """
     # Pillow's warning about large pictures: those that are too large to read are named among the skipped ones.
     warnings.filterwarnings("ignore", message="Image size .* exceeds limit")
-    with one_sentence():
+    with one_sentence(), after_imports():
         if processes() > 1:
             if not several:
                 raise UserError("this command runs in one process: start it without torchrun")
