@@ -298,6 +298,9 @@ def test_a_gaussian_encoder_draws_while_it_learns_and_a_universal_one_always():
     gaussian = Encoder(8, 1, 3, kind="gaussian", width=16)
     assert not torch.equal(gaussian(images).style, gaussian(images).style)
     assert torch.equal(gaussian.eval()(images).style, gaussian(images).style)
+    model = AdversarialAutoencoder(gaussian, Decoder(8, 1, 3, width=16)).eval()
+    mean, drawn = model.encode(images).style, torch.stack([model.encode(images, drawn=True).style for _ in range(400)])
+    assert drawn.std(0).min() > 0 and torch.allclose(drawn.mean(0), mean, atol=0.3 * drawn.std().item())
     universal = Encoder(8, 1, 3, kind="universal", width=16).eval()
     assert not torch.equal(universal(images).style, universal(images).style)
 

@@ -30,9 +30,13 @@ class AdversarialAutoencoder(nn.Module):
         self.encoder, self.decoder, self.about = encoder, decoder, dict(about or {})
 
     @torch.no_grad()
-    def encode(self, images: Tensor) -> Code:
-        """Codes of pictures `[N, C, S, S]` in [0, 1], or uint8 in 0..255, in parts."""
-        codes = [self.encoder(_to_unit(part)) for part in images.split(BATCH)]
+    def encode(self, images: Tensor, *, drawn: bool = False) -> Code:
+        """Codes of pictures `[N, C, S, S]` in [0, 1], or uint8 in 0..255, in parts.
+
+        drawn: of a Gaussian encoder, styles drawn from each picture's Gaussian instead of its mean. Those of many pictures together
+        are what the prior is compared with.
+        """
+        codes = [self.encoder(_to_unit(part), drawn) for part in images.split(BATCH)]
         logits = [code.logits for code in codes if code.logits is not None]
         return Code(torch.cat([code.style for code in codes]), torch.cat(logits) if logits else None)
 

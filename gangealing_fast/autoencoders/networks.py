@@ -33,7 +33,8 @@ class Encoder(nn.Module):
     """Pictures `[N, channels, side, side]` in [0, 1] to codes.
 
     categories: 0 for no categorical code. kind: "gaussian" draws the style from a Gaussian of the picture, by reparametrisation;
-    "universal" has `noise_inputs` random numbers as a further input. In evaluation mode a Gaussian encoder gives the mean.
+    "universal" has `noise_inputs` random numbers as a further input. In evaluation mode a Gaussian encoder gives the mean, unless
+    it is asked to draw.
     """
 
     def __init__(
@@ -72,7 +73,8 @@ class Encoder(nn.Module):
         """The constructor's arguments."""
         return dict(self.settings)
 
-    def forward(self, images: Tensor) -> Code:
+    def forward(self, images: Tensor, drawn: bool = False) -> Code:
+        """drawn: whether a Gaussian encoder draws in evaluation mode, too."""
         features = self.body(images)
         if self.noise_inputs:
             features = torch.cat([features, torch.randn(len(features), self.noise_inputs, device=features.device)], 1)
@@ -80,7 +82,7 @@ class Encoder(nn.Module):
         style = self.to_style(hidden)
         if self.kind == "gaussian":
             mean, log_deviation = style.chunk(2, 1)
-            style = mean + log_deviation.clamp(-10, 5).exp() * torch.randn_like(mean) if self.training else mean
+            style = mean + log_deviation.clamp(-10, 5).exp() * torch.randn_like(mean) if self.training or drawn else mean
         return Code(style, None if self.to_category is None else self.to_category(hidden))
 
 

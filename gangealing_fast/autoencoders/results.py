@@ -93,7 +93,8 @@ def full_figures(model: AdversarialAutoencoder, collection: Collection, prior: P
     """All figures, those that take a minute too; the same for the same weights."""
     figures = quick_figures(model, collection, config) | _map_figures(model, collection)
     with private_stream(0):
-        styles = model.encode(collection.test.images).style
+        # Means of a Gaussian encoder are nearer to each other than its codes, which are what the critic sees.
+        styles = model.encode(collection.test.images, drawn=True).style
         order = torch.randperm(len(styles))
         count = min(TESTED, len(styles))
         test = mmd_test(styles[order[:count]], prior.sample(count))
@@ -177,7 +178,7 @@ def nearest(samples: Tensor, part: Part) -> Tensor:
 def _plots(model: AdversarialAutoencoder, collection: Collection, prior: Prior) -> list[tuple[str, Image]]:
     """The first two numbers of codes coloured by class, beside the prior's."""
     part = collection.test
-    style = model.encode(part.images[:DRAWN]).style
+    style = model.encode(part.images[:DRAWN], drawn=True).style
     if style.shape[1] < 2:
         return []
     classes = None if part.classes is None else part.classes[:DRAWN].tolist()
