@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gangealing_fast.congealing import FeatureNetwork, Templates, build_templates, congeal, load_features, register
+from gangealing_fast.congealing import FeatureNetwork, Templates, build_templates, congeal, engine, load_features, register
 from gangealing_fast.congealing.clusters import components, split
 from gangealing_fast.congealing.engine import frame_from_pixels
 from gangealing_fast.congealing.features import Bases, Tap, places, read_places
@@ -357,6 +357,32 @@ def test_clusters_are_parts_of_the_graph():
     assert split(pairs, strength + 0.01, 8, 2).tolist()[:7] == [0, 0, 0, 0, 1, 1, 1]
 
 
+def two_kinds(sizes, between, stray=0):
+    """Pairs and strengths of parts of these sizes, pairs between them and `stray` last pictures that hang on by one weak pair."""
+    kind = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
+    pairs = torch.combinations(torch.arange(len(kind)))
+    strength = torch.where(kind[pairs[:, 0]] == kind[pairs[:, 1]], 1.0, between)
+    hanging = torch.tensor([[0, len(kind) + k] for k in range(stray)], dtype=torch.int64).reshape(-1, 2)
+    return torch.cat([pairs, hanging]), torch.cat([strength, torch.full((stray,), 0.01)]), len(kind) + stray
+
+
+@pytest.mark.parametrize(
+    ("sizes", "between", "stray", "found"),
+    [
+        ([9, 7], 0.2, 0, [9, 7]),
+        ([9, 7], 0.3, 0, [16]),
+        ([9, 7], 0.2, 2, [11, 7]),
+        ([12, 5], 0.2, 0, [17]),
+        ([40, 10], 0.2, 0, [50]),
+        ([12, 9, 8], 0.1, 0, [12, 9, 8]),
+    ],
+)
+def test_kinds_that_weak_pairs_join_are_told_apart(sizes, between, stray, found):
+    label = split(*two_kinds(sizes, between, stray), "auto")
+    assert torch.bincount(label).tolist() == found
+    assert all(len(part.unique()) == 1 for part in label[: sum(sizes)].split(sizes))
+
+
 def test_the_doubtful_have_far_less_of_the_template():
     share = torch.tensor([0.3, 0.28, 0.33, 0.31, 0.05, 0.29])
     assert doubtful(share).tolist() == [False, False, False, False, True, False]
@@ -412,3 +438,35 @@ def test_turns_beyond_the_limit_are_no_candidates():
     q = move(torch.tensor([[math.cos(2.5), math.sin(2.5), 0.0, 0.0]]), p)
     found, score = sample_similarities(p, q, torch.ones(1, 36), 0.02, torch.Generator().manual_seed(0))
     assert score < 10 and found.isfinite().all()
+
+
+def test_a_picture_that_pairs_put_to_the_wrong_kind_comes_to_its_template(network, monkeypatch):
+    pictures = torch.cat([posed(scene(0), 6)[0], posed(scene(7), 6, seed=3)[0]])
+    true = torch.arange(12) // 6
+    first = engine.first_alignment
+
+    def misled(views, rows, **options):
+        start = first(views, rows, **options)
+        if len(rows) < len(pictures):
+            return start
+        assert torch.equal(start.cluster, true)
+        return start._replace(cluster=start.cluster.index_fill(0, torch.tensor([11]), 0))
+
+    monkeypatch.setattr(engine, "first_alignment", misled)
+    found = congeal(pictures, clusters=2, features=network, flips=False, side=64)
+    assert torch.equal(found.cluster, true) and not found.outlier.any()
+
+
+def test_what_belongs_is_aligned_again_without_many_strangers(network, monkeypatch):
+    strangers = torch.cat([posed(scene(20 + k), 1)[0] for k in range(3)])
+    pictures = torch.cat([posed(scene(0), 9)[0], strangers])
+    first, aligned = engine.first_alignment, []
+
+    def counted(views, rows, **options):
+        aligned.append(rows.tolist())
+        return first(views, rows, **options)
+
+    monkeypatch.setattr(engine, "first_alignment", counted)
+    found = congeal(pictures, clusters=1, features=network, flips=False, side=64)
+    assert aligned == [list(range(12)), list(range(9))]
+    assert found.outlier.tolist() == [False] * 9 + [True] * 3

@@ -6,8 +6,8 @@
     python tools/measure_mixed_sets.py mirrored --mnist FOLDER --classes 7 2 4
 
 strangers: 40 faces and 10 cats; the area under the curve of confidence, who is left out, PCK of the faces with and without cats.
-kinds: 30 of each, and in which cluster they are. mirrored: 30 digits of a class, and how many are told right, by `--flips auto`
-with half of them mirrored and with none, and by `--flips yes`.
+kinds: 30 of each, in which cluster they are, and PCK of the faces with and without cats. mirrored: 30 digits of a class, and how
+many are told right, by `--flips auto` with half of them mirrored and with none, and by `--flips yes`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from measure_congealing import draw, pck
 from PIL import Image
 from torch import Tensor
 
-from gangealing_fast.congealing import Registered, congeal
+from gangealing_fast.congealing import FeatureCongealed, Registered, congeal
 from gangealing_fast.data.mnist import find_images, read_images
 
 
@@ -57,21 +57,27 @@ def strangers(options: argparse.Namespace) -> None:
         found = congeal(pictures)
         low, high = found.confidence[stranger], found.confidence[~stranger]
         area = float(((low[:, None] < high).float() + 0.5 * (low[:, None] == high).float()).mean())
-        kept = Registered(*(getattr(found, name)[faces] for name in ("matrix", "flow", "mirrored", "cluster", "confidence")))
-        alone = congeal(pictures[faces])
-        with_cats, without = (pck(one, points, found.templates.side) for one in (kept, alone))
+        with_cats, without = _of_faces(found, pictures, faces, points)
         left = [int((found.outlier & which).sum()) for which in (stranger, ~stranger)]
         print(f"seed {seed}: area {area:.3f}; left out {left[0]} cats, {left[1]} faces; ", end="")
         print(f"faces within 0.1 {with_cats[1]:.1f}, without cats {without[1]:.1f}", flush=True)
 
 
+def _of_faces(found: FeatureCongealed, pictures: Tensor, faces: Tensor, points: Tensor) -> list[list[float]]:
+    """`pck` of the faces as they were found, and of the same faces as a set of their own."""
+    kept = Registered(*(getattr(found, name)[faces] for name in ("matrix", "flow", "mirrored", "cluster", "confidence")))
+    return [pck(one, points, found.templates.side) for one in (kept, congeal(pictures[faces]))]
+
+
 def kinds(options: argparse.Namespace) -> None:
     for seed in options.seeds:
-        pictures, cat, _, _ = mixed(options, seed, 30, 30)
+        pictures, cat, faces, points = mixed(options, seed, 30, 30)
         found = congeal(pictures)
         for number in range(int(found.cluster.max()) + 1):
             counts = [int(((found.cluster == number) & which & ~found.outlier).sum()) for which in (~cat, cat)]
             print(f"seed {seed}, cluster {number}: {counts[0]} faces, {counts[1]} cats", flush=True)
+        together, alone = _of_faces(found, pictures, faces, points)
+        print(f"seed {seed}: faces within 0.1 {together[1]:.1f}, without cats {alone[1]:.1f}", flush=True)
 
 
 def mirrored(options: argparse.Namespace) -> None:

@@ -27,6 +27,8 @@ from gangealing_fast.runtime.randomness import derived_seed
 CORE = 100
 """Pictures that are aligned jointly; those beyond this number are registered to the template that these make."""
 FEWEST = 3
+STRANGERS = 0.1
+"""If more of a cluster's pictures than this share do not belong, it is aligned again without them."""
 _BATCH = 16
 Progress = Callable[[str, int, int], None]
 
@@ -61,6 +63,21 @@ class _Found(NamedTuple):
     explained: Tensor
     matches: Tensor
     outlier: Tensor
+
+
+class _Kind(NamedTuple):
+    """A cluster: its template, what is known of its members, their rows, and those of pictures that are looked for afterwards."""
+
+    template: Template
+    found: _Found
+    rows: Tensor
+    lost: Tensor
+
+    def without_strangers(self) -> _Kind:
+        """The same with the members that do not belong among the lost ones."""
+        inside = ~self.found.outlier
+        found = _Found(*(values[inside] for values in self.found))
+        return _Kind(self.template, found, self.rows[inside], torch.cat([self.lost, self.rows[~inside]]))
 
 
 @torch.no_grad()
@@ -106,21 +123,31 @@ def congeal(
     source = torch.Generator().manual_seed(derived_seed(seed, "core") % 2**32)
     rows = torch.randperm(count, generator=source)[:CORE].sort().values if count > CORE else torch.arange(count)
     start = Start(**_kept(keep, "graph", lambda: _first(views, rows, flips, clusters, seed, tell)))
-    found: list[_Found] = []
-    made: list[Template] = []
-    for number in range(int(start.cluster.max()) + 1):
-        state = _kept(keep, f"template-{number}", partial(_core, views, rows, start, number, model, flow, side, seed, tell))
-        found.append(_Found(**{name: state[name] for name in _Found._fields}))
-        made.append(_template(state))
-    templates = Templates(tuple(made), network.name, model, side, bool(flips) and bool(start.mirrored.any()))
-    order = [rows[start.cluster == number] for number in range(len(made))]
+    kinds = [
+        _kind(views, rows, start, number, flips=flips, model=model, flow=flow, side=side, seed=seed, keep=keep, tell=tell)
+        for number in range(int(start.cluster.max()) + 1)
+    ]
+    mirrored = any(bool(kind.found.mirrored.any()) for kind in kinds)
+    templates = Templates(tuple(kind.template for kind in kinds), network.name, model, side, bool(flips) and mirrored)
+    found, order = [], []
+    for number, kind in enumerate(kinds):
+        if len(kinds) > 1:
+            kind = kind.without_strangers()
+        found.append(kind.found)
+        order.append(kind.rows)
+        if len(kind.lost):
+            # Pairs alone do not always say of which kind a picture is, or whether it is a stranger; the templates do.
+            found.append(_Found(**_kept(keep, f"move-{number}", partial(_join, views, kind.lost, templates, flow, seed))))
+            order.append(kind.lost)
     others = torch.ones(count, dtype=torch.bool).index_fill(0, rows, False).nonzero()[:, 0]
+    joined = len(rows)
     for part in others.split(_BATCH) if len(others) else ():
         first = int(part[0])
         new = _kept(keep, f"join-{first}", partial(_join, views, part, templates, flow, seed))
         found.append(_Found(**new))
         order.append(part)
-        tell("join", sum(map(len, order)) - len(rows), len(others))
+        joined += len(part)
+        tell("join", joined - len(rows), len(others))
     back = torch.cat(order).argsort()
     together = _Found(*(torch.cat([getattr(part, name) for part in found])[back] for name in _Found._fields))
     return _congealed(together, views.squares, templates)
@@ -235,6 +262,36 @@ def _first(
         views, rows, flips=flips, clusters=clusters, generator=_generator(seed, "graph"), tick=lambda: tell("graph", next(done), 3)
     )
     return start._asdict()
+
+
+def _kind(
+    views: Views,
+    rows: Tensor,
+    start: Start,
+    number: int,
+    *,
+    flips: bool | Literal["auto"],
+    model: Model,
+    flow: bool,
+    side: int,
+    seed: int,
+    keep: Keep | None,
+    tell: Progress,
+) -> _Kind:
+    """Align a cluster. If many of its pictures do not belong, those that do are aligned once more, from the beginning.
+
+    Strangers are told when the others have been found, and by then may have led some of them astray.
+    """
+    own = rows[start.cluster == number]
+    lost = own[:0]
+    state = _kept(keep, f"template-{number}", partial(_core, views, rows, start, number, model, flow, side, seed, tell))
+    stays = ~state["outlier"]
+    if (~stays).sum() > STRANGERS * len(own) and stays.sum() >= FEWEST:
+        own, lost = own[stays], own[~stays]
+        again = Start(**_kept(keep, f"graph-{number}", lambda: _first(views, own, flips, 1, seed, tell)))
+        state = _kept(keep, f"again-{number}", partial(_core, views, own, again, 0, model, flow, side, seed, tell))
+    found = _Found(**{name: state[name] for name in _Found._fields})._replace(cluster=torch.full((len(own),), number))
+    return _Kind(_template(state), found, own, lost)
 
 
 def _core(
