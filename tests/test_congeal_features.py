@@ -470,3 +470,19 @@ def test_what_belongs_is_aligned_again_without_many_strangers(network, monkeypat
     found = congeal(pictures, clusters=1, features=network, flips=False, side=64)
     assert aligned == [list(range(12)), list(range(9))]
     assert found.outlier.tolist() == [False] * 9 + [True] * 3
+
+
+def test_parts_of_one_kind_that_no_pair_joins_become_one(network, monkeypatch):
+    pictures, split_up = posed(scene(0), 10)[0], engine.first_alignment
+    asked = []
+
+    def divided(views, rows, **options):
+        asked.append(options["clusters"])
+        if options["clusters"] == "auto":
+            options["clusters"] = torch.arange(10) // 5
+        return split_up(views, rows, **options)
+
+    monkeypatch.setattr(engine, "first_alignment", divided)
+    found = congeal(pictures, features=network, flips=False, side=64)
+    assert asked[0] == "auto" and asked[1].tolist() == [0] * 10 and len(found.templates) == 1
+    assert not found.cluster.any() and not found.outlier.any()

@@ -41,13 +41,16 @@ def components(pairs: Tensor, holds: Tensor, count: int) -> Tensor:
     return rank[members]
 
 
-def split(pairs: Tensor, strength: Tensor, count: int, wanted: int | Literal["auto"]) -> Tensor:
+def split(pairs: Tensor, strength: Tensor, count: int, wanted: int | Literal["auto"] | Tensor) -> Tensor:
     """`[N]`, int64 from 0: the cluster of each picture; cluster 0 is the largest.
 
     strength `[E]`: how far a pair is above chance, 0 if it is not. auto: the components of the pairs that are, if they have at
     least three pictures and 15 % of the set; pictures of smaller ones go to cluster 0 as strangers. A component is divided again if
     its pairs are far weaker between two parts than within either. A number: normalised spectral clustering.
+    Labels `[N]` are taken as they are.
     """
+    if isinstance(wanted, Tensor):
+        return _by_size(wanted)
     if wanted == 1:
         return torch.zeros(count, dtype=torch.int64)
     if wanted != "auto":

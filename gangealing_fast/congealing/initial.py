@@ -38,7 +38,7 @@ def first_alignment(
     rows: Tensor,
     *,
     flips: bool | Literal["auto"],
-    clusters: int | Literal["auto"],
+    clusters: int | Literal["auto"] | Tensor,
     generator: torch.Generator,
     tick: Callable[[], None],
 ) -> Start:
