@@ -129,27 +129,10 @@ def congeal(
     views = Views(Squares(images, masks, network.fine[0], names), network)
     source = torch.Generator().manual_seed(derived_seed(seed, "core") % 2**32)
     rows = torch.randperm(count, generator=source)[:CORE].sort().values if count > CORE else torch.arange(count)
-    parts: int | Literal["auto"] | Tensor = clusters
-    for number in range(count):
-        kinds, label = _kinds(views, rows, parts, number, flips, model, flow, side, seed, keep, tell)
-        if clusters != "auto" or len(kinds) < 2:
-            break
-        alike = _kept(keep, f"alike-{number}", partial(_alike, views, kinds, model, seed))["pair"].tolist()
-        if not alike:
-            break
-        parts = torch.where(label == alike[1], alike[0], label)
+    kinds = _all_kinds(views, rows, clusters, flips, model, flow, side, seed, keep, tell)
     mirrored = any(bool(kind.found.mirrored.any()) for kind in kinds)
     templates = Templates(tuple(kind.template for kind in kinds), network.name, model, side, bool(flips) and mirrored)
-    found, order = [], []
-    for number, kind in enumerate(kinds):
-        if len(kinds) > 1:
-            kind = kind.without_strangers()
-        found.append(kind.found)
-        order.append(kind.rows)
-        if len(kind.lost):
-            # Pairs alone do not always say of which kind a picture is, or whether it is a stranger; the templates do.
-            found.append(_Found(**_kept(keep, f"move-{number}", partial(_join, views, kind.lost, templates, flow, seed))))
-            order.append(kind.lost)
+    found, order = _members(views, kinds, templates, flow, seed, keep)
     others = torch.ones(count, dtype=torch.bool).index_fill(0, rows, False).nonzero()[:, 0]
     joined = len(rows)
     for part in others.split(_BATCH) if len(others) else ():
@@ -273,6 +256,48 @@ def _first(
         views, rows, flips=flips, clusters=clusters, generator=_generator(seed, "graph"), tick=lambda: tell("graph", next(done), 3)
     )
     return start._asdict()
+
+
+def _all_kinds(
+    views: Views,
+    rows: Tensor,
+    clusters: int | Literal["auto"],
+    flips: bool | Literal["auto"],
+    model: Model,
+    flow: bool,
+    side: int,
+    seed: int,
+    keep: Keep | None,
+    tell: Progress,
+) -> list[_Kind]:
+    """All clusters; of "auto" those that are not of one kind by their templates."""
+    parts: int | Literal["auto"] | Tensor = clusters
+    for number in itertools.count():
+        kinds, label = _kinds(views, rows, parts, number, flips, model, flow, side, seed, keep, tell)
+        if clusters != "auto" or len(kinds) < 2:
+            return kinds
+        alike = _kept(keep, f"alike-{number}", partial(_alike, views, kinds, model, seed))["pair"].tolist()
+        if not alike:
+            return kinds
+        parts = torch.where(label == alike[1], alike[0], label)
+    raise AssertionError  # each attempt has one cluster less
+
+
+def _members(
+    views: Views, kinds: Sequence[_Kind], templates: Templates, flow: bool, seed: int, keep: Keep | None
+) -> tuple[list[_Found], list[Tensor]]:
+    """What is known of the members of all clusters and of those that were lost on the way, and their rows."""
+    found, order = [], []
+    for number, kind in enumerate(kinds):
+        if len(kinds) > 1:
+            kind = kind.without_strangers()
+        found.append(kind.found)
+        order.append(kind.rows)
+        if len(kind.lost):
+            # Pairs alone do not always say of which kind a picture is, or whether it is a stranger; the templates do.
+            found.append(_Found(**_kept(keep, f"move-{number}", partial(_join, views, kind.lost, templates, flow, seed))))
+            order.append(kind.lost)
+    return found, order
 
 
 def _kinds(
