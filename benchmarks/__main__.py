@@ -27,6 +27,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], metavar="N")
     parser.add_argument("--match", default="", metavar="TEXT", help="only cases whose name contains it")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument(
+        "--compiled-steps", action="store_true", help="also the compiled training steps: many minutes of compiling each"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="put the results into this file, beside what is there")
     parser.add_argument(
         "--allocator",
@@ -62,7 +65,9 @@ class Found:
     memory: list[dict[str, Any]] = field(default_factory=list)
 
 
-def measure_operator(operator: str, match: str, threads: list[int], plan: Plan, device: torch.device) -> Found:
+def measure_operator(
+    operator: str, match: str, threads: list[int], plan: Plan, device: torch.device, *, compiled_steps: bool = False
+) -> Found:
     """Check and time all cases of an operator whose name contains `match`. A case that fails is refused; the next one follows."""
     import torch
 
@@ -75,6 +80,7 @@ def measure_operator(operator: str, match: str, threads: list[int], plan: Plan, 
     for index, case in enumerate(cases(operator)):
         if match not in case.name:
             continue
+        case = case if compiled_steps else case.without_slow()
         for count in threads:
             try:
                 fresh = compare(case, count, plan=plan, device=device)
@@ -121,7 +127,8 @@ def measure(options: argparse.Namespace) -> int:
         print(f"limits by threads (GB/s, GFLOP/s): {found}", flush=True)
     status = 0
     for operator in options.operators or operators():
-        fresh = measure_operator(operator, options.match, threads, QUICK if options.quick else Plan(), device)
+        plan = QUICK if options.quick else Plan()
+        fresh = measure_operator(operator, options.match, threads, plan, device, compiled_steps=options.compiled_steps)
         status = 1 if fresh.refused else status
         if options.json:
 

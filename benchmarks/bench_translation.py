@@ -88,7 +88,7 @@ def _case(name: str, module: nn.Module, arguments: Callable[[], Inputs], passes:
         variants=(
             Variant("ours", ours),
             Variant("reference", reference, note="`--ops reference`: torch's own normalisation, bias and upsampling"),
-            compiled(reference, passes=(last,)),
+            compiled(reference, passes=(last,), slow=last == BOTH),
         ),
         passes=passes,
         # Absolute differences and rectifiers have kinks, and instance normalisation of few pixels magnifies rounding.

@@ -22,7 +22,7 @@ The interleaved harness (`python -m benchmarks`) and pytest-benchmark (`pytest b
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -45,6 +45,7 @@ class Variant:
     prepare: changes the inputs once, outside the clock (to channels-last, say).
     passes: the passes it takes part in; None means all of the case.
     note: how it does it, for the report.
+    slow: many minutes pass before it is ready for the clock; it takes part if asked for.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Variant:
     prepare: Callable[[Inputs], Inputs] | None = None
     passes: tuple[str, ...] | None = None
     note: str = ""
+    slow: bool = False
 
     def takes_part(self, what: str) -> bool:
         """Whether it computes that pass."""
@@ -89,6 +91,10 @@ class Case:
         """The name of `dtype`, as the results have it."""
         return str(self.dtype).removeprefix("torch.")
 
+    def without_slow(self) -> Case:
+        """The same case without the variants that are slow."""
+        return replace(self, variants=tuple(variant for variant in self.variants if not variant.slow))
+
     def work(self) -> float:
         """Bytes and operations of the last pass together: a measure of how long the case takes beside others of its operator."""
         return self.moved.get(self.passes[-1], 0.0) + self.operations.get(self.passes[-1], 0.0)
@@ -99,10 +105,11 @@ def compiled(
     *,
     passes: tuple[str, ...] | None = None,
     prepare: Callable[[Inputs], Inputs] | None = None,
+    slow: bool = False,
 ) -> Variant:
     """The variant "compile": `torch.compile` with its defaults, static shapes."""
     function = torch.compile(function, dynamic=False)
-    return Variant(COMPILE, function, prepare, passes, note="torch.compile of the reference")
+    return Variant(COMPILE, function, prepare, passes, note="torch.compile of the reference", slow=slow)
 
 
 def channels_last(inputs: Inputs) -> Inputs:

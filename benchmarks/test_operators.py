@@ -106,6 +106,8 @@ def warm_runner(measured: Measured, expected: Expected, device: torch.device) ->
 
 @pytest.mark.parametrize("measured", list(everything()))
 def test_operator(measured: Measured, expected: Expected, benchmark: BenchmarkFixture, request: pytest.FixtureRequest) -> None:
+    if measured.variant.slow and not request.config.getoption("--compiled-steps"):
+        pytest.skip("a training step takes many minutes to compile; --compiled-steps runs it")
     device = torch.device(request.config.getoption("--device"))
     runner = warm_runner(measured, expected, device)
     benchmark.group = measured.group

@@ -213,6 +213,19 @@ def test_a_case_that_fails_is_refused_and_the_next_one_is_measured(monkeypatch, 
     assert "not timed: square fails: RuntimeError: out of memory" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("options", "ran"), [([], []), (["--compiled-steps"], ["compile"])])
+def test_what_takes_minutes_to_compile_is_measured_if_asked_for(monkeypatch, tmp_path, options, ran):
+    slow = Variant("compile", _square, passes=(BOTH,), slow=True)
+    monkeypatch.setattr(command, "cases", lambda operator: [_case(Variant("reference", _square), slow)])
+    monkeypatch.setattr(command, "operators", lambda: ["square"])
+    monkeypatch.setattr(machine, "limits", lambda threads, device: {})
+    path = tmp_path / "results.json"
+    given = ["square", "--quick", "--threads", "1", "--allocator", "default", "--json", str(path)]
+    assert main([*given, *options]) == 0
+    names = [set(record["variants"]) - {"ours", "reference"} for record in results.load(path)["records"]]
+    assert names == [set(), set(ran)]
+
+
 def _suite(monkeypatch, statuses, lower=()):
     """What `suite` runs, as (module, level, results file), with these exit statuses in turn."""
     ran, left = [], list(statuses)
