@@ -486,3 +486,17 @@ def test_parts_of_one_kind_that_no_pair_joins_become_one(network, monkeypatch):
     found = congeal(pictures, features=network, flips=False, side=64)
     assert asked[0] == "auto" and asked[1].tolist() == [0] * 10 and len(found.templates) == 1
     assert not found.cluster.any() and not found.outlier.any()
+
+
+def test_if_what_belongs_cannot_be_aligned_alone_the_first_alignment_stands(network, monkeypatch):
+    pictures = torch.cat([posed(scene(0), 5)[0], posed(scene(20), 1)[0]])
+    first = engine.first_alignment
+
+    def refuses(views, rows, **options):
+        if len(rows) < len(pictures):
+            raise UserError("nothing in common")
+        return first(views, rows, **options)
+
+    monkeypatch.setattr(engine, "first_alignment", refuses)
+    found = congeal(pictures, clusters=1, features=network, flips=False, side=64)
+    assert found.outlier.tolist() == [False] * 5 + [True]

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -361,9 +362,10 @@ def _kind(
     state = _kept(keep, f"template-{number}{stage}", partial(_core, views, rows, start, number, model, flow, side, seed, tell))
     stays = ~state["outlier"]
     if (~stays).sum() > STRANGERS * len(own) and stays.sum() >= FEWEST:
-        own, lost = own[stays], own[~stays]
-        again = Start(**_kept(keep, f"kept-{number}{stage}", lambda: _first(views, own, flips, 1, seed, tell)))
-        state = _kept(keep, f"again-{number}{stage}", partial(_core, views, own, again, 0, model, flow, side, seed, tell))
+        with contextlib.suppress(UserError):  # so few may have too few pairs that hold; then the first alignment stands
+            again = Start(**_kept(keep, f"kept-{number}{stage}", lambda: _first(views, own[stays], flips, 1, seed, tell)))
+            own, lost = own[stays], own[~stays]
+            state = _kept(keep, f"again-{number}{stage}", partial(_core, views, own, again, 0, model, flow, side, seed, tell))
     found = _Found(**{name: state[name] for name in _Found._fields})._replace(cluster=torch.full((len(own),), number))
     return _Kind(_template(state), found, own, lost)
 
