@@ -128,8 +128,11 @@ def test_a_killed_worker_is_restarted_to_the_same_curve(folder):
     result = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr[-3000:]
     assert "resuming" in result.stdout and "at step 6 of 10" in result.stdout
-    assert_same_curve(curve(folder / "one"), curve(folder / "whole"), 1e-4)
-    assert_same_curve(curve(folder / "whole"), curve(folder / "run"), 0)
+    one, two = curve(folder / "one"), curve(folder / "whole")
+    # A batch and its halves round differently, and each step makes that larger: 1e-6 at the second one, 2e-4 at the ninth on an EPYC.
+    assert_same_curve(one[:4], two[:4], 1e-5)
+    assert_same_curve(one, two, 1e-3)
+    assert_same_curve(two, curve(folder / "run"), 0)
     states = [checkpoint.load(folder / name / "checkpoint.pt") for name in ("whole", "run")]
     assert all(torch.equal(a, states[1]["transformer"][key]) for key, a in states[0]["transformer"].items())
 
