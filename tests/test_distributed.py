@@ -129,7 +129,7 @@ def test_a_killed_worker_is_restarted_to_the_same_curve(folder):
     assert result.returncode == 0, result.stderr[-3000:]
     assert "resuming" in result.stdout and "at step 6 of 10" in result.stdout
     one, two = curve(folder / "one"), curve(folder / "whole")
-    # A batch and its halves round differently, and each step makes that larger: 1e-6 at the second one, 2e-4 at the ninth on an EPYC.
+    # A batch and its halves round differently, and each step makes that larger: 1e-6 at the second, 2e-4 at the ninth on an EPYC.
     assert_same_curve(one[:4], two[:4], 1e-5)
     assert_same_curve(one, two, 1e-3)
     assert_same_curve(two, curve(folder / "run"), 0)
