@@ -29,7 +29,7 @@ from gangealing_fast.runtime.randomness import derived_seed
 CORE = 100
 """Pictures that are aligned jointly; those beyond this number are registered to the template that these make."""
 FEWEST = 3
-STRANGERS = 0.1
+STRANGERS = 0.15
 """If more of a cluster's pictures than this share do not belong, it is aligned again without them."""
 ALIKE = 0.5
 """If more than this share of a cluster's pictures is found on another's template, the two are one.
