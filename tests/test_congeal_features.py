@@ -500,3 +500,17 @@ def test_if_what_belongs_cannot_be_aligned_alone_the_first_alignment_stands(netw
     monkeypatch.setattr(engine, "first_alignment", refuses)
     found = congeal(pictures, clusters=1, features=network, flips=False, side=64)
     assert found.outlier.tolist() == [False] * 5 + [True]
+
+
+def test_an_error_of_the_second_alignment_is_not_taken_for_too_few_pairs(network, monkeypatch):
+    pictures = torch.cat([posed(scene(0), 5)[0], posed(scene(20), 1)[0]])
+    align = engine.align_core
+
+    def refuses(views, rows, *arguments, **options):
+        if len(rows) < len(pictures):
+            raise UserError("the picture a.png cannot be read")
+        return align(views, rows, *arguments, **options)
+
+    monkeypatch.setattr(engine, "align_core", refuses)
+    with pytest.raises(UserError, match="cannot be read"):
+        congeal(pictures, clusters=1, features=network, flips=False, side=64)

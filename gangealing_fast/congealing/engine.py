@@ -88,6 +88,30 @@ class _Kind(NamedTuple):
         return _Kind(self.template, found, self.rows[inside], torch.cat([self.lost, self.rows[~inside]]))
 
 
+class _Making(NamedTuple):
+    """What is the same for all clusters and attempts; the fields are arguments of `congeal`."""
+
+    views: Views
+    flips: bool | Literal["auto"]
+    model: Model
+    flow: bool
+    side: int
+    seed: int
+    keep: Keep | None
+    tell: Progress
+
+    def first(self, stage: str, rows: Tensor, clusters: int | Literal["auto"] | Tensor) -> Start:
+        """The first alignment of `rows`, made or kept."""
+        return Start(
+            **_kept(self.keep, stage, lambda: _first(self.views, rows, self.flips, clusters, self.seed, self.tell)),
+        )
+
+    def core(self, stage: str, rows: Tensor, start: Start, number: int) -> dict[str, Tensor]:
+        """What `_core` finds of a cluster, made or kept."""
+        make = partial(_core, self.views, rows, start, number, self.model, self.flow, self.side, self.seed, self.tell)
+        return _kept(self.keep, stage, make)
+
+
 @torch.no_grad()
 def congeal(
     images: Tensor | Pictures,
@@ -130,7 +154,7 @@ def congeal(
     views = Views(Squares(images, masks, network.fine[0], names), network)
     source = torch.Generator().manual_seed(derived_seed(seed, "core") % 2**32)
     rows = torch.randperm(count, generator=source)[:CORE].sort().values if count > CORE else torch.arange(count)
-    kinds = _all_kinds(views, rows, clusters, flips, model, flow, side, seed, keep, tell)
+    kinds = _all_kinds(_Making(views, flips, model, flow, side, seed, keep, tell), rows, clusters)
     mirrored = any(bool(kind.found.mirrored.any()) for kind in kinds)
     templates = Templates(tuple(kind.template for kind in kinds), network.name, model, side, bool(flips) and mirrored)
     found, order = _members(views, kinds, templates, flow, seed, keep)
@@ -259,25 +283,14 @@ def _first(
     return start._asdict()
 
 
-def _all_kinds(
-    views: Views,
-    rows: Tensor,
-    clusters: int | Literal["auto"],
-    flips: bool | Literal["auto"],
-    model: Model,
-    flow: bool,
-    side: int,
-    seed: int,
-    keep: Keep | None,
-    tell: Progress,
-) -> list[_Kind]:
+def _all_kinds(making: _Making, rows: Tensor, clusters: int | Literal["auto"]) -> list[_Kind]:
     """All clusters; of "auto" those that are not of one kind by their templates."""
     parts: int | Literal["auto"] | Tensor = clusters
     for number in itertools.count():
-        kinds, label = _kinds(views, rows, parts, number, flips, model, flow, side, seed, keep, tell)
+        kinds, label = _kinds(making, rows, parts, f"-{number}" if number else "")
         if clusters != "auto" or len(kinds) < 2:
             return kinds
-        alike = _kept(keep, f"alike-{number}", partial(_alike, views, kinds, model, seed))["pair"].tolist()
+        alike = _kept(making.keep, f"alike-{number}", partial(_alike, making, kinds))["pair"].tolist()
         if not alike:
             return kinds
         parts = torch.where(label == alike[1], alike[0], label)
@@ -301,30 +314,14 @@ def _members(
     return found, order
 
 
-def _kinds(
-    views: Views,
-    rows: Tensor,
-    clusters: int | Literal["auto"] | Tensor,
-    number: int,
-    flips: bool | Literal["auto"],
-    model: Model,
-    flow: bool,
-    side: int,
-    seed: int,
-    keep: Keep | None,
-    tell: Progress,
-) -> tuple[list[_Kind], Tensor]:
-    """All clusters, and whose each picture was at first. number: of the attempt, which names what is kept."""
-    stage = f"-{number}" if number else ""
-    start = Start(**_kept(keep, f"graph{stage}", lambda: _first(views, rows, flips, clusters, seed, tell)))
-    made = [
-        _kind(views, rows, start, k, stage, flips=flips, model=model, flow=flow, side=side, seed=seed, keep=keep, tell=tell)
-        for k in range(int(start.cluster.max()) + 1)
-    ]
+def _kinds(making: _Making, rows: Tensor, clusters: int | Literal["auto"] | Tensor, stage: str) -> tuple[list[_Kind], Tensor]:
+    """All clusters, and whose each picture was at first. stage: how names of what is kept end."""
+    start = making.first(f"graph{stage}", rows, clusters)
+    made = [_kind(making, rows, start, number, stage) for number in range(int(start.cluster.max()) + 1)]
     return made, start.cluster
 
 
-def _alike(views: Views, kinds: Sequence[_Kind], model: Model, seed: int) -> dict[str, Tensor]:
+def _alike(making: _Making, kinds: Sequence[_Kind]) -> dict[str, Tensor]:
     """pair: the numbers of two clusters that are of one kind, or none: most pictures of one are found on the other's template.
 
     Of a kind whose poses differ much, hardly any pair across two groups may match, though its template fits both.
@@ -332,40 +329,29 @@ def _alike(views: Views, kinds: Sequence[_Kind], model: Model, seed: int) -> dic
     for first, second in itertools.combinations(range(len(kinds)), 2):
         for there, of in ((first, second), (second, first)):
             members = kinds[of].rows[~kinds[of].found.outlier][:_SAMPLE]
-            template = Templates((kinds[there].template,), views.network.name, model, 0, bool(kinds[of].found.mirrored.any()))
-            if (~_register(views, members, template, False, seed).outlier).float().mean() > ALIKE:
+            flips = bool(kinds[of].found.mirrored.any())
+            template = Templates((kinds[there].template,), making.views.network.name, making.model, 0, flips)
+            if (~_register(making.views, members, template, False, making.seed).outlier).float().mean() > ALIKE:
                 return {"pair": torch.tensor([first, second])}
     return {"pair": torch.empty(0, dtype=torch.int64)}
 
 
-def _kind(
-    views: Views,
-    rows: Tensor,
-    start: Start,
-    number: int,
-    stage: str,
-    *,
-    flips: bool | Literal["auto"],
-    model: Model,
-    flow: bool,
-    side: int,
-    seed: int,
-    keep: Keep | None,
-    tell: Progress,
-) -> _Kind:
+def _kind(making: _Making, rows: Tensor, start: Start, number: int, stage: str) -> _Kind:
     """Align a cluster. If many of its pictures do not belong, those that do are aligned once more, from the beginning.
 
     Strangers are told when the others have been found, and by then may have led some of them astray.
     """
     own = rows[start.cluster == number]
     lost = own[:0]
-    state = _kept(keep, f"template-{number}{stage}", partial(_core, views, rows, start, number, model, flow, side, seed, tell))
+    state = making.core(f"template-{number}{stage}", rows, start, number)
     stays = ~state["outlier"]
+    again = None
     if (~stays).sum() > STRANGERS * len(own) and stays.sum() >= FEWEST:
         with contextlib.suppress(UserError):  # so few may have too few pairs that hold; then the first alignment stands
-            again = Start(**_kept(keep, f"kept-{number}{stage}", lambda: _first(views, own[stays], flips, 1, seed, tell)))
-            own, lost = own[stays], own[~stays]
-            state = _kept(keep, f"again-{number}{stage}", partial(_core, views, own, again, 0, model, flow, side, seed, tell))
+            again = making.first(f"kept-{number}{stage}", own[stays], 1)
+    if again is not None:
+        own, lost = own[stays], own[~stays]
+        state = making.core(f"again-{number}{stage}", own, again, 0)
     found = _Found(**{name: state[name] for name in _Found._fields})._replace(cluster=torch.full((len(own),), number))
     return _Kind(_template(state), found, own, lost)
 
