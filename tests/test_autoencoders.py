@@ -34,6 +34,7 @@ TINY = {
     "threads": 1,
     "learning_rate": 2e-3,
     "style": 3,
+    "precision": "float32",  # auto depends on the processor
 }
 
 
@@ -114,9 +115,9 @@ def test_codes_come_nearer_to_their_prior(mnist, tmp_path):
     assert found[1] < found[0] / 4
 
 
-@pytest.mark.parametrize("use", ["semi", "clusters"])
-def test_killed_and_resumed_is_the_same_run(mnist, tmp_path, monkeypatch, use):
-    options = {**TINY, **USES[use]}
+@pytest.mark.parametrize(("use", "precision"), [("semi", "float32"), ("clusters", "float32"), ("clusters", "bfloat16")])
+def test_killed_and_resumed_is_the_same_run(mnist, tmp_path, monkeypatch, use, precision):
+    options = {**TINY, **USES[use], "precision": precision}
     whole = AutoencodeConfig(data=mnist, out=tmp_path / "whole", use=use, **options)
     trainer.run(whole)
     cut = dataclasses.replace(whole, out=tmp_path / "cut")
@@ -360,3 +361,20 @@ def test_a_damaged_file_is_a_sentence(tmp_path, damage):
     export_safetensors(tmp_path / EXPORT_NAME, tensors, about)
     with pytest.raises(UserError, match="holds no autoencoder|is damaged"):
         AdversarialAutoencoder.load(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["deterministic", "gaussian", "universal"])
+@pytest.mark.parametrize("architecture", ["dense", "convolutional"])
+def test_codes_are_in_single_precision_where_pictures_are_not(kind, architecture):
+    torch.manual_seed(0)
+    encoder = Encoder(8, 1, 4, 3, kind=kind, architecture=architecture, width=32).eval()
+    decoder = Decoder(8, 1, 4, 3, architecture=architecture, width=32)
+    pictures = torch.rand(50, 1, 8, 8)
+    with torch.autocast("cpu", torch.bfloat16):
+        code = encoder(pictures)
+        made = decoder(code.style, code.probabilities)
+    for numbers in (code.style, code.logits, made):
+        assert numbers.dtype == torch.float32
+        assert (numbers != numbers.bfloat16().float()).float().mean() > 0.9  # not rounded either
+    if kind == "deterministic":
+        torch.testing.assert_close(code.style, encoder(pictures).style, atol=0.05, rtol=0)

@@ -8,17 +8,18 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from scenes import COUNT, SIDE, colours, pair_error, posed, scene
 from torch import Tensor, nn
 
-from gangealing_fast.congealing import FeatureNetwork, Templates, build_templates, congeal, engine, load_features, register
+from gangealing_fast.congealing import FeatureNetwork, Templates, build_templates, congeal, load_features, register
 from gangealing_fast.congealing.clusters import components, split
-from gangealing_fast.congealing.engine import frame_from_pixels
 from gangealing_fast.congealing.features import Bases, Tap, places, read_places
 from gangealing_fast.congealing.joint import gauge
 from gangealing_fast.congealing.matching import Matches, mutual_matches
 from gangealing_fast.congealing.mirrors import choose_mirrored
 from gangealing_fast.congealing.outliers import doubtful
 from gangealing_fast.congealing.pictures import Squares
+from gangealing_fast.congealing.placed import frame_from_pixels
 from gangealing_fast.congealing.residual import residual_flow
 from gangealing_fast.congealing.searching import look_from, search
 from gangealing_fast.congealing.transforms import (
@@ -34,57 +35,10 @@ from gangealing_fast.congealing.transforms import (
 from gangealing_fast.congealing.views import Views
 from gangealing_fast.runtime.errors import UserError
 
-SIDE = 96
-COUNT = 5
-
-
-class Colours(nn.Module):
-    """A network without weights of stride 4: the mean colour of a cell, and how it differs between sides."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        mean = F.avg_pool2d(x, 4)
-        wide = F.avg_pool2d(x, 12, 4, 4, count_include_pad=False)
-        across = F.avg_pool2d(x - x.roll(5, 3), 12, 4, 4)
-        down = F.avg_pool2d(x - x.roll(5, 2), 12, 4, 4)
-        return torch.cat([mean, wide, across, down], 1)
-
 
 @pytest.fixture(scope="module")
 def network() -> FeatureNetwork:
-    run = Colours()
-    return FeatureNetwork("colours", lambda x: [Tap(run(x), 4.0, 1.5, x.shape[-1])], coarse=(64, 16), fine=(80, 20))
-
-
-def scene(seed: int = 0) -> Tensor:
-    """A picture `[3, 96, 96]` of smooth blotches, most of them in its middle."""
-    source = torch.Generator().manual_seed(seed)
-    noise = F.interpolate(torch.randn(1, 3, 9, 9, generator=source), size=SIDE, mode="bicubic")[0]
-    along = torch.linspace(-1, 1, SIDE)
-    return (noise * torch.exp(-2 * (along.square() + along[:, None].square()))).clamp(-1, 1)
-
-
-def posed(picture: Tensor, count: int = COUNT, seed: int = 1) -> tuple[Tensor, Tensor]:
-    """The picture in `count` poses `[n, 3, 96, 96]`, and the matrices `[n, 3, 3]` that put it there, in pixels."""
-    source = torch.Generator().manual_seed(seed)
-    turn, size, x, y = ((torch.rand(count, generator=source) * 2 - 1) * most for most in (0.45, 0.2, 0.2, 0.2))
-    scale = size.exp()
-    matrix = similarity_matrix(torch.stack([scale * turn.cos(), scale * turn.sin(), x, y], 1))
-    grid = F.affine_grid(torch.linalg.inv(matrix)[:, :2], [count, 3, SIDE, SIDE], align_corners=False)
-    seen = F.grid_sample(picture.expand(count, -1, -1, -1), grid, padding_mode="border", align_corners=False)
-    pixel = torch.tensor([[SIDE / 2, 0, SIDE / 2 - 0.5], [0, SIDE / 2, SIDE / 2 - 0.5], [0, 0, 1]], dtype=torch.float64)
-    return seen, pixel @ matrix.double() @ torch.linalg.inv(pixel)
-
-
-def pair_error(found: Tensor, true: Tensor) -> float:
-    """Mean distance in pixels by which middle points of one picture are carried to a wrong place of another."""
-    middle = places(4).double()[None] * SIDE / 5 + SIDE / 2
-    there = carry(true, middle.expand(len(true), -1, -1))
-    common = carry(found, there)
-    wrong = [
-        carry(torch.linalg.inv(found), common[row].expand(len(found), -1, -1)).sub(there).norm(dim=-1).mean()
-        for row in range(len(found))
-    ]
-    return float(torch.stack(wrong).mean())
+    return colours()
 
 
 @pytest.fixture(scope="module")
@@ -357,32 +311,6 @@ def test_clusters_are_parts_of_the_graph():
     assert split(pairs, strength + 0.01, 8, 2).tolist()[:7] == [0, 0, 0, 0, 1, 1, 1]
 
 
-def two_kinds(sizes, between, stray=0):
-    """Pairs and strengths of parts of these sizes, pairs between them and `stray` last pictures that hang on by one weak pair."""
-    kind = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
-    pairs = torch.combinations(torch.arange(len(kind)))
-    strength = torch.where(kind[pairs[:, 0]] == kind[pairs[:, 1]], 1.0, between)
-    hanging = torch.tensor([[0, len(kind) + k] for k in range(stray)], dtype=torch.int64).reshape(-1, 2)
-    return torch.cat([pairs, hanging]), torch.cat([strength, torch.full((stray,), 0.01)]), len(kind) + stray
-
-
-@pytest.mark.parametrize(
-    ("sizes", "between", "stray", "found"),
-    [
-        ([9, 7], 0.2, 0, [9, 7]),
-        ([9, 7], 0.3, 0, [16]),
-        ([9, 7], 0.2, 2, [11, 7]),
-        ([12, 5], 0.2, 0, [17]),
-        ([40, 10], 0.2, 0, [50]),
-        ([12, 9, 8], 0.1, 0, [12, 9, 8]),
-    ],
-)
-def test_kinds_that_weak_pairs_join_are_told_apart(sizes, between, stray, found):
-    label = split(*two_kinds(sizes, between, stray), "auto")
-    assert torch.bincount(label).tolist() == found
-    assert all(len(part.unique()) == 1 for part in label[: sum(sizes)].split(sizes))
-
-
 def test_the_doubtful_have_far_less_of_the_template():
     share = torch.tensor([0.3, 0.28, 0.33, 0.31, 0.05, 0.29])
     assert doubtful(share).tolist() == [False, False, False, False, True, False]
@@ -438,79 +366,3 @@ def test_turns_beyond_the_limit_are_no_candidates():
     q = move(torch.tensor([[math.cos(2.5), math.sin(2.5), 0.0, 0.0]]), p)
     found, score = sample_similarities(p, q, torch.ones(1, 36), 0.02, torch.Generator().manual_seed(0))
     assert score < 10 and found.isfinite().all()
-
-
-def test_a_picture_that_pairs_put_to_the_wrong_kind_comes_to_its_template(network, monkeypatch):
-    pictures = torch.cat([posed(scene(0), 6)[0], posed(scene(7), 6, seed=3)[0]])
-    true = torch.arange(12) // 6
-    first = engine.first_alignment
-
-    def misled(views, rows, **options):
-        start = first(views, rows, **options)
-        if len(rows) < len(pictures):
-            return start
-        assert torch.equal(start.cluster, true)
-        return start._replace(cluster=start.cluster.index_fill(0, torch.tensor([11]), 0))
-
-    monkeypatch.setattr(engine, "first_alignment", misled)
-    found = congeal(pictures, clusters=2, features=network, flips=False, side=64)
-    assert torch.equal(found.cluster, true) and not found.outlier.any()
-
-
-def test_what_belongs_is_aligned_again_without_many_strangers(network, monkeypatch):
-    strangers = torch.cat([posed(scene(20 + k), 1)[0] for k in range(3)])
-    pictures = torch.cat([posed(scene(0), 9)[0], strangers])
-    first, aligned = engine.first_alignment, []
-
-    def counted(views, rows, **options):
-        aligned.append(rows.tolist())
-        return first(views, rows, **options)
-
-    monkeypatch.setattr(engine, "first_alignment", counted)
-    found = congeal(pictures, clusters=1, features=network, flips=False, side=64)
-    assert aligned == [list(range(12)), list(range(9))]
-    assert found.outlier.tolist() == [False] * 9 + [True] * 3
-
-
-def test_parts_of_one_kind_that_no_pair_joins_become_one(network, monkeypatch):
-    pictures, split_up = posed(scene(0), 10)[0], engine.first_alignment
-    asked = []
-
-    def divided(views, rows, **options):
-        asked.append(options["clusters"])
-        if options["clusters"] == "auto":
-            options["clusters"] = torch.arange(10) // 5
-        return split_up(views, rows, **options)
-
-    monkeypatch.setattr(engine, "first_alignment", divided)
-    found = congeal(pictures, features=network, flips=False, side=64)
-    assert asked[0] == "auto" and asked[1].tolist() == [0] * 10 and len(found.templates) == 1
-    assert not found.cluster.any() and not found.outlier.any()
-
-
-def test_if_what_belongs_cannot_be_aligned_alone_the_first_alignment_stands(network, monkeypatch):
-    pictures = torch.cat([posed(scene(0), 5)[0], posed(scene(20), 1)[0]])
-    first = engine.first_alignment
-
-    def refuses(views, rows, **options):
-        if len(rows) < len(pictures):
-            raise UserError("nothing in common")
-        return first(views, rows, **options)
-
-    monkeypatch.setattr(engine, "first_alignment", refuses)
-    found = congeal(pictures, clusters=1, features=network, flips=False, side=64)
-    assert found.outlier.tolist() == [False] * 5 + [True]
-
-
-def test_an_error_of_the_second_alignment_is_not_taken_for_too_few_pairs(network, monkeypatch):
-    pictures = torch.cat([posed(scene(0), 5)[0], posed(scene(20), 1)[0]])
-    align = engine.align_core
-
-    def refuses(views, rows, *arguments, **options):
-        if len(rows) < len(pictures):
-            raise UserError("the picture a.png cannot be read")
-        return align(views, rows, *arguments, **options)
-
-    monkeypatch.setattr(engine, "align_core", refuses)
-    with pytest.raises(UserError, match="cannot be read"):
-        congeal(pictures, clusters=1, features=network, flips=False, side=64)

@@ -82,8 +82,13 @@ class AutoencodeConfig(ProcessOptions):
     """Of the reconstruction and of the classification; falls to 0 over the second half of the run."""
     regularisation_rate: LearningRate = 2e-4
     """Of the encoder against its critics, and of the critics; falls likewise."""
+    critic_rate: LearningRate = 0.0
+    """Of the critics, where another than --regularisation-rate; 0: the same."""
     ema: Share = 0.999
     """Share that one step keeps of the averaged weights, which are those that are examined and written."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of the layers between pictures and codes. auto: bfloat16 where the processor or GPU computes in it. Codes and critics are in
+    single precision always."""
     heads_apart: Weight = 1.0
     """Of a map: weight of the penalty on heads of clusters that come nearer to each other than --head-distance."""
     head_distance: Weight = 4.0

@@ -77,8 +77,14 @@ class Encoder(nn.Module):
         """drawn: whether a Gaussian encoder draws in evaluation mode, too."""
         features = self.body(images)
         if self.noise_inputs:
-            features = torch.cat([features, torch.randn(len(features), self.noise_inputs, device=features.device)], 1)
+            noise = torch.randn(len(features), self.noise_inputs, device=features.device, dtype=features.dtype)
+            features = torch.cat([features, noise], 1)
         hidden = self.hidden(features)
+        # Under autocast too: codes that are rounded would not be the prior's.
+        with torch.autocast(hidden.device.type, enabled=False):
+            return self._code(hidden.float(), drawn)
+
+    def _code(self, hidden: Tensor, drawn: bool) -> Code:
         style = self.to_style(hidden)
         if self.kind == "gaussian":
             mean, log_deviation = style.chunk(2, 1)
@@ -156,7 +162,7 @@ class Decoder(nn.Module):
 
     def from_place(self, place: Tensor) -> Tensor:
         """Pictures of what `place` returns."""
-        pictures: Tensor = self.body(self.hidden(place)).sigmoid()
+        pictures: Tensor = self.body(self.hidden(place)).float().sigmoid()
         return pictures.reshape(-1, self.channels, self.side, self.side)
 
 
@@ -168,7 +174,9 @@ class CodeCritic(nn.Module):
 
     def __init__(self, dimensions: int, told: int = 0, width: int = 1000) -> None:
         super().__init__()
-        self.layers = nn.Sequential(_layer(dimensions + told, width), _layer(width, width), nn.Linear(width, 1))
+        # Smooth, as the penalty R1 is on this network's own gradient.
+        hidden = (_layer(inputs, width, activation=nn.SiLU) for inputs in (dimensions + told, width))
+        self.layers = nn.Sequential(*hidden, nn.Linear(width, 1))
 
     def forward(self, code: Tensor, told: Tensor | None = None) -> Tensor:
         seen = code if told is None else torch.cat([code, told], 1)
@@ -182,11 +190,11 @@ def heads_too_near(heads: Tensor, distance: float) -> Tensor:
     return F.relu(distance - F.pdist(heads)).square().mean()
 
 
-def _layer(inputs: int, outputs: int, batch_norm: bool = False) -> nn.Sequential:
+def _layer(inputs: int, outputs: int, batch_norm: bool = False, activation: type[nn.Module] = nn.ReLU) -> nn.Sequential:
     linear = nn.Linear(inputs, outputs)
     nn.init.kaiming_normal_(linear.weight, nonlinearity="relu")
     nn.init.zeros_(linear.bias)
-    return nn.Sequential(linear, *([nn.BatchNorm1d(outputs)] if batch_norm else []), nn.ReLU())
+    return nn.Sequential(linear, *([nn.BatchNorm1d(outputs)] if batch_norm else []), activation())
 
 
 def _widths(side: int, width: int) -> list[int]:

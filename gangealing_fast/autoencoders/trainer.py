@@ -22,6 +22,7 @@ from gangealing_fast.autoencoders.networks import Code, CodeCritic, Decoder, Enc
 from gangealing_fast.data.sampler import balanced
 from gangealing_fast.ops.environment import print_notice
 from gangealing_fast.runtime.errors import UserError
+from gangealing_fast.runtime.precision import autocast, resolve
 from gangealing_fast.runtime.randomness import derived_seed
 from gangealing_fast.runtime.setup import choose_device, prepare_process
 from gangealing_fast.storage.runs import open_run
@@ -39,6 +40,7 @@ class Training(InParts):
 
     def __init__(self, config: AutoencodeConfig, collection: Collection, device: torch.device) -> None:
         self.config, self.collection, self.device = config, collection, device
+        self.dtype = resolve(config.precision, device)
         self.prior = priors.make(config.prior, config.style, config.prior_scale, config.generator)
         self.kinds = categories_of(config, collection)
         told = told_of(config, collection)
@@ -58,7 +60,7 @@ class Training(InParts):
         critics = {"style": CodeCritic(config.style, self.told, config.critic_width)}
         if config.use in WITH_CATEGORIES:
             critics["category"] = CodeCritic(self.kinds, 0, config.critic_width)
-        rate, penalties = config.regularisation_rate, {"style": config.r1}
+        rate, penalties = config.critic_rate or config.regularisation_rate, {"style": config.r1}
         self.games = {name: Game(critic.to(device), objective, rate, penalties.get(name, 0.0)) for name, critic in critics.items()}
         self.categories = priors.categorical(self.kinds) if "category" in self.games else None
         self.steps = plan_of(config, collection).total
@@ -75,8 +77,10 @@ class Training(InParts):
 
     def _set_rates(self, step: int) -> None:
         share = min(1.0, 2 * (1 - step / self.steps))
-        rates = [(self.reconstructing, self.config.learning_rate), (self.classifying, self.config.learning_rate)]
-        rates += [(one, self.config.regularisation_rate) for one in (self.playing, *(g.optimizer for g in self.games.values()))]
+        config = self.config
+        rates = [(self.reconstructing, config.learning_rate), (self.classifying, config.learning_rate)]
+        rates += [(self.playing, config.regularisation_rate)]
+        rates += [(game.optimizer, config.critic_rate or config.regularisation_rate) for game in self.games.values()]
         for optimizer, rate in rates:
             for group in optimizer.param_groups:
                 group["lr"] = rate * share
@@ -97,7 +101,8 @@ class Training(InParts):
 
     def _encode(self, views: Tensor, count: int) -> Code:
         """Codes of `count` pictures: the style of the first view, the category of the last one."""
-        code: Code = self.model.encoder(self._seen(views))
+        with autocast(self.device, self.dtype):
+            code: Code = self.model.encoder(self._seen(views))
         return Code(code.style[:count], None if code.logits is None else code.logits[-count:])
 
     def _category(self, code: Code, classes: Tensor) -> Tensor | None:
@@ -111,7 +116,10 @@ class Training(InParts):
 
     def _reconstruct(self, views: Tensor, classes: Tensor, step: int, means: Means) -> None:
         code, count = self._encode(views, len(classes)), len(classes)
-        loss = F.mse_loss(self.model.decoder(code.style, self._category(code, classes)), views[:count])
+        category = self._category(code, classes)
+        with autocast(self.device, self.dtype):
+            made = self.model.decoder(code.style, category)
+        loss = F.mse_loss(made, views[:count])
         means.add({"reconstruction": loss.item()})
         heads = self.model.decoder.heads
         if heads is not None and self.config.heads_apart:
@@ -266,7 +274,7 @@ def plan_of(config: AutoencodeConfig, collection: Collection) -> Plan:
         tick=epoch,
         snapshot=config.snapshot_epochs * epoch,
         pictures=config.batch,
-        remedy="lower --learning-rate and --regularisation-rate",
+        remedy="lower --learning-rate and --regularisation-rate or use --precision float32",
         postfix={"reconstruction": ".4f", "test_error": ".4f", "cluster_error": ".4f"},
         draws=True,
         tracker=config.tracker,

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gangealing_fast.congealing.engine import FeatureCongealed as FeatureCongealed
-    from gangealing_fast.congealing.engine import Keep as Keep
     from gangealing_fast.congealing.engine import build_templates as build_templates
     from gangealing_fast.congealing.engine import congeal as congeal
     from gangealing_fast.congealing.engine import register as register
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
     from gangealing_fast.congealing.features import load_features as load_features
     from gangealing_fast.congealing.features import self_supervised_features as self_supervised_features
     from gangealing_fast.congealing.funnel import Funnel as Funnel
+    from gangealing_fast.congealing.kinds import Keep as Keep
     from gangealing_fast.congealing.records import Congealed as Congealed
     from gangealing_fast.congealing.records import Pictures as Pictures
     from gangealing_fast.congealing.records import Registered as Registered

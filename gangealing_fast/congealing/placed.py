@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is known of pictures that lie on templates, and how pictures are registered to templates."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from gangealing_fast.congealing.outliers import FRACTION
+from gangealing_fast.congealing.pictures import Squares
+from gangealing_fast.congealing.records import Registered
+from gangealing_fast.congealing.registering import place, refine
+from gangealing_fast.congealing.templates import Templates
+from gangealing_fast.congealing.views import Views
+from gangealing_fast.runtime.randomness import derived_seed
+
+
+class Found(NamedTuple):
+    """What is known of some pictures, in squares and frames from -1 to 1."""
+
+    matrix: Tensor
+    flow: Tensor
+    mirrored: Tensor
+    cluster: Tensor
+    explained: Tensor
+    matches: Tensor
+    outlier: Tensor
+
+
+def frame_from_pixels(side: int) -> Tensor:
+    """`[3, 3]`, float64: from pixels of a square of `side` to the frame whose edges lie at -1 and 1."""
+    scale, shift = 2 / side, 1 / side - 1
+    return torch.tensor([[scale, 0, shift], [0, scale, shift], [0, 0, 1]], dtype=torch.float64)
+
+
+def generator_of(seed: int, *parts: str | int) -> torch.Generator:
+    return torch.Generator().manual_seed(derived_seed(seed, *parts) % 2**32)
+
+
+def register_rows(views: Views, rows: Tensor, templates: Templates, flow: bool, seed: int, rough: Tensor | None = None) -> Found:
+    """Pictures on the template of all clusters, and mirrored or not, that most of is found in them.
+
+    rough `[n, 3, 3]`: where they lie roughly, from square to frame; then nothing else is tried.
+    """
+    count, model = len(rows), templates.model
+    cluster, mirrored = torch.zeros(count, dtype=torch.int64), torch.zeros(count, dtype=torch.bool)
+    best = torch.full((count,), -1.0)
+    matrix = torch.eye(3).repeat(count, 1, 1) if rough is None else rough.float()
+    tried = [(number, mirror) for number in range(len(templates)) for mirror in ((False, True) if templates.flips else (False,))]
+    for number, mirror in tried if rough is None else ():
+        template, flag = templates.clusters[number], torch.full((count,), mirror)
+        # One by one, so that a picture's numbers do not depend on those beside it.
+        ones = [place(views, row, flag[:1], template, model, generator_of(seed, "place")) for row in rows.split(1)]
+        placed, explained = torch.cat([one[0] for one in ones]), torch.cat([one[1] for one in ones]) / max(template.usual, 1e-6)
+        better = explained > best
+        best = torch.where(better, explained, best)
+        matrix = torch.where(better[:, None, None], placed, matrix)
+        cluster, mirrored = torch.where(better, number, cluster), torch.where(better, flag, mirrored)
+    parts, order = [], []
+    for number in cluster.unique().tolist():
+        own = (cluster == number).nonzero()[:, 0]
+        template = templates.clusters[number]
+        aligned = refine(views, rows[own], matrix[own], mirrored[own], template, model=model, flow=flow)
+        outlier = aligned.explained < FRACTION * template.support
+        parts.append(Found(aligned.matrix, aligned.flow, mirrored[own], cluster[own], aligned.explained, aligned.matches, outlier))
+        order.append(own)
+    back = torch.cat(order).argsort()
+    return Found(*(torch.cat([getattr(part, name) for part in parts])[back] for name in Found._fields))
+
+
+def join(views: Views, rows: Tensor, templates: Templates, flow: bool, seed: int) -> dict[str, Tensor]:
+    return register_rows(views, rows, templates, flow, seed)._asdict()
+
+
+def pixels_of(found: Found, squares: Squares, templates: Templates) -> tuple[Tensor, Tensor]:
+    """Matrices from a picture's pixels to its square (after its mirror), and from there to the template's pixels."""
+    mirror = torch.eye(3, dtype=torch.float64).repeat(len(found.matrix), 1, 1)
+    mirror[found.mirrored, 0, 0] = -1
+    to_template = torch.linalg.inv(frame_from_pixels(templates.side)) @ found.matrix.double()
+    return mirror @ squares.placing, to_template
+
+
+def registered_from(found: Found, squares: Squares, templates: Templates) -> Registered:
+    to_square, to_template = pixels_of(found, squares, templates)
+    matrix = to_template @ to_square
+    confidence = _confidence(found, templates)
+    return Registered(matrix / matrix[:, 2:, 2:], found.flow * (templates.side / 2), found.mirrored, found.cluster, confidence)
+
+
+def _confidence(found: Found, templates: Templates) -> Tensor:
+    """`[N]` in [0, 1]: how much of the template was found, beside what a middling member finds, which has 1 / 2."""
+    usual = torch.tensor([template.support for template in templates.clusters])[found.cluster].clamp_min(1e-6)
+    return (found.explained / (found.explained + usual)).clamp(0, 1)
