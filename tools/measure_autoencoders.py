@@ -28,7 +28,7 @@ from gangealing_fast.autoencoders.config import PRESETS, AutoencodeConfig
 from gangealing_fast.autoencoders.moves import moved
 from gangealing_fast.storage.files import read_json, read_json_lines, write_json
 
-CODES = replace(PRESETS["mnist"], style=2, regularisation_rate=1e-3, r1=1.0, ema=0.9995, epochs=16)
+CODES = PRESETS["codes"]
 ROWS: dict[str, AutoencodeConfig] = {
     "semi-100": PRESETS["semi"],
     "semi-100-alone": replace(PRESETS["semi"], unlabelled=False),

@@ -116,6 +116,20 @@ PRESETS: dict[str, AutoencodeConfig] = {
     "mnist": AutoencodeConfig(
         data=Path("mnist"), out=Path("runs/autoencode-mnist"), use="basic", style=8, width=500, critic_width=300, r1=0.5, epochs=25
     ),
+    "codes": AutoencodeConfig(
+        data=Path("mnist"),
+        out=Path("runs/autoencode-codes"),
+        use="basic",
+        style=2,
+        encoder="gaussian",
+        batch_norm=True,
+        width=500,
+        critic_width=300,
+        r1=0.1,
+        critic_rate=8e-4,
+        ema=0.9995,
+        epochs=16,
+    ),
     "clusters": AutoencodeConfig(
         data=Path("mnist"),
         out=Path("runs/autoencode-clusters"),
