@@ -16,7 +16,7 @@ from gangealing_fast.applications.choosing import aligner_of
 from gangealing_fast.applications.config import AlignConfig
 from gangealing_fast.applications.filters import Filters, best
 from gangealing_fast.applications.naming import result_name
-from gangealing_fast.applications.refining import refined_by
+from gangealing_fast.applications.refining import refined_by, streamed
 from gangealing_fast.applications.sampling import (
     ONE_PIXEL,
     QUALITY,
@@ -30,7 +30,7 @@ from gangealing_fast.applications.sampling import (
     scores_of,
     seeing_of,
 )
-from gangealing_fast.data.pictures import skipped_summary
+from gangealing_fast.data.pictures import PictureStream, skipped_summary
 from gangealing_fast.runtime.errors import UserError
 from gangealing_fast.runtime.setup import processes, set_threads
 from gangealing_fast.runtime.text import printable
@@ -48,13 +48,17 @@ def run(config: AlignConfig) -> None:
     """Align all pictures. Raises UserError for a user's mistakes."""
     set_threads(config.threads)
     if units.wanted(config):
+        if config.refine:
+            raise UserError("--refine makes its template of single pictures, and tars are written here: leave one of them out")
         engines.run(config)
         return
     if processes() > 1 or config.engine != "local":
         raise UserError("several processes share tars: give --shard, the pictures in each, or a folder of tars as --data")
     aligner = aligner_of(config.checkpoint, config)
     if config.refine:
-        aligner = refined_by(aligner, config)
+        size = None if config.crop == "none" else config.size or aligner.reads
+        examples = PictureStream(config.data, size=size, limit=config.limit)
+        aligner = refined_by(aligner, config, streamed(examples), len(examples))
     seeing, filters = seeing_of(config, aligner), Filters.of(config, aligner)
     size = seeing.size
     pictures = Collection(config.data, seeing, config.limit)

@@ -31,6 +31,11 @@ class UseOptions(WarpingOptions):
     """Pictures like those that the aligner was made for: their styles vote instead of random ones."""
     through_direction: Literal["first-to-second", "second-to-first", "within-first", "within-second"] = "first-to-second"
     """From the domain that the pictures are of to the aligner's; within: the same domain in another style (with --through-like)."""
+    refine: bool = False
+    """Bring what a trained aligner finds to the pixel: some of the pictures make a template of what it aligns, and every picture is
+    registered to that, near the place that the aligner finds."""
+    refine_pictures: Annotated[int, Range(3, 10_000)] = 100
+    """How many pictures make that template."""
 
 
 @shared_last
@@ -55,11 +60,6 @@ class AlignConfig(UseOptions):
     crop: Literal["center", "none"] = "center"
     """Cut out the centred square, or keep pictures whole, at their own size; beyond their edges lies what --padding-mode says.
     Pictures for an aligner of a set stay whole, unless --size is given."""
-    refine: bool = False
-    """Bring what a trained aligner finds to the pixel: some of the pictures make a template of what it aligns, and every picture is
-    registered to that, near the place that the aligner finds."""
-    refine_pictures: Annotated[int, Range(3, 10_000)] = 100
-    """How many pictures make that template."""
     limit: Count | None = None
     """Only the first so many pictures."""
     batch: Count = 64

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from gangealing_fast.applications.aligner import Aligner
 from gangealing_fast.applications.carried import (
     Carried,
     fingerprint,
@@ -39,9 +40,11 @@ from gangealing_fast.applications.judging import (
     pick,
     sizes_of,
 )
+from gangealing_fast.applications.refining import refined_by
 from gangealing_fast.applications.transfers import ByAligner, Identity, Method, NearestNeighbour
 from gangealing_fast.congealing.features import FeatureNetwork, efficientnet_features, load_features, self_supervised_features
 from gangealing_fast.data.keypoints import KeypointSet, Pairs, choose_pairs, draw_cycles, open_keypoints
+from gangealing_fast.data.pictures import to_float
 from gangealing_fast.models.self_supervised import EXPORT_NAME
 from gangealing_fast.runtime.commands import command_line
 from gangealing_fast.runtime.errors import UserError
@@ -106,14 +109,21 @@ def _methods(config: EvaluateConfig, data: KeypointSet) -> list[Method]:
     methods: list[Method] = []
     if config.checkpoint is not None:
         aligner = aligner_of(config.checkpoint, config)
-        methods.append(ByAligner(data, aligner))
-        if not getattr(aligner, "names", ()):  # a set that was aligned jointly: the published rule is one for networks
+        methods.append(ByAligner(data, _refined(aligner, config, data)))
+        if not (aligner.names or config.refine):  # the published rule is one for networks, not for sets and what is refined
             published = aligner_of(config.checkpoint, config)
             published.points = "published"
             methods.append(ByAligner(data, published))
     if config.features != "none":
         methods.append(NearestNeighbour(data, network_of(config), whiten=config.whiten, seed=config.seed))
     return [*methods, Identity(data)]
+
+
+def _refined(aligner: Aligner, config: EvaluateConfig, data: KeypointSet) -> Aligner:
+    """With --refine, refined on the pictures that points are carried between; their key points are not looked at."""
+    if not config.refine:
+        return aligner
+    return refined_by(aligner, config, (to_float(data.picture(index)) for index in range(len(data))), len(data))
 
 
 def network_of(config: EvaluateConfig) -> FeatureNetwork:

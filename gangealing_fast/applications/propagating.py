@@ -22,9 +22,10 @@ from gangealing_fast.applications.filming import WRITES as WRITES_OF_VIDEOS
 from gangealing_fast.applications.filming import film, refuse_for_pictures
 from gangealing_fast.applications.frames import Drawing, draw
 from gangealing_fast.applications.naming import result_name
+from gangealing_fast.applications.refining import refined_by, streamed
 from gangealing_fast.data.decoding import formats, is_transparent
 from gangealing_fast.data.pictures import PictureStream, to_float, to_uint8
-from gangealing_fast.data.video import is_video
+from gangealing_fast.data.video import Video, is_video
 from gangealing_fast.runtime.errors import UserError
 from gangealing_fast.runtime.setup import set_threads
 from gangealing_fast.runtime.text import printable
@@ -78,10 +79,24 @@ def _edits(config: PropagateConfig, clusters: int) -> dict[int, Tensor | None]:
     return dict(zip(wanted, edits, strict=True))
 
 
+def _aligner(config: PropagateConfig) -> Aligner:
+    """The aligner that the options name; with --refine, refined on the pictures or frames."""
+    aligner = aligner_of(config.checkpoint, config)
+    if not config.refine:
+        return aligner
+    if is_video(config.data):
+        with Video(config.data, limit=config.limit) as video:
+            frames = (to_float(frame.picture)[0] for frame in video.read())
+            return refined_by(aligner, config, frames, video.frames or 0)
+    pictures = PictureStream(config.data, size=None, limit=config.limit)
+    shown = (picture if config.crop == "none" else centre(picture[None])[0] for picture in streamed(pictures))
+    return refined_by(aligner, config, shown, len(pictures))
+
+
 def run(config: PropagateConfig) -> None:
     """Edit all pictures. Raises UserError for a user's mistakes; finished pictures stay."""
     set_threads(config.threads)
-    aligner = aligner_of(config.checkpoint, config)
+    aligner = _aligner(config)
     edits = _edits(config, aligner.clusters)
     read = [("--edit", Path(name)) for name in config.edit if name != NO_EDIT]
     if is_video(config.data):

@@ -54,8 +54,9 @@ class Training(InParts):
         )
         self.playing = AdamEma(encoder(), config.regularisation_rate, betas=(0.5, 0.999))
         self.classifying = AdamEma(encoder(), config.learning_rate, betas=betas)
-        # An extra class stands for pictures whose class nobody has told.
-        self.told = self.prior.components + 1 if config.use == "conditional" else 0
+        # An extra class stands for pictures whose class nobody has told. Of supervised every class is to have the whole prior: a
+        # critic that is not told the class cannot see that styles of one class lie in a corner of it.
+        self.told = {"conditional": self.prior.components + 1, "supervised": self.kinds}.get(config.use, 0)
         objective = code_objective(config.objective)
         critics = {"style": CodeCritic(config.style, self.told, config.critic_width)}
         if config.use in WITH_CATEGORIES:
@@ -145,7 +146,8 @@ class Training(InParts):
 
     def _judge(self, code: Code, classes: Tensor, means: Means) -> None:
         told = self._told(classes)
-        real = self.prior.sample(len(classes), classes.cpu() if self.told else None).to(self.device)
+        parts = classes.cpu() if self.config.use == "conditional" else None
+        real = self.prior.sample(len(classes), parts).to(self.device)
         found = {"style": self.games["style"].judge(real, code.style, told, told)}
         if self.categories is not None and code.probabilities is not None:
             drawn = self.categories.sample(len(classes)).to(self.device)
