@@ -24,6 +24,7 @@ from gangealing_fast.checkpoints.reading import load_generator
 from gangealing_fast.runtime.errors import UserError
 from gangealing_fast.storage import checkpoint
 from gangealing_fast.storage.files import read_json, read_json_lines
+from gangealing_fast.training.loop import Means
 
 TINY = {
     "width": 32,
@@ -378,3 +379,30 @@ def test_codes_are_in_single_precision_where_pictures_are_not(kind, architecture
         assert (numbers != numbers.bfloat16().float()).float().mean() > 0.9  # not rounded either
     if kind == "deterministic":
         torch.testing.assert_close(code.style, encoder(pictures).style, atol=0.05, rtol=0)
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_only_a_critic_that_is_told_the_class_sees_that_styles_tell_it(told):
+    """Styles that are distributed as the prior, those of class 0 in its left half and those of class 1 in its right one."""
+    torch.manual_seed(0)
+    game = Game(CodeCritic(2, 2 if told else 0, 32), code_objective("nonsaturating"), 5e-3)
+    right = []
+    for _ in range(200):
+        styles = torch.randn(100, 2)
+        classes = torch.nn.functional.one_hot((styles[:, 0] > 0).long(), 2).float() if told else None
+        right.append(game.judge(torch.randn(100, 2), styles, classes, classes)["critic_right"])
+    found = sum(right[-50:]) / 50
+    assert found > 0.7 if told else 0.45 < found < 0.55
+
+
+def test_the_critic_of_supervised_styles_is_told_the_class(mnist, tmp_path, monkeypatch):
+    config = AutoencodeConfig(data=mnist, out=tmp_path, use="supervised", **TINY)
+    work = trainer.Training(config, open_collection(config), torch.device("cpu"))
+    seen = []
+    judge = work.games["style"].judge
+    monkeypatch.setattr(work.games["style"], "judge", lambda *arguments: seen.append(arguments) or judge(*arguments))
+    views, classes = work._batch()
+    work._regularise(views, classes, Means())
+    real, _, told_real, told_fake = seen[0]
+    assert real.shape == (20, 3) and torch.equal(told_real, told_fake)
+    assert torch.equal(told_real, torch.nn.functional.one_hot(classes, 10).float())
