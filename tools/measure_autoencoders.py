@@ -41,7 +41,9 @@ ROWS: dict[str, AutoencodeConfig] = {
     "likelihood": PRESETS["mnist"],
     "codes-gaussian": CODES,
     "codes-mixture": replace(CODES, prior="mixture"),
-    "codes-swiss-roll": replace(CODES, prior="swiss-roll"),
+    "codes-swiss-roll": replace(
+        CODES, prior="swiss-roll", r1=0.02, learning_rate=3e-4, regularisation_rate=3e-4, critic_rate=1.2e-3
+    ),
     "style": PRESETS["supervised"],
 }
 SHOWN = {
