@@ -2,11 +2,12 @@
 """Measures adversarial autoencoders on MNIST: a row of docs/results.md at a time, and the table of all that were measured.
 
     python tools/measure_autoencoders.py semi-100 --data mnist --seed 0
-    python tools/measure_autoencoders.py table
+    python tools/measure_autoencoders.py table --record docs/runs/autoencoders.json
 
 A row is a run of `python -m gangealing_fast.autoencode` with the options below, in runs/measure/ROW-SEED; it goes on where it was
-killed. Row `style` asks more of its run: whether a classifier that has seen no generated digit reads the class that was asked for,
-and whether a probe can tell the class from the style.
+killed. `table` adds what lies there to the record, and prints all that the record holds. Row `style` asks more of its run: whether a
+classifier that has seen no generated digit reads the class that was asked for, and whether a probe can tell the class from the
+style.
 """
 
 from __future__ import annotations
@@ -117,22 +118,31 @@ def _right(network: nn.Module, inputs: Tensor, classes: Tensor) -> float:
     return (network(inputs).argmax(1) == classes).float().mean().item()
 
 
-def table(out: Path) -> None:
+def recorded(out: Path, record: Path) -> dict[str, dict[str, float]]:
+    """Figures, epochs and minutes by ROW-SEED: those that the record holds, and those in `out`, which replace them."""
+    found: dict[str, dict[str, float]] = read_json(record) if record.is_file() else {}
+    for figures in sorted(out.glob("*-[0-9]/figures.json")):
+        log = read_json_lines(figures.parent / "log.jsonl")
+        shown = SHOWN[figures.parent.name.partition("-")[0]]
+        known = {name: value for name, value in read_json(figures).items() if name in shown}
+        found[figures.parent.name] = known | {"epochs": len(log), "minutes": log[-1]["seconds"] / 60}
+    write_json(record, dict(sorted(found.items())))
+    return found
+
+
+def table(found: dict[str, dict[str, float]]) -> None:
     """A line of Markdown for each row that was measured: medians over the seeds, all values, minutes of a run."""
     print("| row | figures, median of the seeds (each) | epochs | minutes |\n|---|---|---|---|")
     for row in ROWS:
-        folders = [out / f"{row}-{seed}" for seed in range(10) if (out / f"{row}-{seed}" / "figures.json").is_file()]
-        if not folders:
+        runs = [found[f"{row}-{seed}"] for seed in range(10) if f"{row}-{seed}" in found]
+        if not runs:
             continue
-        found = [read_json(folder / "figures.json") for folder in folders]
-        names = [name for name in SHOWN[row.partition("-")[0]] if all(name in figures for figures in found)]
-        values = {name: [figures[name] for figures in found] for name in names}
+        values = {name: [run[name] for run in runs] for name in SHOWN[row.partition("-")[0]]}
         text = "; ".join(
             f"{name} {statistics.median(each):.4g} ({', '.join(f'{value:.4g}' for value in each)})" for name, each in values.items()
         )
-        lines = [read_json_lines(folder / "log.jsonl") for folder in folders]
-        minutes = statistics.median(log[-1]["seconds"] / 60 for log in lines)
-        print(f"| {row} | {text} | {len(lines[0])} | {minutes:.0f} |")
+        epochs = ", ".join(sorted({f"{run['epochs']:.0f}" for run in runs}))
+        print(f"| {row} | {text} | {epochs} | {statistics.median(run['minutes'] for run in runs):.0f} |")
 
 
 def main() -> None:
@@ -140,11 +150,12 @@ def main() -> None:
     parser.add_argument("row", choices=[*ROWS, "table"])
     parser.add_argument("--data", type=Path, default=Path("mnist"))
     parser.add_argument("--out", type=Path, default=Path("runs/measure"))
+    parser.add_argument("--record", type=Path, default=Path("runs/measure/record.json"), help="the file of figures of `table`")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--epochs", type=int, default=0, help="0: as many as the preset has")
     given = parser.parse_args()
     if given.row == "table":
-        table(given.out)
+        table(recorded(given.out, given.record))
     else:
         measure(given.row, given.data, given.out, given.seed, given.epochs)
 
