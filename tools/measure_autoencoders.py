@@ -5,9 +5,8 @@
     python tools/measure_autoencoders.py table --record docs/runs/autoencoders.json
 
 A row is a run of `python -m gangealing_fast.autoencode` with the options below, in runs/measure/ROW-SEED; it goes on where it was
-killed. `table` adds what lies there to the record, and prints all that the record holds. Row `style` asks more of its run: whether a
-classifier that has seen no generated digit reads the class that was asked for, and whether a probe can tell the class from the
-style.
+killed. `table` adds what lies there to the record, and prints all that the record holds. Row `style` asks more of its run: whether
+a classifier that has seen no generated digit reads the class that was asked for, and whether a probe can tell it from the style.
 """
 
 from __future__ import annotations

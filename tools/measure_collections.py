@@ -183,6 +183,7 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=3)
     parser.add_argument("--resolution", type=int, default=1024)
     given = parser.parse_args()
+    given.out.mkdir(parents=True, exist_ok=True)
     if given.what == "small":
         measure_small(given.out, given.pictures or 20_000, given.kills)
     else:
