@@ -136,7 +136,9 @@ def table(found: dict[str, dict[str, float]]) -> None:
         runs = [found[f"{row}-{seed}"] for seed in range(10) if f"{row}-{seed}" in found]
         if not runs:
             continue
-        values = {name: [run[name] for run in runs] for name in SHOWN[row.partition("-")[0]]}
+        # Row style adds its own figures after the run's.
+        names = [name for name in SHOWN[row.partition("-")[0]] if all(name in run for run in runs)]
+        values = {name: [run[name] for run in runs] for name in names}
         text = "; ".join(
             f"{name} {statistics.median(each):.4g} ({', '.join(f'{value:.4g}' for value in each)})" for name, each in values.items()
         )

@@ -16,7 +16,7 @@ from gangealing_fast.applications.choosing import aligner_of
 from gangealing_fast.applications.config import AlignConfig
 from gangealing_fast.applications.filters import Filters, best
 from gangealing_fast.applications.naming import result_name
-from gangealing_fast.applications.refining import refined_by, streamed
+from gangealing_fast.applications.refining import refined_by, spread
 from gangealing_fast.applications.sampling import (
     ONE_PIXEL,
     QUALITY,
@@ -58,7 +58,7 @@ def run(config: AlignConfig) -> None:
     if config.refine:
         size = None if config.crop == "none" else config.size or aligner.reads
         examples = PictureStream(config.data, size=size, limit=config.limit)
-        aligner = refined_by(aligner, config, streamed(examples), len(examples))
+        aligner = refined_by(aligner, config, spread(config, examples))
     seeing, filters = seeing_of(config, aligner), Filters.of(config, aligner)
     size = seeing.size
     pictures = Collection(config.data, seeing, config.limit)

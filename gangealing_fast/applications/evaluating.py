@@ -40,11 +40,10 @@ from gangealing_fast.applications.judging import (
     pick,
     sizes_of,
 )
-from gangealing_fast.applications.refining import refined_by
+from gangealing_fast.applications.refining import refined_by, spacing
 from gangealing_fast.applications.transfers import ByAligner, Identity, Method, NearestNeighbour
 from gangealing_fast.congealing.features import FeatureNetwork, efficientnet_features, load_features, self_supervised_features
 from gangealing_fast.data.keypoints import KeypointSet, Pairs, choose_pairs, draw_cycles, open_keypoints
-from gangealing_fast.data.pictures import to_float
 from gangealing_fast.models.self_supervised import EXPORT_NAME
 from gangealing_fast.runtime.commands import command_line
 from gangealing_fast.runtime.errors import UserError
@@ -123,7 +122,8 @@ def _refined(aligner: Aligner, config: EvaluateConfig, data: KeypointSet) -> Ali
     """With --refine, refined on the pictures that points are carried between; their key points are not looked at."""
     if not config.refine:
         return aligner
-    return refined_by(aligner, config, (to_float(data.picture(index)) for index in range(len(data))), len(data))
+    indices = range(0, len(data), spacing(config, len(data)))
+    return refined_by(aligner, config, (data.picture(index) for index in indices))
 
 
 def network_of(config: EvaluateConfig) -> FeatureNetwork:

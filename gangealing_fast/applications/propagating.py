@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import math
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from gangealing_fast.applications.filming import WRITES as WRITES_OF_VIDEOS
 from gangealing_fast.applications.filming import film, refuse_for_pictures
 from gangealing_fast.applications.frames import Drawing, draw
 from gangealing_fast.applications.naming import result_name
-from gangealing_fast.applications.refining import refined_by, streamed
+from gangealing_fast.applications.refining import refined_by, spacing, spread
 from gangealing_fast.data.decoding import formats, is_transparent
 from gangealing_fast.data.pictures import PictureStream, to_float, to_uint8
 from gangealing_fast.data.video import Video, is_video
@@ -86,11 +87,11 @@ def _aligner(config: PropagateConfig) -> Aligner:
         return aligner
     if is_video(config.data):
         with Video(config.data, limit=config.limit) as video:
-            frames = (to_float(frame.picture)[0] for frame in video.read())
-            return refined_by(aligner, config, frames, video.frames or 0)
+            frames = itertools.islice(video.read(), 0, None, spacing(config, video.frames or 0))
+            return refined_by(aligner, config, (frame.picture[0] for frame in frames))
     pictures = PictureStream(config.data, size=None, limit=config.limit)
-    shown = (picture if config.crop == "none" else centre(picture[None])[0] for picture in streamed(pictures))
-    return refined_by(aligner, config, shown, len(pictures))
+    shown = spread(config, pictures)
+    return refined_by(aligner, config, shown if config.crop == "none" else (centre(picture[None])[0] for picture in shown))
 
 
 def run(config: PropagateConfig) -> None:

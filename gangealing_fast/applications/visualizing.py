@@ -15,7 +15,7 @@ from gangealing_fast.applications.choosing import aligner_of
 from gangealing_fast.applications.config import VisualizeConfig
 from gangealing_fast.applications.movies import congealing_movie, write_movie
 from gangealing_fast.applications.naming import result_name
-from gangealing_fast.applications.refining import refined_by, streamed
+from gangealing_fast.applications.refining import refined_by, spread
 from gangealing_fast.data.pictures import PictureStream, to_float
 from gangealing_fast.data.video import pyav
 from gangealing_fast.geometry.warps import identity_grid
@@ -67,7 +67,7 @@ def run(config: VisualizeConfig) -> None:
     aligner = aligner_of(config.checkpoint, config)
     if config.refine:
         examples = PictureStream(config.data, size=config.size, pad=config.crop, limit=config.limit)
-        aligner = refined_by(aligner, config, streamed(examples), len(examples))
+        aligner = refined_by(aligner, config, spread(config, examples))
     pictures = PictureStream(config.data, size=config.size, batch=config.batch, pad=config.crop, limit=_needed(config))
     with results_folder(config.out, COMMAND, config, WRITES, pictures={"--data": config.data}) as folder:
         shown = Shown(config.pictures)

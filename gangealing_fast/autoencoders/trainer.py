@@ -61,8 +61,10 @@ class Training(InParts):
         critics = {"style": CodeCritic(config.style, self.told, config.critic_width)}
         if config.use in WITH_CATEGORIES:
             critics["category"] = CodeCritic(self.kinds, 0, config.critic_width)
-        rate, penalties = config.critic_rate or config.regularisation_rate, {"style": config.r1}
-        self.games = {name: Game(critic.to(device), objective, rate, penalties.get(name, 0.0)) for name, critic in critics.items()}
+        self.critic_rate, penalties = config.critic_rate or config.regularisation_rate, {"style": config.r1}
+        self.games = {
+            name: Game(critic.to(device), objective, self.critic_rate, penalties.get(name, 0.0)) for name, critic in critics.items()
+        }
         self.categories = priors.categorical(self.kinds) if "category" in self.games else None
         self.steps = plan_of(config, collection).total
 
@@ -78,10 +80,9 @@ class Training(InParts):
 
     def _set_rates(self, step: int) -> None:
         share = min(1.0, 2 * (1 - step / self.steps))
-        config = self.config
-        rates = [(self.reconstructing, config.learning_rate), (self.classifying, config.learning_rate)]
-        rates += [(self.playing, config.regularisation_rate)]
-        rates += [(game.optimizer, config.critic_rate or config.regularisation_rate) for game in self.games.values()]
+        rates = [(self.reconstructing, self.config.learning_rate), (self.classifying, self.config.learning_rate)]
+        rates += [(self.playing, self.config.regularisation_rate)]
+        rates += [(game.optimizer, self.critic_rate) for game in self.games.values()]
         for optimizer, rate in rates:
             for group in optimizer.param_groups:
                 group["lr"] = rate * share

@@ -105,9 +105,7 @@ def congeal(
         order.append(part)
         joined += len(part)
         tell("join", joined - len(rows), len(others))
-    back = torch.cat(order).argsort()
-    together = Found(*(torch.cat([getattr(part, name) for part in found])[back] for name in Found._fields))
-    return _congealed(together, views.squares, templates)
+    return _congealed(Found.joined(found, order), views.squares, templates)
 
 
 @torch.no_grad()
@@ -139,13 +137,12 @@ def register(
     squares = Squares(images, masks, network.fine[0], names)
     views = Views(squares, network)
     rough = None if start is None else frame_from_pixels(templates.side) @ start.double() @ torch.linalg.inv(squares.placing)
-    found = []
-    for part in torch.arange(count).split(BATCH):
+    found, order = [], torch.arange(count).split(BATCH)
+    for part in order:
         found.append(register_rows(views, part, templates, flow, 0, None if rough is None else rough[part]))
         if progress is not None:
             progress("register", int(part[-1]) + 1, count)
-    together = Found(*(torch.cat([getattr(part, name) for part in found]) for name in Found._fields))
-    return registered_from(together, squares, templates)
+    return registered_from(Found.joined(found, order), squares, templates)
 
 
 @torch.no_grad()

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -27,6 +28,12 @@ class Found(NamedTuple):
     explained: Tensor
     matches: Tensor
     outlier: Tensor
+
+    @classmethod
+    def joined(cls, parts: Sequence[Found], order: Sequence[Tensor]) -> Found:
+        """All parts as one; order: the places of each part's pictures in it, from 0."""
+        back = torch.cat(list(order)).argsort()
+        return cls(*(torch.cat(values)[back] for values in zip(*parts, strict=True)))
 
 
 def frame_from_pixels(side: int) -> Tensor:
@@ -66,8 +73,7 @@ def register_rows(views: Views, rows: Tensor, templates: Templates, flow: bool, 
         outlier = aligned.explained < FRACTION * template.support
         parts.append(Found(aligned.matrix, aligned.flow, mirrored[own], cluster[own], aligned.explained, aligned.matches, outlier))
         order.append(own)
-    back = torch.cat(order).argsort()
-    return Found(*(torch.cat([getattr(part, name) for part in parts])[back] for name in Found._fields))
+    return Found.joined(parts, order)
 
 
 def join(views: Views, rows: Tensor, templates: Templates, flow: bool, seed: int) -> dict[str, Tensor]:
