@@ -12,7 +12,7 @@ from sets import SIZES, picture, saved_set, write_set
 
 from gangealing_fast.alignment.config import PRESETS, TrainConfig
 from gangealing_fast.alignment.poses import PoseRange
-from gangealing_fast.alignment.teaching import PLACES, Lessons, read_taught
+from gangealing_fast.alignment.teaching import PLACES, TOLD, Lessons, read_taught
 from gangealing_fast.alignment.trainer import run
 from gangealing_fast.applications.placed import placed_look
 from gangealing_fast.applications.squares import to_square
@@ -32,9 +32,11 @@ def test_the_grids_that_are_taught_are_those_of_the_set(tmp_path):
         row = slice(k, k + 1)
         one = Registered(found.matrix[row], found.flow[row], found.mirrored[row], found.cluster[row], found.confidence[row])
         square = to_square(to_float(picture(k))[None], "border")
-        look = placed_look(one, square, saved.side, padding_mode="border", output_resolution=PLACES)
-        expected = mirror_grid(look.alignment.grid, one.mirrored)[0]
-        torch.testing.assert_close(taught.grids[k], expected, atol=1e-5, rtol=1e-5)
+        still = dataclasses.replace(one, flow=torch.zeros_like(one.flow))
+        for grids, registered, places in ((taught.grids, still, PLACES), (taught.flows, one, TOLD)):
+            look = placed_look(registered, square, saved.side, padding_mode="border", output_resolution=places)
+            expected = mirror_grid(look.alignment.grid, one.mirrored)[0]
+            torch.testing.assert_close(grids[k], expected, atol=1e-5, rtol=1e-5)
 
 
 def one_template(saved):
@@ -50,10 +52,11 @@ def tiny(tmp_path, **changes) -> TrainConfig:
     return dataclasses.replace(PRESETS["set"], **{**places, **small, **changes})
 
 
-def test_a_right_warp_has_no_error_and_learning_lessens_it(tmp_path):
+@pytest.mark.parametrize("trunk", ["learned", "places"])
+def test_learning_lessens_the_error(tmp_path, trunk):
     torch.manual_seed(0)
     taught = read_taught(one_template(saved_set(tmp_path)), 32)
-    transformer = SpatialTransformer(("similarity",), 32, channel_base=64, max_channels=16)
+    transformer = SpatialTransformer(("similarity",), 32, channel_base=64, max_channels=16, trunk=trunk)
     lessons = Lessons(transformer, taught, PoseRange(15.0, (0.9, 1.1), 0.05), batch=16, padding_mode="border")
     optimizer = torch.optim.Adam(transformer.parameters(), 3e-3)
     losses = []

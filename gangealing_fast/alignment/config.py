@@ -60,9 +60,10 @@ class TrainConfig(ProcessOptions):
     held_out: Annotated[int, Range(2, LARGEST)] = 500
     """How many of the last pictures of --data are used."""
     transforms: Literal["similarity", "flow", "similarity,flow"] = "similarity,flow"
-    trunk: Literal["learned", "efficientnet"] = "learned"
+    trunk: Literal["learned", "efficientnet", "places"] = "learned"
     """What the similarity looks at pictures with. learned: layers from scratch, as published. efficientnet: frozen features with a
-    few layers on top; for photographs it learns the pose in a fraction of the steps, also from a generator of poor pictures."""
+    few layers on top; for photographs it learns the pose in a fraction of the steps, also from a generator of poor pictures.
+    places: the same features, and a similarity fitted to what is read at every place of them."""
     flow_size: Side = 128
     """Side at which the transformer looks at pictures, and of its output."""
     channel_multiplier: Factor = 0.5
@@ -198,12 +199,13 @@ PRESETS: dict[str, TrainConfig] = {
 PRESETS["set"] = TrainConfig(
     out=Path("runs/taught"),
     transforms="similarity",
-    trunk="efficientnet",
-    flow_size=64,
+    trunk="places",
+    flow_size=128,
     pose_rotation=30.0,
     pose_scale=(0.7, 1.2),
     pose_shift=0.15,
     padding_mode="border",
+    iters_in_use=3,
     steps=1500,
     batch=24,
     snapshot=250,

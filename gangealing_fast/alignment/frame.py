@@ -39,7 +39,7 @@ def keep_area(transformer: SpatialTransformer, images: Tensor, *, warping: Warpi
         raise ValueError(f"the scale of the frame can be chosen for a similarity alone, not for {transformer.transforms}")
     head = transformer.similarity
     assert head is not None
-    bias = head.warp_head.linear.bias
+    bias = head.warp_head.frame_bias
     trained = bias.clone()
     applied = step = 0.0
     slope, before = 1.0, None

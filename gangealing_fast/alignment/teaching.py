@@ -2,7 +2,12 @@
 """`train --teach-from SET`: a similarity transformer learns to do in one pass what `congeal` found of a set, without a generator.
 
 A picture of the set is shown in a random pose A, `shown(q) = picture(A⁻¹ q)`. The transformer's warp W' of it has to carry the
-template to where the set's warp W does: `A⁻¹ W' = W`. The error is that of `poses.equivariance_error`, W taken from the set.
+template to where the set's warp W does: `A⁻¹ W' = W`. The error is the root of `poses.equivariance_error`, W taken from the set
+without its flow: the flow of what is behind the object is no part of where the object lies.
+
+A transformer that reads places (`models.place_similarity`) is also told what it should have read where each place of the template
+lies, flow included. How far a place can be relied on is the width of a Laplace distribution in two dimensions, -log p = d / s +
+2 log s + const (cf. Kendall and Gal 2017, arXiv 1703.04977, section 3.1): what looks alike everywhere gets little weight.
 """
 
 from __future__ import annotations
@@ -11,6 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
@@ -25,8 +31,9 @@ from gangealing_fast.congealing.placing import reading_places
 from gangealing_fast.data.decoding import to_square
 from gangealing_fast.data.originals import Originals
 from gangealing_fast.data.pictures import to_float
-from gangealing_fast.geometry.warps import identity_grid, mirror_grid, transform_points
+from gangealing_fast.geometry.warps import identity_grid, invert, mirror_grid, transform_points
 from gangealing_fast.metrics import average_image
+from gangealing_fast.models.place_similarity import Places, PlaceSimilarityTransformer
 from gangealing_fast.models.spatial_transformer import SpatialTransformer
 from gangealing_fast.report.pictures import save_grid
 from gangealing_fast.report.run import write_run_report
@@ -39,34 +46,45 @@ from gangealing_fast.training.fitting import fit
 COMMAND = "train"
 PLACES = 8
 """Places of the template a side, at which warps are compared."""
-NEAR = 0.05
-"""An error below that counts as right: about a twentieth of the template's half side."""
+NEAR = 0.1
+"""An error below that counts as right, in halves of a picture's side."""
+TOLD = 16
+"""Places of the template a side, of which a transformer that reads places is told where they lie."""
+TELLING = 0.3
+WIDTH = 0.1
+"""Of the distribution of what is read, at a reliance of 0, in halves of the template's side."""
+SMALL = 1e-4
+"""Added to squares of which roots are taken, whose slope is infinite at 0."""
 
 
 class Taught(NamedTuple):
     """Pictures `[N, 3, S, S]` in [-1, 1], in squares, as they are aligned (mirrored or not), and where the set reads them:
-    grids `[N, PLACES, PLACES, 2]`."""
+    grids `[N, PLACES, PLACES, 2]` without its flow, flows `[N, TOLD, TOLD, 2]` with it."""
 
     pictures: Tensor
     grids: Tensor
+    flows: Tensor
 
 
 def read_taught(saved: SavedSet, side: int) -> Taught:
     """The members of a set at `side` pixels. Raises UserError if a picture is missing or another one than when the set was made."""
     originals, found = Originals(saved.source), saved.found
-    pictures, grids = [], []
+    pictures: list[Tensor] = []
+    grids: list[Tensor] = []
+    flows: list[Tensor] = []
     for k in (~found.outlier).nonzero().flatten().tolist():
         original = originals.read(saved.names[k])
         if fingerprint(original) != saved.fingerprints[k]:
             raise UserError(f"{saved.names[k]} in {saved.source} is another picture than when the set was made: congeal again")
         square = to_square(Image.fromarray(original.permute(1, 2, 0).contiguous().numpy()), side, "border")
-        places = reading_places(found.matrix[k : k + 1], found.flow[k : k + 1], saved.side, PLACES)
-        grid = _in_square(places, (original.shape[2], original.shape[1])).float()
-        mirrored = found.mirrored[k : k + 1]
+        matrix, flow, mirrored = (part[k : k + 1] for part in (found.matrix, found.flow, found.mirrored))
+        size = (original.shape[2], original.shape[1])
+        for kept, flow_kept, number in ((grids, torch.zeros_like(flow), PLACES), (flows, flow, TOLD)):
+            grid = _in_square(reading_places(matrix, flow_kept, saved.side, number), size).float()
+            kept.append(mirror_grid(grid, mirrored)[0])
         picture = to_float(torch.from_numpy(square)).permute(2, 0, 1)
         pictures.append(picture.flip(2) if bool(mirrored) else picture)
-        grids.append(mirror_grid(grid, mirrored)[0])
-    return Taught(torch.stack(pictures), torch.stack(grids))
+    return Taught(torch.stack(pictures), torch.stack(grids), torch.stack(flows))
 
 
 def _in_square(places: Tensor, size: tuple[int, int]) -> Tensor:
@@ -84,20 +102,44 @@ class Lessons:
         self.batch, self.padding_mode = batch, padding_mode
 
     def lesson(self) -> tuple[Tensor, float]:
-        """The mean error of `batch` pictures, and the share of them that is nearly right."""
-        errors = self.errors(torch.randint(len(self.taught.pictures), (self.batch,)), torch.randn(self.batch, POSE_NUMBERS))
-        return errors.mean(), (errors.detach() < NEAR).float().mean().item()
+        """The loss of `batch` pictures, and the share of them that is nearly right."""
+        rows, numbers = torch.randint(len(self.taught.pictures), (self.batch,)), torch.randn(self.batch, POSE_NUMBERS)
+        errors, told = self._taught(rows, numbers)
+        loss = errors.mean() if told is None else errors.mean() + TELLING * told.mean()
+        return loss, (errors.detach() < NEAR).float().mean().item()
 
     def errors(self, rows: Tensor, numbers: Tensor) -> Tensor:
-        """`[n]`, of pictures `rows` `[n]` in the poses of normal `numbers` `[n, 4]`."""
+        """`[n]`, of pictures `rows` `[n]` in the poses of normal `numbers` `[n, 4]`, in halves of a picture's side."""
+        return self._taught(rows, numbers)[0]
+
+    def _taught(self, rows: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Errors `[n]`, and of a transformer that reads places how unlikely `[n]` the right ones were to it."""
         device = self.taught.pictures.device
         pose = self.poses.draw(numbers.to(device))
-        shown = show(self.taught.pictures[rows], pose, self.padding_mode)
+        shown = self.transformer.network_input(show(self.taught.pictures[rows], pose, self.padding_mode))
         similarity = self.transformer.similarity
         assert similarity is not None  # as `_check` made sure
-        matrix = similarity(self.transformer.network_input(shown), torch.zeros(len(rows), dtype=torch.int64, device=device))
+        features = similarity.features(shown)
+        matrix = similarity.warp_head(features, None)
         warp = transform_points(matrix.float(), identity_grid(PLACES, PLACES, device=device)[None])
-        return equivariance_error(self.taught.grids[rows], warp, pose)
+        errors = (equivariance_error(self.taught.grids[rows], warp, pose) + SMALL).sqrt()
+        if not isinstance(similarity, PlaceSimilarityTransformer):
+            return errors, None
+        return errors, unlikelihood(similarity.warp_head.places(features), transform_points(invert(pose), self.taught.flows[rows]))
+
+
+def unlikelihood(places: Places, where: Tensor) -> Tensor:
+    """`[N]`: -log p of what was read, up to a constant, where the places of the template lie; `where` `[N, n, n, 2]`, normalised
+    coordinates of the pictures. Places beyond the pictures do not count."""
+    count = len(places.reliance[0])
+    read = torch.cat([places.template, places.reliance[..., None]], 3).permute(0, 3, 1, 2)
+    # grid_sample takes cells to lie at their middles; those of the places lie a little beyond.
+    shift = places.at[0, 0] - (1 / count - 1)
+    found = F.grid_sample(read, where - shift, mode="bilinear", padding_mode="border", align_corners=False)
+    apart = (found[:, :2].permute(0, 2, 3, 1) - identity_grid(*where.shape[1:3], device=where.device)).square().sum(3)
+    reliance, inside = found[:, 2], (where.abs() < 1).all(3).float()
+    values = (apart + SMALL).sqrt() * (reliance / 2).exp() / WIDTH - reliance
+    return (values * inside).sum((1, 2)) / inside.sum((1, 2)).clamp_min(1)
 
 
 def run(config: TrainConfig) -> Path:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from gangealing_fast.models.feature_similarity import CHANNELS, places
 from gangealing_fast.models.generator import Widths
+from gangealing_fast.models.place_similarity import CHANNELS as CHANNELS_OF_PLACES
 from gangealing_fast.models.spatial_transformer import halving_blocks
 
 MULTIPLIERS = (2.0, 1.0, 0.5, 4.0, 0.25, 0.125)
@@ -95,10 +96,13 @@ def stated_transformer(options: dict[str, Any], state: dict[str, Tensor]) -> dic
     options = complete(options)
     if options.get("trunk", "learned") == "learned":
         return check(options, transformer_options(state, options["flow_size"]))
-    inputs = CHANNELS * places(options["flow_size"]) ** 2
-    found = (state["stns.0.dense.weight"].shape[1], state["stns.0.warp_head.linear.bias"].shape[0])
-    if found != (inputs, 4 * options["heads"]):
-        raise ValueError(f"its header asks for {inputs} inputs and {4 * options['heads']} outputs, its tensors have {found}")
+    if options["trunk"] == "places":
+        inputs, layer, output = CHANNELS_OF_PLACES + 2, "warp_head.read.weight", "warp_head.frame"
+    else:
+        inputs, layer, output = CHANNELS * places(options["flow_size"]) ** 2, "dense.weight", "warp_head.linear.bias"
+    wanted, found = (inputs, 4 * options["heads"]), (state[f"stns.0.{layer}"].shape[1], state[f"stns.0.{output}"].shape[0])
+    if found != wanted:
+        raise ValueError(f"its header asks for {wanted[0]} inputs and {wanted[1]} outputs, its tensors have {found}")
     if options["transforms"] != ["similarity"]:
         flow = {key.replace("stns.1.", "stns.0."): value for key, value in state.items() if key.startswith("stns.1.")}
         check(options, transformer_options(flow, options["flow_size"]))

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from gangealing_fast.models.efficientnet import EfficientNetPerceptual
+from gangealing_fast.models.layers import normalised
 from gangealing_fast.models.warp_heads import SimilarityHead
 
 STAGES, SCALE = (2, 3), 16  # those that still tell where things are: 8x8 and 4x4 places of a picture of 64x64
@@ -39,13 +40,9 @@ class FeatureSimilarityTransformer(nn.Module):
         self.warp_head = SimilarityHead(DENSE, heads)
 
     def features(self, x: Tensor) -> Tensor:
-        fine, coarse = (_normalised(found.float()) for found in self.look.features(x))
+        fine, coarse = (normalised(found.float()) for found in self.look.features(x))
         found = torch.relu(self.both(torch.relu(self.fine(fine) + self.coarse(coarse))))
         return torch.relu(self.dense(found.flatten(1)))
 
     def forward(self, x: Tensor, assignment: Tensor | None = None) -> Tensor:
         return self.warp_head(self.features(x), assignment)
-
-
-def _normalised(found: Tensor) -> Tensor:
-    return found * torch.rsqrt(found.square().mean(1, keepdim=True) + 1e-6)

@@ -258,6 +258,11 @@ class ModulatedConv2d(nn.Module):
         return weight[0] * (self.scale / weight[0].abs().amax((1, 2, 3), keepdim=True).clamp_min(1e-20))
 
 
+def normalised(features: Tensor) -> Tensor:
+    """Features `[N, C, H, W]` of unit root mean square over channels at every place."""
+    return features * torch.rsqrt(features.square().mean(1, keepdim=True) + 1e-6)
+
+
 def resize_to(images: Tensor, side: int) -> Tensor:
     """Pictures `[N, C, H, W]` at `side` x `side`: by the tent filter of `bilinear_downsample` if square and an even multiple."""
     height, width = images.shape[2:]

@@ -31,6 +31,7 @@ from gangealing_fast.geometry.warps import (
 from gangealing_fast.models.feature_similarity import FeatureSimilarityTransformer
 from gangealing_fast.models.generator import Widths
 from gangealing_fast.models.layers import ConvLayer, EqualLinear, ResBlock, resize_to
+from gangealing_fast.models.place_similarity import PlaceSimilarityTransformer
 from gangealing_fast.models.warp_heads import FLOW_FACTOR, FlowHead, SimilarityHead
 from gangealing_fast.ops.flow_regularizer import flow_regularizer
 from gangealing_fast.ops.mipmap_warp import mipmap_warp
@@ -113,7 +114,9 @@ class FlowTransformer(Trunk):
         return self.warp_head(self.features(x), assignment)
 
 
-Stage = SimilarityTransformer | FeatureSimilarityTransformer | FlowTransformer
+Similarity = SimilarityTransformer | FeatureSimilarityTransformer | PlaceSimilarityTransformer
+Stage = Similarity | FlowTransformer
+TRUNKS = ("learned", "efficientnet", "places")
 
 
 class SpatialTransformer(nn.Module):
@@ -124,7 +127,8 @@ class SpatialTransformer(nn.Module):
     pictures are downsampled for the networks. input_size: the side of the pictures it is made for, flow_size if
     None; kept for the record.
     channel_multiplier, max_channels, channel_base: widths of the trunks as in `Generator`. heads: K, one for each
-    cluster. trunk: "learned", as published, or "efficientnet": the similarity looks at frozen features.
+    cluster. trunk: "learned", as published; "efficientnet": the similarity looks at frozen features; "places": it is
+    fitted to what is read at every place of them (`models.place_similarity`).
     flow_blocks: residual blocks of the flow's trunk, 4 as published; files of earlier versions have `halving_blocks(flow_size)`.
     Raises ValueError for options that do not fit together.
     """
@@ -150,8 +154,10 @@ class SpatialTransformer(nn.Module):
             raise ValueError(f"flow_size must be a power of two of at least {smallest}, got {flow_size}.")
         if heads < 1:
             raise ValueError(f"heads must be 1 or more, got {heads}.")
-        if trunk not in ("learned", "efficientnet") or (trunk != "learned" and "similarity" not in transforms):
-            raise ValueError(f"trunk must be 'learned', or 'efficientnet' with a similarity, got {trunk} with {tuple(transforms)}.")
+        if trunk not in TRUNKS or (trunk != "learned" and "similarity" not in transforms):
+            raise ValueError(
+                f"trunk must be 'learned', or 'efficientnet' or 'places' with a similarity, got {trunk} with {tuple(transforms)}."
+            )
         if "flow" in transforms and not FLOW_HALVINGS <= flow_blocks <= math.log2(flow_size):
             raise ValueError(f"flow_blocks must lie between {FLOW_HALVINGS} and log2 of {flow_size}, got {flow_blocks}.")
         self.transforms, self.flow_size, self.heads, self.trunk = tuple(transforms), flow_size, heads, trunk
@@ -166,6 +172,8 @@ class SpatialTransformer(nn.Module):
             return FlowTransformer(self.flow_size, self.widths, self.heads, self.flow_blocks)
         if self.trunk == "learned":
             return SimilarityTransformer(self.flow_size, self.widths, self.heads)
+        if self.trunk == "places":
+            return PlaceSimilarityTransformer(self.heads)
         return FeatureSimilarityTransformer(self.flow_size, self.heads)
 
     def config(self) -> dict[str, Any]:
@@ -183,9 +191,8 @@ class SpatialTransformer(nn.Module):
         }
 
     @property
-    def similarity(self) -> SimilarityTransformer | FeatureSimilarityTransformer | None:
-        found = self.stns[0] if "similarity" in self.transforms else None
-        return cast(SimilarityTransformer | FeatureSimilarityTransformer | None, found)
+    def similarity(self) -> Similarity | None:
+        return cast(Similarity | None, self.stns[0] if "similarity" in self.transforms else None)
 
     @property
     def flow(self) -> FlowTransformer | None:

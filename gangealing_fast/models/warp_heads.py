@@ -42,6 +42,11 @@ class SimilarityHead(nn.Module):
         """The parameters with rows for each head, and whether a head's rows lie together (else those of one output do)."""
         return [(parameter, False) for parameter in self.linear.parameters()]
 
+    @property
+    def frame_bias(self) -> nn.Parameter:
+        """(rot, scale, x, y) `[4 * heads]`, output by output, of a similarity that every matrix ends with."""
+        return self.linear.get_parameter("bias")
+
     def forward(self, x: Tensor, assignment: Tensor | None) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):
             outputs = pick_head(self.linear(x.float()).unflatten(1, (4, self.heads)).mT, assignment)

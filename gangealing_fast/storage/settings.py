@@ -61,7 +61,7 @@ RULES: Mapping[str, Rule] = {
     "input_size": whole(8, _CHANNELS),
     "heads": whole(1, _CHANNELS),
     "flow_blocks": whole(1, 16),
-    "trunk": one_of("learned", "efficientnet"),
+    "trunk": one_of("learned", "efficientnet", "places"),
     "clusters": whole(1, _CHANNELS),
     "flips": one_of(False, True),
     "classes": whole(0, _CHANNELS),
