@@ -105,23 +105,30 @@ def test_the_frame_keeps_the_area():
     assert abs(float(torch.linalg.det(matrix[:, :, :2]).mean()) - 1) < 1e-3
 
 
+ALIKE = torch.ones(8, 8)
+
+
 def test_what_was_read_rightly_is_likely():
     """And least unlikely at the width that the errors have."""
     matrix = torch.eye(2, 3).expand(1, -1, -1) * 0.6
     places = said(matrix, side=12)
     base = positions(8) - (STRIDE - 1) / (STRIDE * 8)  # the middles of cells, as places of a template are
     where = transform_points(matrix, base[None])
-    right = unlikelihood(places, where)
-    wrong = unlikelihood(places._replace(template=places.template + 0.3), where)
+    right = unlikelihood(places, where, ALIKE)
+    wrong = unlikelihood(places._replace(template=places.template + 0.3), where, ALIKE)
     assert float(right) < float(wrong)
     values = [
-        float(unlikelihood(places._replace(template=places.template + 0.3, reliance=torch.full((1, 12, 12), value)), where))
+        float(unlikelihood(places._replace(template=places.template + 0.3, reliance=torch.full((1, 12, 12), value)), where, ALIKE))
         for value in (-8.0, -2 * math.log(0.3 * math.sqrt(2) / 2 / 0.1), 3.0)
     ]
     assert values[1] == min(values)
+    places.template[:, :6] += 0.3
+    upper = torch.zeros(8, 8)
+    upper[:4] = 1
+    assert float(unlikelihood(places, where, upper)) > float(unlikelihood(places, where, 1 - upper))
 
 
 def test_places_beyond_the_picture_do_not_count():
     places = said(torch.eye(2, 3)[None], side=12)
     where = torch.full((1, 4, 4, 2), 3.0)
-    assert float(unlikelihood(places, where)) == 0
+    assert float(unlikelihood(places, where, torch.ones(4, 4))) == 0

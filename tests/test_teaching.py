@@ -16,8 +16,11 @@ from gangealing_fast.alignment.teaching import PLACES, TOLD, Lessons, read_taugh
 from gangealing_fast.alignment.trainer import run
 from gangealing_fast.applications.placed import placed_look
 from gangealing_fast.applications.squares import to_square
+from gangealing_fast.congealing.features import Bases
 from gangealing_fast.congealing.folder import FILE, save_set
 from gangealing_fast.congealing.records import Registered
+from gangealing_fast.congealing.template import SALIENCY_POWER, Level
+from gangealing_fast.congealing.templates import Template, Templates
 from gangealing_fast.data.pictures import to_float
 from gangealing_fast.geometry.warps import mirror_grid
 from gangealing_fast.models import SpatialTransformer
@@ -26,7 +29,7 @@ from gangealing_fast.runtime.errors import UserError
 
 def test_the_grids_that_are_taught_are_those_of_the_set(tmp_path):
     saved = saved_set(tmp_path)
-    taught, found = read_taught(saved, 64), saved.found
+    taught, found = read_taught(dataclasses.replace(saved, method="entropy"), 64), saved.found
     assert taught.pictures.shape == (3, 3, 64, 64)
     for k in range(len(SIZES)):
         row = slice(k, k + 1)
@@ -39,9 +42,27 @@ def test_the_grids_that_are_taught_are_those_of_the_set(tmp_path):
             torch.testing.assert_close(grids[k], expected, atol=1e-5, rtol=1e-5)
 
 
+def test_places_count_as_in_the_set(tmp_path):
+    """The saliency of the template, to the power that congealing takes; a template that cannot be read is a sentence."""
+    saved = saved_set(tmp_path)
+    mean = torch.zeros(32 * 32, 2)
+    mean[:512] = torch.tensor([0.6, 0.0])
+    mean[512:] = torch.tensor([0.0, 0.3])
+    level = Level(mean, torch.ones(32 * 32, dtype=torch.bool), Bases([torch.zeros(2)], [torch.eye(2)]))
+    template = Template(level, level, torch.zeros(4, 4, 2), 0.5, 0.5, torch.zeros(3, 32, 32))
+    state = Templates((template,), "efficientnet", "affine", 32, False).state()
+    counts = read_taught(dataclasses.replace(saved, state=state), 64).saliency
+    assert counts.shape == (TOLD, TOLD)
+    torch.testing.assert_close(counts.mean(), torch.tensor(1.0))
+    torch.testing.assert_close(counts[0, 0] / counts[-1, 0], torch.tensor(2.0**SALIENCY_POWER))
+    assert (read_taught(dataclasses.replace(saved, method="entropy"), 64).saliency == 1).all()
+    with pytest.raises(UserError, match="the set's template cannot be read"):
+        read_taught(saved, 64)
+
+
 def one_template(saved):
     found = dataclasses.replace(saved.found, cluster=torch.zeros(3, dtype=torch.int64), template=saved.found.template[:1])
-    return dataclasses.replace(saved, found=found)
+    return dataclasses.replace(saved, found=found, method="entropy")
 
 
 def tiny(tmp_path, **changes) -> TrainConfig:

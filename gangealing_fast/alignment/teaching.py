@@ -7,7 +7,8 @@ without its flow: the flow of what is behind the object is no part of where the 
 
 A transformer that reads places (`models.place_similarity`) is also told what it should have read where each place of the template
 lies, flow included. How far a place can be relied on is the width of a Laplace distribution in two dimensions, -log p = d / s +
-2 log s + const (cf. Kendall and Gal 2017, arXiv 1703.04977, section 3.1): what looks alike everywhere gets little weight.
+2 log s + const (cf. Kendall and Gal 2017, arXiv 1703.04977, section 3.1): what looks alike everywhere gets little weight. Places
+count as much as they do if a set is aligned, by their saliency.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ from gangealing_fast.alignment.results import align_command
 from gangealing_fast.checkpoints.writing import export_aligner
 from gangealing_fast.congealing.folder import SavedSet, fingerprint, load_set
 from gangealing_fast.congealing.placing import reading_places
+from gangealing_fast.congealing.template import SALIENCY_POWER
+from gangealing_fast.congealing.templates import Templates
 from gangealing_fast.data.decoding import to_square
 from gangealing_fast.data.originals import Originals
 from gangealing_fast.data.pictures import to_float
@@ -59,11 +62,13 @@ SMALL = 1e-4
 
 class Taught(NamedTuple):
     """Pictures `[N, 3, S, S]` in [-1, 1], in squares, as they are aligned (mirrored or not), and where the set reads them:
-    grids `[N, PLACES, PLACES, 2]` without its flow, flows `[N, TOLD, TOLD, 2]` with it."""
+    grids `[N, PLACES, PLACES, 2]` without its flow, flows `[N, TOLD, TOLD, 2]` with it. How much each place of the flows counts:
+    saliency `[TOLD, TOLD]`, 1 on the mean."""
 
     pictures: Tensor
     grids: Tensor
     flows: Tensor
+    saliency: Tensor
 
 
 def read_taught(saved: SavedSet, side: int) -> Taught:
@@ -84,7 +89,19 @@ def read_taught(saved: SavedSet, side: int) -> Taught:
             kept.append(mirror_grid(grid, mirrored)[0])
         picture = to_float(torch.from_numpy(square)).permute(2, 0, 1)
         pictures.append(picture.flip(2) if bool(mirrored) else picture)
-    return Taught(torch.stack(pictures), torch.stack(grids), torch.stack(flows))
+    return Taught(torch.stack(pictures), torch.stack(grids), torch.stack(flows), _saliency(saved))
+
+
+def _saliency(saved: SavedSet) -> Tensor:
+    """`[TOLD, TOLD]`, of the set's template; a set that was not aligned by features has none, so that all places count alike."""
+    if saved.method != "features":
+        return torch.ones(TOLD, TOLD)
+    try:
+        level = Templates.from_state(saved.state).clusters[0].coarse
+    except ValueError as error:
+        raise UserError(f"the set's template cannot be read: {error}; congeal again") from None
+    saliency = F.adaptive_avg_pool2d(level.saliency.reshape(1, 1, level.grid, level.grid), TOLD)[0, 0] ** SALIENCY_POWER
+    return saliency / saliency.mean().clamp_min(1e-6)
 
 
 def _in_square(places: Tensor, size: tuple[int, int]) -> Tensor:
@@ -125,21 +142,22 @@ class Lessons:
         errors = (equivariance_error(self.taught.grids[rows], warp, pose) + SMALL).sqrt()
         if not isinstance(similarity, PlaceSimilarityTransformer):
             return errors, None
-        return errors, unlikelihood(similarity.warp_head.places(features), transform_points(invert(pose), self.taught.flows[rows]))
+        where = transform_points(invert(pose), self.taught.flows[rows])
+        return errors, unlikelihood(similarity.warp_head.places(features), where, self.taught.saliency)
 
 
-def unlikelihood(places: Places, where: Tensor) -> Tensor:
+def unlikelihood(places: Places, where: Tensor, weight: Tensor) -> Tensor:
     """`[N]`: -log p of what was read, up to a constant, where the places of the template lie; `where` `[N, n, n, 2]`, normalised
-    coordinates of the pictures. Places beyond the pictures do not count."""
+    coordinates of the pictures. weight `[n, n]`: how much each counts. Places beyond the pictures do not count."""
     count = len(places.reliance[0])
     read = torch.cat([places.template, places.reliance[..., None]], 3).permute(0, 3, 1, 2)
     # grid_sample takes cells to lie at their middles; those of the places lie a little beyond.
     shift = places.at[0, 0] - (1 / count - 1)
     found = F.grid_sample(read, where - shift, mode="bilinear", padding_mode="border", align_corners=False)
     apart = (found[:, :2].permute(0, 2, 3, 1) - identity_grid(*where.shape[1:3], device=where.device)).square().sum(3)
-    reliance, inside = found[:, 2], (where.abs() < 1).all(3).float()
+    reliance, counts = found[:, 2], (where.abs() < 1).all(3) * weight
     values = (apart + SMALL).sqrt() * (reliance / 2).exp() / WIDTH - reliance
-    return (values * inside).sum((1, 2)) / inside.sum((1, 2)).clamp_min(1)
+    return (values * counts).sum((1, 2)) / counts.sum((1, 2)).clamp_min(1)
 
 
 def run(config: TrainConfig) -> Path:
