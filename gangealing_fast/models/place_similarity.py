@@ -129,9 +129,5 @@ class PlaceSimilarityTransformer(nn.Module):
             found = found + torch.relu(layer(found))
         return found
 
-    def places(self, x: Tensor) -> Places:
-        """What head 0 reads in pictures `[N, 3, size, size]`."""
-        return self.warp_head.places(self.features(x))
-
     def forward(self, x: Tensor, assignment: Tensor | None = None) -> Tensor:
         return self.warp_head(self.features(x), assignment)
