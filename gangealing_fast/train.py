@@ -20,7 +20,7 @@ def main() -> None:
         print(f"everything is in {printable(config.out)}: open {printable(report)} first")
         for _, line in classify_command(config):
             print(f"next: {printable(line)}")
-        print(f"next: {printable(align_command(config.out))}")
+        print(f"next: {printable(align_command(config.out, refine=config.teach_from is not None))}")
 
     run_command(command, several=True)
 

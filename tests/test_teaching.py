@@ -96,6 +96,7 @@ def test_a_run_exports_an_aligner_and_resumes_to_the_same_numbers(tmp_path):
 
     whole, halves = tiny(tmp_path, out=tmp_path / "whole"), tiny(tmp_path, out=tmp_path / "halves")
     assert run(whole) is None
+    assert "--refine --data YOUR_PICTURES" in (tmp_path / "whole" / "report.html").read_text()
     assert (tmp_path / "whole" / "report.html").exists() and (tmp_path / "whole" / "average.png").exists()
     assert Aligner.load(tmp_path / "whole").align(torch.zeros(1, 3, 32, 32)).shape == (1, 3, 32, 32)
     from gangealing_fast.alignment import teaching

@@ -216,9 +216,9 @@ def write_report(config: TrainConfig, evaluation: Evaluation, watched: Samples, 
     )
 
 
-def align_command(out: Path) -> str:
-    """The command that uses what was learned in the folder `out`."""
-    return f"python -m gangealing_fast.align --checkpoint {out} --data YOUR_PICTURES --out aligned"
+def align_command(out: Path, *, refine: bool = False) -> str:
+    """The command that uses what was learned in the folder `out`. refine: whether that was taught by a set, whose flow is lacking."""
+    return f"python -m gangealing_fast.align --checkpoint {out}{' --refine' * refine} --data YOUR_PICTURES --out aligned"
 
 
 def classify_command(config: TrainConfig) -> list[tuple[str, str]]:

@@ -213,5 +213,5 @@ def _finish(config: TrainConfig, transformer: SpatialTransformer, lessons: Lesso
         averages=[(name, picture.cpu()) for name, picture in averages],
         metrics=figures,
         configuration=plain(config),
-        commands=[("Align pictures of your own", align_command(config.out))],
+        commands=[("Align pictures of your own", align_command(config.out, refine=True))],
     )
