@@ -217,7 +217,7 @@ def write_report(config: TrainConfig, evaluation: Evaluation, watched: Samples, 
 
 
 def align_command(out: Path, *, refine: bool = False) -> str:
-    """The command that uses what was learned in the folder `out`. refine: whether that was taught by a set, whose flow is lacking."""
+    """The command that uses what was learned in the folder `out`. refine: whether a set taught it, whose flow it lacks."""
     return f"python -m gangealing_fast.align --checkpoint {out}{' --refine' * refine} --data YOUR_PICTURES --out aligned"
 
 
