@@ -43,7 +43,7 @@ def test_places_that_cannot_be_relied_on_do_not_count():
 
 
 def test_noise_neither_shrinks_nor_enlarges():
-    """Of noise on both sides, as the same number of places errs in the picture and in the template."""
+    """Beyond its own share of the spread: which side the noise is on makes no difference, and back and forth is the identity."""
     torch.manual_seed(0)
     places = said(torch.eye(2, 3).expand(200, -1, -1), side=16)
     noisy = places._replace(template=places.template + 0.4 * torch.randn_like(places.template))
@@ -88,7 +88,7 @@ def test_heads_differ_and_end_with_their_frames(heads):
     if heads > 1:
         assert not torch.allclose(plain, head(x, None), atol=1e-3)
     with torch.no_grad():
-        head.frame.unflatten(0, (4, heads))[1, heads - 1] = math.log(2)
+        head.frame_bias.unflatten(0, (4, heads))[1, heads - 1] = math.log(2)
     factor = torch.where(assignment == heads - 1, 2.0, 1.0)
     assert_close(head(x, assignment)[:, :, :2], plain[:, :, :2] * factor[:, None, None])
 
@@ -98,7 +98,7 @@ def test_the_frame_keeps_the_area():
     network = SpatialTransformer(("similarity",), 32, trunk="places").eval()
     torch.nn.init.normal_(network.similarity.warp_head.read.weight, std=0.02)
     with torch.no_grad():
-        network.similarity.warp_head.frame[1] = 0.4
+        network.similarity.warp_head.frame_bias[1] = 0.4
     images = torch.rand(6, 3, 32, 32) * 2 - 1
     keep_area(network, images, warping=Warping("border"))
     matrix = network(images, warping=Warping("border")).matrix

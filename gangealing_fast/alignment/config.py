@@ -63,7 +63,7 @@ class TrainConfig(ProcessOptions):
     trunk: Literal["learned", "efficientnet", "places"] = "learned"
     """What the similarity looks at pictures with. learned: layers from scratch, as published. efficientnet: frozen features with a
     few layers on top; for photographs it learns the pose in a fraction of the steps, also from a generator of poor pictures.
-    places: the same features, and a similarity fitted to what is read at every place of them."""
+    places: frozen features too, and a similarity fitted to what is read at every place of them."""
     flow_size: Side = 128
     """Side at which the transformer looks at pictures, and of its output."""
     channel_multiplier: Factor = 0.5

@@ -54,6 +54,7 @@ NEAR = 0.1
 TOLD = 16
 """Places of the template a side, of which a transformer that reads places is told where they lie."""
 TELLING = 0.3
+"""How much it counts, beside the error, that places were read rightly."""
 WIDTH = 0.1
 """Of the distribution of what is read, at a reliance of 0, in halves of the template's side."""
 SMALL = 1e-4

@@ -97,7 +97,7 @@ def stated_transformer(options: dict[str, Any], state: dict[str, Tensor]) -> dic
     if options.get("trunk", "learned") == "learned":
         return check(options, transformer_options(state, options["flow_size"]))
     if options["trunk"] == "places":
-        inputs, layer, output = CHANNELS_OF_PLACES + 2, "warp_head.read.weight", "warp_head.frame"
+        inputs, layer, output = CHANNELS_OF_PLACES + 2, "warp_head.read.weight", "warp_head.frame_bias"
     else:
         inputs, layer, output = CHANNELS * places(options["flow_size"]) ** 2, "dense.weight", "warp_head.linear.bias"
     wanted, found = (inputs, 4 * options["heads"]), (state[f"stns.0.{layer}"].shape[1], state[f"stns.0.{output}"].shape[0])

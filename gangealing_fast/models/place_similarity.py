@@ -56,24 +56,19 @@ def positions(side: int, device: torch.device | None = None) -> Tensor:
 
 class PlaceHead(nn.Module):
     """Features `[N, channels, n, n]` and heads `[N]` (or None: head 0) to matrices `[N, 2, 3]`; the identity at the start of
-    training. `frame`: (rot, scale, x, y) of a similarity of the template's frame, for each head."""
+    training. frame_bias: (rot, scale, x, y) `[4 * heads]`, output by output, of a similarity that every matrix ends with."""
 
     def __init__(self, channels: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
         self.read = nn.Conv2d(channels + 2, 3 * heads, 1)
-        self.frame = nn.Parameter(torch.zeros(4 * heads))
+        self.frame_bias = nn.Parameter(torch.zeros(4 * heads))
         nn.init.zeros_(self.read.weight)
         nn.init.zeros_(self.read.get_parameter("bias"))
 
     def separate(self) -> list[tuple[nn.Parameter, bool]]:
         """The parameters with rows for each head, and whether a head's rows lie together (else those of one output do)."""
         return [(parameter, False) for parameter in self.parameters()]
-
-    @property
-    def frame_bias(self) -> nn.Parameter:
-        """(rot, scale, x, y) `[4 * heads]`, output by output, of a similarity that every matrix ends with."""
-        return self.frame
 
     def places(self, x: Tensor, assignment: Tensor | None = None) -> Places:
         """What is read at every place."""
@@ -86,7 +81,7 @@ class PlaceHead(nn.Module):
 
     def forward(self, x: Tensor, assignment: Tensor | None) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):
-            frame = pick_head(self.frame.unflatten(0, (4, self.heads)).mT.expand(x.shape[0], -1, -1), assignment)
+            frame = pick_head(self.frame_bias.unflatten(0, (4, self.heads)).mT.expand(x.shape[0], -1, -1), assignment)
             return compose(fitted(self.places(x, assignment)), similarity_of(frame))
 
 
