@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import os
 import sys
+import tempfile
 from pathlib import Path
 
 VARIABLE = "GGF_CPU_LEVEL"
+_COMPILED = "TORCHINDUCTOR_CACHE_DIR"
 # What the environment says to torch (and torch.compile), to oneDNN and to MKL. At AVX-512 nothing is held back.
 _OTHERS = {
     "default": {"ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "SSE41", "MKL_ENABLE_INSTRUCTIONS": "SSE4_2"},
@@ -25,7 +27,10 @@ _FLAGS = {"avx512": "avx512f", "avx2": "avx2"}
 
 def environment(level: str) -> dict[str, str]:
     """The variables that hold a process to a level, "default", "avx2" or "avx512"; none for "", which is the processor's own."""
-    return {VARIABLE: level, **_OTHERS.get(level, {})} if level else {}
+    if not level:
+        return {}
+    # torch.compile takes programs of another level from its cache, and they compute something else.
+    return {VARIABLE: level, **_OTHERS.get(level, {}), _COMPILED: str(Path(tempfile.gettempdir()) / f"torchinductor-{level}")}
 
 
 def hold() -> None:

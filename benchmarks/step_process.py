@@ -9,13 +9,13 @@ that the losses of a step can be compared.
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
-from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from gangealing_fast.runtime.errors import UserError
 
@@ -115,9 +115,10 @@ def disagreement(made: dict[str, float], expected: dict[str, float], precision: 
     return None
 
 
-def serve(step: Step) -> None:
+def serve(step: Step, figures: TextIO) -> None:
     """The child's end: builds the step as `gangealing_fast.train` does, then for every line on standard input makes a step, after
-    some to warm up where that is needed, and prints its seconds and losses; at the end of the input prints the peak memory."""
+    some to warm up where that is needed, and writes its seconds and losses to `figures`; at the end of the input the peak memory.
+    """
     import torch
 
     from benchmarks import machine
@@ -145,9 +146,8 @@ def serve(step: Step) -> None:
         compile=step.compile,
         cuda_graphs=step.cuda_graphs,
     )
-    with redirect_stdout(sys.stderr):  # standard output carries the figures
-        prepare_process(config)
-        kept = memory.keep_large_blocks() if step.keep else config.reuse_memory and config.ops == "fused"
+    prepare_process(config)
+    kept = memory.keep_large_blocks() if step.keep else config.reuse_memory and config.ops == "fused"
     torch.manual_seed(0)
     trainer = build(config, Group(device))
 
@@ -165,13 +165,21 @@ def serve(step: Step) -> None:
     for number, _ in enumerate(sys.stdin):
         for _ in range(warm_ups):
             make()
-        print(json.dumps(asdict(make())), flush=True)
+        print(json.dumps(asdict(make())), file=figures, flush=True)
         if number == 0:
             warm_ups = 2 if device.type == "cuda" else 1 if kept else 0
         else:
             warm_ups = 2 if kept and machine.memory_is_short() and memory.release() else 0
-    print(torch.cuda.max_memory_allocated(device) if device.type == "cuda" else machine.peak_resident(), flush=True)
+    peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else machine.peak_resident()
+    print(peak, file=figures, flush=True)
+
+
+def standard_output_for_figures() -> TextIO:
+    """Standard output for figures alone: whatever else is printed, by libraries in C++ too, goes to standard error from now on."""
+    figures = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    return figures
 
 
 if __name__ == "__main__":
-    serve(Step(**json.loads(sys.argv[1])))
+    serve(Step(**json.loads(sys.argv[1])), standard_output_for_figures())

@@ -40,7 +40,10 @@ def shown(device: str, folder: Path) -> list[Path]:
 def run(module: str, arguments: list[str], level: str = "") -> int:
     """The exit status of `python -m MODULE`, held to a level."""
     environment = {**os.environ, **levels.environment(level)}
-    return subprocess.run([sys.executable, "-m", module, *arguments], env=environment, check=False).returncode
+    status = subprocess.run([sys.executable, "-m", module, *arguments], env=environment, check=False).returncode
+    if status < 0:
+        print(f"{module} was ended by signal {-status}: what it had not measured by then is missing", file=sys.stderr)
+    return status
 
 
 def main(arguments: list[str] | None = None) -> int:

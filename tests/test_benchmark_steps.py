@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 
 from benchmarks import results, step_process, training_step
@@ -107,6 +110,20 @@ def test_a_process_that_ends_is_one_sentence(tmp_path, capfd):
     with pytest.raises(UserError, match=r"a measuring process ended with status 1; its message is above"):
         process.step()
     assert "generator.safetensors" in capfd.readouterr().err
+
+
+def test_what_else_is_printed_does_not_come_between_the_figures():
+    program = """
+import os
+from benchmarks.step_process import standard_output_for_figures
+figures = standard_output_for_figures()
+print("a notice")
+os.system("echo another")
+print(7, file=figures, flush=True)
+"""
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert ran.stdout == "7\n"
+    assert sorted(ran.stderr.split("\n")[:2]) == ["a notice", "another"]
 
 
 def test_pytest_benchmark_reads_the_clock_of_the_processes():

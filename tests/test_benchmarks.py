@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -262,6 +263,16 @@ def test_the_suite_ends_where_nothing_could_begin(monkeypatch, tmp_path):
     assert [module for module, *_ in ran] == ["benchmarks", "training_step", "benchmarks", "report"]
 
 
+def test_the_suite_says_what_a_signal_ended(monkeypatch, capfd):
+    monkeypatch.setattr(subprocess, "run", partial(_instead, subprocess.run, ["sh", "-c", "kill -9 $$"]))
+    assert suite.run("benchmarks", []) == -9
+    assert "benchmarks was ended by signal 9" in capfd.readouterr().err
+
+
+def _instead(run, command, _, **options):
+    return run(command, **options)
+
+
 def test_the_suite_measures_every_level_and_shows_what_other_machines_measured(monkeypatch, tmp_path):
     ran = _suite(monkeypatch, [], lower=["avx2"])
     for name in ("performance-laptop.json", "performance-gpu.json"):
@@ -290,6 +301,9 @@ def test_levels(monkeypatch, tmp_path):
     assert [levels.current(path) for path in (wide, narrow, tmp_path / "none")] == ["avx512", "avx2", "default"]
     monkeypatch.setenv(levels.VARIABLE, "avx2")
     assert levels.current(wide) == "avx2"
+    # Programs that torch.compile made for one level are wrong at another.
+    caches = {levels.environment(level).get("TORCHINDUCTOR_CACHE_DIR") for level in ("", "default", "avx2", "avx512")}
+    assert len(caches) == 4
 
 
 def test_torch_follows_the_level():
