@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
 from cases.modulated_conv2d import CASES
@@ -120,6 +122,23 @@ def test_agrees_with_the_published_layer(case):
     names = ("grad_x", "grad_style", "grad_weight", "grad_mod_weight", "grad_mod_bias")
     for name, gradient in zip(names, torch.autograd.grad(y, inputs, arrays["grad_out"]), strict=True):
         assert_golden(gradient, arrays[name], gradient=True, what=name)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", ["channels of 32", "channels of 32, up", "more channels in than out"])
+def test_without_units_for_half_precision_float32_is_computed(monkeypatch, name, dtype):
+    monkeypatch.setattr(sys.modules["gangealing_fast.ops.modulated_conv2d"], "EMULATED", frozenset({dtype}))
+    function, _, tensors = arrange(CASES[name], torch.float32)
+    x, rest = tensors[0].to(dtype), tensors[1:]
+    results = []
+    for first in (x, x.float()):
+        leaves = [first.clone().requires_grad_(), *(tensor.clone().requires_grad_() for tensor in rest)]
+        y = function(*leaves, **CASES[name].keywords)
+        assert y.dtype == first.dtype
+        results.append([y, *torch.autograd.grad(y, leaves, torch.ones_like(y))])
+    narrow, wide = results
+    assert torch.equal(narrow[0], wide[0].to(dtype)) and torch.equal(narrow[1], wide[1].to(dtype))
+    assert all(torch.equal(*pair) for pair in zip(narrow[2:], wide[2:], strict=True))
 
 
 def test_float32_parameters_beside_half_precision():

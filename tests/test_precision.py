@@ -7,6 +7,9 @@ import re
 import subprocess
 import sys
 
+import torch
+
+from gangealing_fast.runtime import precision
 from tools.checkout import ROOT
 
 SWITCHED = {
@@ -49,3 +52,12 @@ def test_nothing_reads_the_older_switch():
     sources = [*(ROOT / "gangealing_fast").rglob("*.py"), *(ROOT / "kernels").glob("*.py"), *(ROOT / "benchmarks").rglob("*.py")]
     reading = re.compile(r"^(?!.*`).*\ballow_tf32\b(?!\s*=[^=])", re.MULTILINE)
     assert not [source.name for source in sources if reading.search(source.read_text())]
+
+
+def test_bfloat16_on_a_processor_without_units_for_it_is_said(monkeypatch, capsys):
+    cpu = torch.device("cpu")
+    for has_units, formats in ((True, (torch.bfloat16, torch.bfloat16)), (False, (torch.float32, torch.bfloat16))):
+        monkeypatch.setattr(precision, "_cpu_computes_in_bfloat16", lambda has_units=has_units: has_units)
+        assert precision.resolve("auto", cpu) == formats[0] and not capsys.readouterr().out
+        assert precision.resolve("bfloat16", cpu) == formats[1]
+        assert ("float32, which auto takes, is faster" in capsys.readouterr().out) == (not has_units)

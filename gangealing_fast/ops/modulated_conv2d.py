@@ -11,6 +11,7 @@ instead of N grouped ones. The references follow the definition, sample by sampl
 style, d and the activation into it where they can. The registered operator takes d as an input, so that its gradient leaves by
 plain autograd, and keeps x and y alone for its backward: the activation goes by the sign of y, and the convolution, for the
 gradient of d, is undone from y. In half precision, whose y may have lost it beside a large bias, the activation then stays outside.
+On processors whose library has no convolution in half precision, all is computed in float32, and rounded at the end.
 """
 
 from __future__ import annotations
@@ -36,6 +37,15 @@ from gangealing_fast.ops.upfirdn2d import blur_filter, upfirdn2d_reference
 EPSILON = 1e-8
 Algorithm = Literal["auto", "library", "fused"]
 _algorithm: Algorithm = "auto"
+EMULATED = frozenset(
+    dtype
+    for dtype, convolves in (
+        (torch.bfloat16, torch.ops.mkldnn._is_mkldnn_bf16_supported),
+        (torch.float16, torch.ops.mkldnn._is_mkldnn_fp16_supported),
+    )
+    if not convolves()
+)
+"""Formats that torch convolves number by number on this processor, many times slower than it does float32."""
 _ops = torch.ops.gangealing_fast
 
 
@@ -373,6 +383,13 @@ def modulated_conv2d(
             modulated_conv2d_reference, x, weight, style, up=up, down=down, demodulate=demodulate, energy=energy, f=f,
             bias=bias, noise=noise, noise_strength=noise_strength, slope=slope, gain=gain,
         )  # fmt: skip
+    if x.device.type == "cpu" and x.dtype in EMULATED:
+        with without_autocast(x.device):
+            y = modulated_conv2d(
+                x.float(), weight.float(), style, up=up, down=down, demodulate=demodulate, energy=energy, f=f,
+                bias=bias, noise=noise, noise_strength=noise_strength, slope=slope, gain=gain,
+            )  # fmt: skip
+        return y.to(x.dtype)
     demodulation = demodulation_of(weight, style, energy) if demodulate else None
     convolve = partial(_call, x, weight, style, demodulation, f)
     if bias is None or not _can_be_undone(x, demodulation, slope, gain):

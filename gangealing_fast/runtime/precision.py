@@ -27,13 +27,15 @@ def resolve(precision: Precision, device: torch.device) -> torch.dtype:
     if precision == "float32":
         return torch.float32
     if precision == "bfloat16":
+        if device.type == "cpu" and not _cpu_computes_in_bfloat16():
+            print("--precision bfloat16: this processor has no units for it and emulates it; float32, which auto takes, is faster")
         return torch.bfloat16
     if precision == "float16":
         if not _convolves_in_float16(device):
             raise UserError(f"--precision float16: {device} cannot compute convolutions in it here; use bfloat16 or float32")
         return torch.float16
     if device.type == "cpu":
-        return torch.bfloat16 if torch.ops.mkldnn._is_mkldnn_bf16_supported() and _native_bfloat16() else torch.float32
+        return torch.bfloat16 if _cpu_computes_in_bfloat16() else torch.float32
     return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
 
 
@@ -44,6 +46,10 @@ def _convolves_in_float16(device: torch.device) -> bool:
     except RuntimeError:
         return False
     return True
+
+
+def _cpu_computes_in_bfloat16() -> bool:
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()) and _native_bfloat16()
 
 
 def _native_bfloat16() -> bool:
