@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks import machine
 from benchmarks.case import BOTH, FORWARD, Case, Variant, channels_last, compiled
 from gangealing_fast.ops.modulated_conv2d import modulated_conv2d, modulated_conv2d_reference
 
@@ -59,7 +60,9 @@ def _case(name: str, shape: tuple[int, int, int], k: int, dtype: torch.dtype, va
 
 def cases() -> list[Case]:
     result = []
-    for dtype in (torch.float32, torch.bfloat16):
+    # On CUDA whatever the processor has.
+    narrow = (torch.bfloat16,) if torch.cuda.is_available() or machine.convolves_in_bfloat16() else ()
+    for dtype in (torch.float32, *narrow):
         for shape in LAYERS:
             reference = _reference()
             variants = (

@@ -20,6 +20,7 @@ from torch import Tensor
 from benchmarks import levels
 from benchmarks.runner import synchronise
 from gangealing_fast.ops.environment import cpu_level
+from gangealing_fast.ops.modulated_conv2d import EMULATED
 from gangealing_fast.runtime import memory
 from gangealing_fast.runtime.errors import UserError
 
@@ -35,6 +36,12 @@ def demand(device: torch.device) -> None:
             "These benchmarks need a CUDA device, and torch finds none on this machine; nothing was measured. "
             "Measure the CPU with --device cpu, or install a torch that knows the device."
         )
+
+
+def convolves_in_bfloat16() -> bool:
+    """Whether torch has convolutions in bfloat16 for this processor, at the level that it is held to. If not, it makes them number
+    by number: a step takes many minutes, and its time says nothing."""
+    return torch.bfloat16 not in EMULATED
 
 
 def settle() -> None:

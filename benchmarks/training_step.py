@@ -35,6 +35,10 @@ ALL_VARIANTS = {**VARIANTS, **GRAPHS, **COMPILED}
 
 def variants_for(device: str) -> list[str]:
     """The variants that are measured on a kind of device unless others are asked for."""
+    from benchmarks import machine
+
+    if device == "cpu" and not machine.convolves_in_bfloat16():
+        return [name for name, settings in VARIANTS.items() if settings.get("precision") != "bfloat16"]
     return [*VARIANTS, *(GRAPHS if device == "cuda" else ())]
 
 

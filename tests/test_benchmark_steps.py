@@ -7,8 +7,9 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
-from benchmarks import results, step_process, training_step
+from benchmarks import bench_modulated_conv2d, machine, results, step_process, training_step
 from benchmarks import test_whole_training_step as under_pytest
 from benchmarks.step_process import Made, Step, StepProcess, disagreement
 from benchmarks.training_step import ALL_VARIANTS, BASE
@@ -76,6 +77,7 @@ def _processes(monkeypatch, losses):
 
 
 def test_first_steps_are_compared_and_not_timed(monkeypatch):
+    monkeypatch.setattr(machine, "convolves_in_bfloat16", lambda: True)
     made = _processes(monkeypatch, dict.fromkeys(training_step.VARIANTS, LOSSES))
     records = training_step.measure("64", "default", training_step.parse(["--rounds", "2"]))
     assert [record["seconds"] for record in records] == [1.0] * 3
@@ -110,6 +112,14 @@ def test_a_process_that_ends_is_one_sentence(tmp_path, capfd):
     with pytest.raises(UserError, match=r"a measuring process ended with status 1; its message is above"):
         process.step()
     assert "generator.safetensors" in capfd.readouterr().err
+
+
+def test_what_torch_computes_number_by_number_is_not_timed(monkeypatch):
+    for convolves in (True, False):
+        monkeypatch.setattr(machine, "convolves_in_bfloat16", lambda convolves=convolves: convolves)
+        assert ("ours, bfloat16" in training_step.variants_for("cpu")) == convolves
+        assert (torch.bfloat16 in {case.dtype for case in bench_modulated_conv2d.cases()}) == convolves
+    assert "ours, bfloat16" in training_step.variants_for("cuda")
 
 
 def test_what_else_is_printed_does_not_come_between_the_figures():

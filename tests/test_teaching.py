@@ -68,7 +68,7 @@ def one_template(saved):
 def tiny(tmp_path, **changes) -> TrainConfig:
     (tmp_path / "set").mkdir(exist_ok=True)
     save_set(tmp_path / "set" / FILE, one_template(saved_set(tmp_path)))
-    small = dict(flow_size=32, trunk="learned", channel_base=64, max_channels=8, steps=4, batch=4, snapshot=2, threads=1)
+    small = dict(flow_size=32, steps=4, batch=4, snapshot=2, threads=1)
     places = {"teach_from": tmp_path / "set", "out": tmp_path / "run"}
     return dataclasses.replace(PRESETS["set"], **{**places, **small, **changes})
 
@@ -91,10 +91,12 @@ def test_learning_lessens_the_error(tmp_path, trunk):
     assert sum(losses[-10:]) < 0.7 * sum(losses[:10])
 
 
-def test_a_run_exports_an_aligner_and_resumes_to_the_same_numbers(tmp_path):
+@pytest.mark.parametrize("trunk", ["learned", "places"])
+def test_a_run_exports_an_aligner_and_resumes_to_the_same_numbers(tmp_path, trunk):
     from gangealing_fast import Aligner
 
-    whole, halves = tiny(tmp_path, out=tmp_path / "whole"), tiny(tmp_path, out=tmp_path / "halves")
+    learned = dict(transforms="similarity", trunk="learned", channel_base=64, max_channels=8) if trunk == "learned" else {}
+    whole, halves = (tiny(tmp_path, out=tmp_path / name, **learned) for name in ("whole", "halves"))
     assert run(whole) is None
     assert "--refine --data YOUR_PICTURES" in (tmp_path / "whole" / "report.html").read_text()
     assert (tmp_path / "whole" / "report.html").exists() and (tmp_path / "whole" / "average.png").exists()
@@ -125,7 +127,7 @@ def test_a_run_exports_an_aligner_and_resumes_to_the_same_numbers(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"transforms": "similarity,flow"}, "teaches a similarity"),
+        ({"transforms": "similarity,flow", "flow_trunk": "learned"}, "teaches a similarity"),
         ({"flips": True}, "neither --start-from nor --clusters nor --flips"),
     ],
 )

@@ -4,10 +4,13 @@
     python tools/measure_mixed_sets.py strangers --faces faces128.tar --cats cats64.tar --seeds 1 11
     python tools/measure_mixed_sets.py kinds --faces faces128.tar --cats cats64.tar --seeds 1
     python tools/measure_mixed_sets.py mirrored --mnist FOLDER --classes 7 2 4
+    python tools/measure_mixed_sets.py turned --faces faces128.tar --seeds 3 4
 
 strangers: 40 faces and 10 cats; the area under the curve of confidence, who is left out, PCK of the faces with and without cats.
 kinds: 30 of each, in which cluster they are, and PCK of the faces with and without cats. mirrored: 30 digits of a class, and how
-many are told right, by `--flips auto` with half of them mirrored and with none, and by `--flips yes`.
+many are told right, by `--flips auto` with half of them mirrored and with none, and by `--flips yes`. turned: 30 faces that look to
+one side, with half of them, a tenth and none mirrored; how many `--flips auto` tells right, and PCK. Those that look the least to
+one side among all, and cats with --cats, are symmetrical: there none should be mirrored.
 """
 
 from __future__ import annotations
@@ -26,7 +29,10 @@ from PIL import Image
 from torch import Tensor
 
 from gangealing_fast.congealing import FeatureCongealed, Registered, congeal
+from gangealing_fast.data.keypoints.mirrors import read_mirror
 from gangealing_fast.data.mnist import find_images, read_images
+from gangealing_fast.geometry.points import mirror_points
+from gangealing_fast.geometry.warps import mirror_pictures
 
 
 def cats(path: Path, seed: int, count: int) -> Tensor:
@@ -95,9 +101,48 @@ def mirrored(options: argparse.Namespace) -> None:
             print(f"digit {digit}, {'half' if half else 'none'} mirrored, flips {flips}: {right} of 30 right", flush=True)
 
 
+TURNED = {"much": (0, 300), "slightly": (300, 1000), "hardly": (2000, 3000)}
+"""Ranks among all faces by how far the nose lies from the middle of the jaw."""
+
+
+def to_one_side(path: Path, seed: int, ranks: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """30 faces that look to one side, those of the other side as their mirror images, and their key points."""
+    source = torch.Generator().manual_seed(seed)
+    every = draw(path, 0, 3000, False)
+    nose, ends = every.points[:, 30, 0], every.points[:, [0, 16], 0]
+    turn = (nose - ends.mean(1)) / (ends[:, 1] - ends[:, 0])
+    low, high = ranks
+    rows = turn.abs().argsort(descending=True)[low:high][torch.randperm(high - low, generator=source)[:30]]
+    pictures, points, other = every.pictures[rows], every.points[rows], turn[rows] < 0
+    permuted = mirror_points(points[:, read_mirror("faces68", 68)], torch.ones(30, dtype=torch.bool), 128)
+    return torch.where(other[:, None, None, None], pictures.flip(3), pictures), torch.where(other[:, None, None], permuted, points)
+
+
+def turned(options: argparse.Namespace) -> None:
+    for seed in options.seeds:
+        for name, ranks in TURNED.items():
+            pictures, points = to_one_side(options.faces, seed, ranks)
+            _tell(f"seed {seed}, {name} turned", pictures, points)
+        if options.cats is not None:
+            _tell(f"seed {seed}, cats", cats(options.cats, seed, 30), None)
+
+
+def _tell(name: str, pictures: Tensor, points: Tensor | None) -> None:
+    """What is mirrored of a set with half, a tenth and none of the pictures mirrored, and PCK where there are points."""
+    for mirrored in (15, 3, 0):
+        true = torch.zeros(30, dtype=torch.bool)
+        true[torch.randperm(30, generator=torch.Generator().manual_seed(5))[:mirrored]] = True
+        found = congeal(mirror_pictures(pictures, true), clusters=1)
+        same = int((found.mirrored == true).sum())
+        line = f"{name}, {mirrored} of 30 mirrored: {max(same, 30 - same)} right, {int(found.mirrored.sum())} flipped"
+        if points is not None:
+            line += f", within 0.1 {pck(found, mirror_points(points, true, 128), found.templates.side)[1]:.1f}"
+        print(line, flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("strangers", "kinds", "mirrored"))
+    parser.add_argument("what", choices=("strangers", "kinds", "mirrored", "turned"))
     parser.add_argument("--faces", type=Path)
     parser.add_argument("--cats", type=Path)
     parser.add_argument("--mnist", type=Path)
@@ -105,7 +150,7 @@ def main() -> None:
     parser.add_argument("--classes", type=int, nargs="+", default=[7, 2, 4])
     options = parser.parse_args()
     torch.set_num_threads(1)
-    {"strangers": strangers, "kinds": kinds, "mirrored": mirrored}[options.what](options)
+    {"strangers": strangers, "kinds": kinds, "mirrored": mirrored, "turned": turned}[options.what](options)
 
 
 if __name__ == "__main__":

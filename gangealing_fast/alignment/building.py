@@ -104,6 +104,7 @@ def make_transformer(config: TrainConfig, size: int, flow_blocks: int = FLOW_BLO
             channel_base=config.channel_base,
             trunk=config.trunk,
             flow_blocks=flow_blocks,
+            flow_trunk=config.flow_trunk,
         )
     except ValueError as error:
         raise UserError(f"the transformer's options do not fit: {error}") from None

@@ -64,6 +64,9 @@ class TrainConfig(ProcessOptions):
     """What the similarity looks at pictures with. learned: layers from scratch, as published. efficientnet: frozen features with a
     few layers on top; for photographs it learns the pose in a fraction of the steps, also from a generator of poor pictures.
     places: frozen features too, and a similarity fitted to what is read at every place of them."""
+    flow_trunk: Literal["learned", "places"] = "learned"
+    """What the flow looks at pictures with. learned: layers from scratch, as published. places: it is spread from what --trunk
+    places reads, and has no weights of its own."""
     flow_size: Side = 128
     """Side at which the transformer looks at pictures, and of its output."""
     channel_multiplier: Factor = 0.5
@@ -198,8 +201,8 @@ PRESETS: dict[str, TrainConfig] = {
 }
 PRESETS["set"] = TrainConfig(
     out=Path("runs/taught"),
-    transforms="similarity",
     trunk="places",
+    flow_trunk="places",
     flow_size=128,
     pose_rotation=30.0,
     pose_scale=(0.7, 1.2),

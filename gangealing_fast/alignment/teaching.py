@@ -8,7 +8,8 @@ without its flow: the flow of what is behind the object is no part of where the 
 A transformer that reads places (`models.place_similarity`) is also told what it should have read where each place of the template
 lies, flow included. How far a place can be relied on is the width of a Laplace distribution in two dimensions, -log p = d / s +
 2 log s + const (cf. Kendall and Gal 2017, arXiv 1703.04977, section 3.1): what looks alike everywhere gets little weight. Places
-count as much as they do if a set is aligned, by their saliency.
+count as much as they do if a set is aligned, by their saliency. A flow that is read from places (`models.place_flow`) has no
+weights and is taught by that.
 """
 
 from __future__ import annotations
@@ -182,8 +183,11 @@ def run(config: TrainConfig) -> Path:
 
 
 def _check(config: TrainConfig, saved: SavedSet) -> None:
-    if config.transforms != "similarity":
-        raise UserError("--teach-from teaches a similarity: give --transforms similarity (align --refine adds a flow afterwards)")
+    if config.transforms != "similarity" and (config.transforms, config.flow_trunk) != ("similarity,flow", "places"):
+        raise UserError(
+            "--teach-from teaches a similarity, and with it the flow that is read from places: give --transforms similarity, or "
+            "similarity,flow with --trunk places --flow-trunk places (align --refine adds a flow afterwards)"
+        )
     if len(saved.found.template) > 1:
         raise UserError(
             f"{config.teach_from} has {len(saved.found.template)} templates, but one is taught: congeal with --clusters 1"

@@ -87,8 +87,8 @@ def _channels(state: dict[str, Tensor], prefix: str, size: int) -> dict[int, int
 
 def complete(options: dict[str, Any]) -> dict[str, Any]:
     """`options` of a `models.SpatialTransformer` that a file states, with what files of earlier versions do not say: their flows'
-    trunks had a block for each halving down to 4x4."""
-    return {"flow_blocks": halving_blocks(options["flow_size"])} | options
+    trunks were learned, and had a block for each halving down to 4x4."""
+    return {"flow_blocks": halving_blocks(options["flow_size"]), "flow_trunk": "learned"} | options
 
 
 def stated_transformer(options: dict[str, Any], state: dict[str, Tensor]) -> dict[str, Any]:
@@ -103,7 +103,7 @@ def stated_transformer(options: dict[str, Any], state: dict[str, Tensor]) -> dic
     wanted, found = (inputs, 4 * options["heads"]), (state[f"stns.0.{layer}"].shape[1], state[f"stns.0.{output}"].shape[0])
     if found != wanted:
         raise ValueError(f"its header asks for {wanted[0]} inputs and {wanted[1]} outputs, its tensors have {found}")
-    if options["transforms"] != ["similarity"]:
+    if options["transforms"] != ["similarity"] and options["flow_trunk"] == "learned":
         flow = {key.replace("stns.1.", "stns.0."): value for key, value in state.items() if key.startswith("stns.1.")}
         check(options, transformer_options(flow, options["flow_size"]))
     return options

@@ -79,10 +79,14 @@ class PlaceHead(nn.Module):
             found = pick_head(read, assignment).permute(0, 2, 3, 1)
             return Places(at, at + found[..., :2], found[..., 2])
 
+    def frame(self, count: int, assignment: Tensor | None) -> Tensor:
+        """`[count, 2, 3]`: the similarity that every matrix ends with, from the template to where places say that they belong."""
+        rows = self.frame_bias.unflatten(0, (4, self.heads)).mT.expand(count, -1, -1)
+        return similarity_of(pick_head(rows, assignment))
+
     def forward(self, x: Tensor, assignment: Tensor | None) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):
-            frame = pick_head(self.frame_bias.unflatten(0, (4, self.heads)).mT.expand(x.shape[0], -1, -1), assignment)
-            return compose(fitted(self.places(x, assignment)), similarity_of(frame))
+            return compose(fitted(self.places(x, assignment)), self.frame(len(x), assignment))
 
 
 def fitted(places: Places) -> Tensor:

@@ -31,6 +31,7 @@ from gangealing_fast.geometry.warps import (
 from gangealing_fast.models.feature_similarity import FeatureSimilarityTransformer
 from gangealing_fast.models.generator import Widths
 from gangealing_fast.models.layers import ConvLayer, EqualLinear, ResBlock, resize_to
+from gangealing_fast.models.place_flow import PlaceFlow, compose_flows
 from gangealing_fast.models.place_similarity import PlaceSimilarityTransformer
 from gangealing_fast.models.warp_heads import FLOW_FACTOR, FlowHead, SimilarityHead
 from gangealing_fast.ops.flow_regularizer import flow_regularizer
@@ -115,8 +116,10 @@ class FlowTransformer(Trunk):
 
 
 Similarity = SimilarityTransformer | FeatureSimilarityTransformer | PlaceSimilarityTransformer
-Stage = Similarity | FlowTransformer
+Flow = FlowTransformer | PlaceFlow
+Stage = Similarity | Flow
 TRUNKS = ("learned", "efficientnet", "places")
+FLOW_TRUNKS = ("learned", "places")
 
 
 class SpatialTransformer(nn.Module):
@@ -130,6 +133,8 @@ class SpatialTransformer(nn.Module):
     cluster. trunk: "learned", as published; "efficientnet": the similarity looks at frozen features; "places": it is
     fitted to what is read at every place of them (`models.place_similarity`).
     flow_blocks: residual blocks of the flow's trunk, 4 as published; files of earlier versions have `halving_blocks(flow_size)`.
+    flow_trunk: "learned", as published; "places", beside a similarity of that trunk: spread from what the same places say
+    (`models.place_flow`), so that it has no weights.
     Raises ValueError for options that do not fit together.
     """
 
@@ -145,6 +150,7 @@ class SpatialTransformer(nn.Module):
         channel_base: int | None = None,
         trunk: str = "learned",
         flow_blocks: int = FLOW_BLOCKS,
+        flow_trunk: str = "learned",
     ) -> None:
         super().__init__()
         if tuple(transforms) not in (("similarity",), ("flow",), ("similarity", "flow")):
@@ -158,16 +164,20 @@ class SpatialTransformer(nn.Module):
             raise ValueError(
                 f"trunk must be 'learned', or 'efficientnet' or 'places' with a similarity, got {trunk} with {tuple(transforms)}."
             )
+        if flow_trunk not in FLOW_TRUNKS or (flow_trunk == "places" and "flow" in transforms and trunk != "places"):
+            raise ValueError(f"flow_trunk must be 'learned', or 'places' if the trunk is, got {flow_trunk} with the trunk {trunk}.")
         if "flow" in transforms and not FLOW_HALVINGS <= flow_blocks <= math.log2(flow_size):
             raise ValueError(f"flow_blocks must lie between {FLOW_HALVINGS} and log2 of {flow_size}, got {flow_blocks}.")
         self.transforms, self.flow_size, self.heads, self.trunk = tuple(transforms), flow_size, heads, trunk
-        self.flow_blocks = flow_blocks
+        self.flow_blocks, self.flow_trunk = flow_blocks, flow_trunk
         self.input_size = flow_size if input_size is None else input_size
         self.widths = Widths(channel_multiplier, max_channels, channel_base)
         self.stns = nn.ModuleList(self._stage(name) for name in transforms)
         self.register_load_state_dict_pre_hook(_drop_constant_buffers)
 
     def _stage(self, name: str) -> Stage:
+        if name == "flow" and self.flow_trunk == "places":
+            return PlaceFlow(self.flow_size)
         if name == "flow":
             return FlowTransformer(self.flow_size, self.widths, self.heads, self.flow_blocks)
         if self.trunk == "learned":
@@ -188,6 +198,7 @@ class SpatialTransformer(nn.Module):
             "channel_base": self.widths.base,
             "trunk": self.trunk,
             "flow_blocks": self.flow_blocks,
+            "flow_trunk": self.flow_trunk,
         }
 
     @property
@@ -195,14 +206,14 @@ class SpatialTransformer(nn.Module):
         return cast(Similarity | None, self.stns[0] if "similarity" in self.transforms else None)
 
     @property
-    def flow(self) -> FlowTransformer | None:
-        return cast(FlowTransformer | None, self.stns[-1] if "flow" in self.transforms else None)
+    def flow(self) -> Flow | None:
+        return cast(Flow | None, self.stns[-1] if "flow" in self.transforms else None)
 
     @torch.no_grad()
     def copy_first_head(self, beside: Callable[[nn.Parameter], Sequence[Tensor]] | None = None) -> None:
         """Give every head the weights of head 0; likewise in the tensors `beside(parameter)` of each of the heads' parameters."""
         for stage in cast(Sequence[Stage], self.stns):
-            for parameter, heads_first in stage.warp_head.separate():
+            for parameter, heads_first in () if isinstance(stage, PlaceFlow) else stage.warp_head.separate():
                 shape = (self.heads, -1) if heads_first else (-1, self.heads)
                 for tensor in (parameter, *(beside(parameter) if beside is not None else ())):
                     rows = tensor.unflatten(0, shape)
@@ -277,11 +288,16 @@ class SpatialTransformer(nn.Module):
             source = seen if source is images else source.repeat_interleave(spread, 0)
             alpha = alpha.repeat_interleave(spread) if isinstance(alpha, Tensor) and alpha.ndim else alpha
 
-        def run(stage: Stage, x: Tensor) -> Tensor:
-            features = stage.features(x)
-            if features.shape[0] != seen.shape[0]:  # the first stage sees a picture once, whatever the number of heads
-                features = features.repeat_interleave(spread, 0)
-            return stage.warp_head(features, assignment)
+        def features(stage: Similarity | FlowTransformer, x: Tensor) -> Tensor:
+            found = stage.features(x)
+            # The first stage sees a picture once, whatever the number of heads.
+            return found if found.shape[0] == seen.shape[0] else found.repeat_interleave(spread, 0)
+
+        def run(stage: Similarity | FlowTransformer, x: Tensor) -> Tensor:
+            return stage.warp_head(features(stage, x), assignment)
+
+        def warped(grid: Tensor) -> Tensor:
+            return mipmap_warp(seen, grid, padding_mode=warping.padding_mode)
 
         base = identity_grid(self.flow_size, self.flow_size, device=images.device)[None]
         x, matrix = self.network_input(images), None
@@ -295,9 +311,17 @@ class SpatialTransformer(nn.Module):
                 matrix = found if matrix is None else compose(matrix, found)
                 looks.append((matrix, None))
                 if self.flow is not None or iteration + 1 < warping.iters:
-                    x = mipmap_warp(seen, transform_points(matrix, base), padding_mode=warping.padding_mode)
-        if self.flow is not None:
+                    x = warped(transform_points(matrix, base))
+        if isinstance(self.flow, FlowTransformer):
             looks.append((matrix, run(self.flow, x)))
+        elif isinstance(self.flow, PlaceFlow):
+            assert isinstance(self.similarity, PlaceSimilarityTransformer) and matrix is not None
+            flow = None
+            for _ in range(self.flow.looks):
+                x = x if flow is None else warped(transform_points(matrix, base + flow))
+                found = self.flow(self.similarity.warp_head, features(self.similarity, x), assignment)
+                flow = found if flow is None else compose_flows(flow, found)
+                looks.append((matrix, flow))
         return looks, source, alpha
 
     def _shown(

@@ -62,6 +62,7 @@ RULES: Mapping[str, Rule] = {
     "heads": whole(1, _CHANNELS),
     "flow_blocks": whole(1, 16),
     "trunk": one_of("learned", "efficientnet", "places"),
+    "flow_trunk": one_of("learned", "places"),
     "clusters": whole(1, _CHANNELS),
     "flips": one_of(False, True),
     "classes": whole(0, _CHANNELS),
