@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import graphs, training_step
+from benchmarks import graphs, machine, training_step
 from benchmarks.case import BOTH, COMPILE, FORWARD, Case, Variant
 from benchmarks.harness import compare
 from benchmarks.runner import MOST_COPIES, WARM_UP_CALLS, Runner, copies_for
