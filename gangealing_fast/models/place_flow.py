@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gangealing_fast.geometry.warps import identity_grid, invert, transform_points
+from gangealing_fast.geometry.warps import identity_grid
 from gangealing_fast.models.place_similarity import PlaceHead
 
 CELLS = 32
@@ -27,7 +27,6 @@ WIDTH = 0.1
 """Of the Gaussian, in halves of the template's side: chosen on faces that had taught (docs/results.md)."""
 DOUBT = 0.075
 """ε, of what the sum would be if all places could be relied on alike."""
-_PICTURES = 16
 
 
 class PlaceFlow(nn.Module):
@@ -44,15 +43,21 @@ class PlaceFlow(nn.Module):
         """head: of the similarity; features `[N, channels, n, n]` of the pictures, as it takes them; assignment as it takes it."""
         with torch.autocast(features.device.type, enabled=False):
             found = head.places(features, assignment)
-            frame = invert(head.frame(len(features), assignment))
-            said = transform_points(frame, found.template).flatten(1, 2)
+            said = _before(head.frame(features.shape[0], assignment), found.template).flatten(1, 2)
             residual = found.at.flatten(0, 1) - said
             weight = torch.softmax(found.reliance.flatten(1), 1)
-            parts = zip(*(part.split(_PICTURES) for part in (said, residual, weight)), strict=True)
-            flow = torch.cat([spread(*part) for part in parts])
+            flow = spread(said, residual, weight)
             if self.side != CELLS:
                 flow = F.interpolate(flow.permute(0, 3, 1, 2), (self.side, self.side), mode="bilinear").permute(0, 2, 3, 1)
             return flow
+
+
+def _before(similarity: Tensor, points: Tensor) -> Tensor:
+    """What similarities `[N, 2, 3]` carry to points `[N, h, w, 2]`. (`warps.invert` looks at its numbers, which a program that is
+    exported cannot.)"""
+    x, y = (points - similarity[:, None, None, :, 2]).unbind(-1)
+    a, b = similarity[:, 0, 0, None, None], similarity[:, 1, 0, None, None]
+    return torch.stack([a * x + b * y, a * y - b * x], -1) / (a.square() + b.square())[..., None]
 
 
 def spread(said: Tensor, residual: Tensor, weight: Tensor) -> Tensor:

@@ -86,7 +86,7 @@ class PlaceHead(nn.Module):
 
     def forward(self, x: Tensor, assignment: Tensor | None) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):
-            return compose(fitted(self.places(x, assignment)), self.frame(len(x), assignment))
+            return compose(fitted(self.places(x, assignment)), self.frame(x.shape[0], assignment))
 
 
 def fitted(places: Places) -> Tensor:

@@ -378,18 +378,13 @@ def modulated_conv2d(
     check_energy(weight, energy)
     f = blur_filter(device=x.device).to(style.dtype) if f is None else f.detach().to(style.dtype)
     bias, noise, noise_strength = checked_activation(x, weight, up, down, bias, noise, noise_strength, slope, gain)
+    options: dict[str, Any] = {"up": up, "down": down, "demodulate": demodulate, "energy": energy, "f": f, "bias": bias}
+    options |= {"noise": noise, "noise_strength": noise_strength, "slope": slope, "gain": gain}
     if reference_wanted():
-        return run_reference(
-            modulated_conv2d_reference, x, weight, style, up=up, down=down, demodulate=demodulate, energy=energy, f=f,
-            bias=bias, noise=noise, noise_strength=noise_strength, slope=slope, gain=gain,
-        )  # fmt: skip
+        return run_reference(modulated_conv2d_reference, x, weight, style, **options)
     if x.device.type == "cpu" and x.dtype in EMULATED:
         with without_autocast(x.device):
-            y = modulated_conv2d(
-                x.float(), weight.float(), style, up=up, down=down, demodulate=demodulate, energy=energy, f=f,
-                bias=bias, noise=noise, noise_strength=noise_strength, slope=slope, gain=gain,
-            )  # fmt: skip
-        return y.to(x.dtype)
+            return modulated_conv2d(x.float(), weight.float(), style, **options).to(x.dtype)
     demodulation = demodulation_of(weight, style, energy) if demodulate else None
     convolve = partial(_call, x, weight, style, demodulation, f)
     if bias is None or not _can_be_undone(x, demodulation, slope, gain):
