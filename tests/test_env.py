@@ -119,7 +119,7 @@ def test_whatever_trains_says_in_its_first_line_that_references_serve(command, t
     """The command itself then ends, as its file is not there: the sentence comes before."""
     command_line = ("-m", f"gangealing_fast.{command}", *MISSING[command], "--out", str(tmp_path / "out"))
     first = python(*command_line, GGF_DISABLE_EXTENSION="1").stdout.splitlines()[:1]
-    assert first and "references serve" in first[0] and "3 to 7 times" in first[0] and "GGF_DISABLE_EXTENSION is set" in first[0]
+    assert first and "references serve" in first[0] and "2 to 7 times" in first[0] and "GGF_DISABLE_EXTENSION is set" in first[0]
     chosen = python(*command_line, "--ops", "reference", GGF_DISABLE_EXTENSION="1")
     assert "references serve" not in chosen.stdout
 
@@ -131,6 +131,8 @@ def test_the_notice_names_a_checkout_that_was_never_built(tmp_path):
 
 
 def test_the_factors_of_the_notice_are_those_that_were_measured():
-    measured = json.loads((PACKAGE.parent / "docs" / "performance.json").read_text())["training_step"]
+    """On every processor and at every level that the page of figures has."""
+    files = [path for path in (PACKAGE.parent / "docs").glob("performance*.json") if path.stem != "performance-gpu"]
+    measured = [row for path in files for row in json.loads(path.read_text())["training_step"]]
     ratios = [row["ratio"] for row in measured if row["variant"] == "ours, float32" and row["allocator"] == "default"]
-    assert 3 <= min(ratios) and max(ratios) <= 7
+    assert len(files) > 1 and min(ratios) >= 2 and max(ratios) <= 7

@@ -56,7 +56,7 @@ def notice(kind: str) -> str | None:
         return None
     reason = str(state["reason"]).splitlines()[0]
     return (
-        "warning: the plain references serve instead of the compiled kernels, so that a training step on a CPU takes 3 to 7 times "
+        "warning: the plain references serve instead of the compiled kernels, so that a training step on a CPU takes 2 to 7 times "
         f"as long (docs/performance.md, python -m benchmarks.training_step): {reason}"
     )
 
