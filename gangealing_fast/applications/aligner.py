@@ -292,7 +292,7 @@ class Aligner:
         ).alignment
 
     def stages(self, images: Tensor, *, output_resolution: int | None = None, alpha: float = 1.0) -> list[Alignment]:
-        """What `warp` returns, after every look of the similarity and then with the flow; the last is that of `warp` itself."""
+        """What `warp` returns, after every look of the similarity and then of the flow; the last is that of `warp` itself."""
         return self.finder.stages(images, self.square(images), output_resolution=output_resolution, alpha=alpha)
 
     def out_of_bounds(self, images: Images, *, look: Look | None = None) -> Tensor:

@@ -261,7 +261,7 @@ class SpatialTransformer(nn.Module):
         assignment: Tensor | None = None,
         base_warp: Tensor | None = None,
     ) -> list[Alignment]:
-        """What `forward` returns, after every look of the similarity and then with the flow: the last is that of `forward` itself.
+        """What `forward` returns, after every look of the similarity and then of the flow: the last is that of `forward` itself.
 
         Arguments as in `forward`.
         """
