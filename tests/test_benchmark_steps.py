@@ -5,11 +5,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 import torch
 
-from benchmarks import bench_modulated_conv2d, machine, results, step_process, training_step
+from benchmarks import bench_modulated_conv2d, machine, pretraining_step, results, step_process, training_step
 from benchmarks import test_whole_training_step as under_pytest
 from benchmarks.step_process import Made, Step, StepProcess, disagreement
 from benchmarks.training_step import ALL_VARIANTS, BASE
@@ -155,3 +156,12 @@ def test_the_reference_makes_its_first_step_once_for_each_configuration(monkeypa
     assert other.compare("64", "ours, float32", Process({**LOSSES, "loss": 3.0})) == "its loss is 3 instead of 2"
     assert [step.ops for step in made[3:]] == ["reference"]
     assert set(step_process.TOLERANCES) >= {settings.get("precision", "float32") for settings in ALL_VARIANTS.values()}
+
+
+def test_operations_are_those_of_convolutions_and_products():
+    x, weight = torch.randn(2, 3, 5, 5, requires_grad=True), torch.randn(4, 3, 3, 3, requires_grad=True)
+    once = 2 * 2 * 4 * 3 * 9 * 25
+    convolve = partial(torch.nn.functional.conv2d, x, weight, padding=1)
+    assert pretraining_step.operations_of(convolve) == once
+    assert pretraining_step.operations_of(lambda: convolve().sum().backward()) == 3 * once
+    assert pretraining_step.operations_of(lambda: torch.randn(3, 4) @ torch.randn(4, 5) + 1) == 2 * 3 * 4 * 5
