@@ -60,10 +60,28 @@ def recorded() -> Iterator[list[Launch]]:
         _recording.to = previous
 
 
+@contextlib.contextmanager
+def _one_parses_at_a_time() -> Iterator[None]:
+    """CPython 3.11 counts the depth of the syntax tree that it makes for all threads together: two that make one at the same time
+    may end in a SystemError, as a run of the tests did."""
+    function, lock = triton.runtime.jit.JITFunction, threading.Lock()
+    parse = function.parse
+
+    def alone(kernel: Any) -> Any:
+        with lock:
+            return parse(kernel)
+
+    function.parse = alone
+    try:
+        yield
+    finally:
+        function.parse = parse
+
+
 def compile_ahead(launches: Iterable[Launch]) -> None:
     """Compile what `launches` need on the current CUDA device, several at once. What does not compile fails when it is launched."""
     workers = min(8, os.cpu_count() or 1)
-    with ThreadPoolExecutor(workers) as pool, triton.AsyncCompileMode(pool, ignore_errors=True):
+    with _one_parses_at_a_time(), ThreadPoolExecutor(workers) as pool, triton.AsyncCompileMode(pool, ignore_errors=True):
         for one in launches:
             with contextlib.suppress(Exception):
                 one.kernel.warmup(*one.arguments.values(), grid=(one.blocks,), **one.options)

@@ -8,6 +8,7 @@ import json
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 import torch
@@ -247,6 +248,31 @@ def test_candidates_are_compiled_in_threads_before_they_are_timed(card, driver, 
         kernel for kernels, *_ in _convolution.modulated_convolution_kernel.device_caches.values() for kernel in kernels.values()
     ]
     assert len(cached) == 2 and all("ptx" in kernel.asm for kernel in cached)
+
+
+def test_threads_that_compile_parse_one_after_the_other(card, driver, monkeypatch):
+    """CPython's makers of syntax trees disturb one another across threads."""
+    x, weight, parsing, most = torch.zeros(1, 16, 4, 4), torch.zeros(16, 16, 3, 3), [], []
+    function = triton.runtime.jit.JITFunction
+    parse = function.parse
+
+    def slowly(kernel):
+        parsing.append(kernel)
+        most.append(len(parsing))
+        time.sleep(0.05)
+        parsing.pop()
+        return parse(kernel)
+
+    monkeypatch.setattr(function, "parse", slowly)
+    _convolution.modulated_convolution_kernel.device_caches.clear()
+    launches = []
+    for size in (16, 32, 64):
+        with _launch.recorded() as asked:
+            convolve(x, weight, None, None, output_size=(4, 4), blocks=Blocks(16, 16, size, 1, 1), padding=1)
+        launches += asked
+    _launch.compile_ahead(launches)
+    assert len(most) >= 3 and max(most) == 1
+    assert function.parse is slowly
 
 
 def test_a_recording_is_of_its_thread(card):
