@@ -259,11 +259,12 @@ def test_threads_that_compile_parse_one_after_the_other(card, driver, monkeypatc
     def slowly(kernel):
         parsing.append(kernel)
         most.append(len(parsing))
-        time.sleep(0.05)
+        time.sleep(0.1)
         parsing.pop()
         return parse(kernel)
 
     monkeypatch.setattr(function, "parse", slowly)
+    monkeypatch.setattr(triton.knobs.compilation, "always_compile", True)
     _convolution.modulated_convolution_kernel.device_caches.clear()
     launches = []
     for size in (16, 32, 64):
