@@ -25,7 +25,7 @@ CELLS = 32
 """Of the flow a side, before it is resized."""
 WIDTH = 0.1
 """Of the Gaussian, in halves of the template's side: chosen on faces that had taught (docs/results.md)."""
-DOUBT = 0.075
+DOUBT = 0.75
 """ε, of what the sum would be if all places could be relied on alike."""
 
 
