@@ -20,9 +20,9 @@ from torch import Tensor
 from benchmarks import levels
 from benchmarks.runner import synchronise
 from gangealing_fast.ops.environment import cpu_level
-from gangealing_fast.ops.modulated_conv2d import EMULATED
 from gangealing_fast.runtime import memory
 from gangealing_fast.runtime.errors import UserError
+from gangealing_fast.runtime.precision import EMULATED
 
 TRIAD_BYTES = 256 << 20
 # The convolution that most of a 256² generator's time goes to: 512 to 512 channels at 32², a batch of 5.

@@ -17,9 +17,9 @@ from gangealing_fast import Aligner
 from gangealing_fast.alignment.trainer import run
 from gangealing_fast.checkpoints.reading import read
 from gangealing_fast.geometry.warping import Warping
-from gangealing_fast.geometry.warps import identity_grid, similarity_matrix, transform_points
+from gangealing_fast.geometry.warps import compose_flows, identity_grid, similarity_matrix, transform_points
 from gangealing_fast.models import SpatialTransformer
-from gangealing_fast.models.place_flow import CELLS, DOUBT, PlaceFlow, compose_flows, spread
+from gangealing_fast.models.place_flow import CELLS, DOUBT, PlaceFlow, spread
 from gangealing_fast.models.place_similarity import PlaceHead, positions
 from gangealing_fast.runtime.errors import UserError
 from gangealing_fast.storage import exports

@@ -24,7 +24,7 @@ from typing import Literal
 import numpy
 import torch
 import torch.nn.functional as F
-from measure_congealing import draw, pck
+from measure_congealing import Example, draw, pck
 from PIL import Image
 from torch import Tensor
 
@@ -86,6 +86,12 @@ def kinds(options: argparse.Namespace) -> None:
         print(f"seed {seed}: faces within 0.1 {together[1]:.1f}, without cats {alone[1]:.1f}", flush=True)
 
 
+def some_of_30(count: int) -> Tensor:
+    """`[30]`, bool: true for `count` of them."""
+    chosen = torch.randperm(30, generator=torch.Generator().manual_seed(5))[:count]
+    return torch.zeros(30, dtype=torch.bool).index_fill(0, chosen, True)
+
+
 def mirrored(options: argparse.Namespace) -> None:
     images = find_images(options.mnist)
     tried: tuple[tuple[bool, bool | Literal["auto"]], ...] = ((True, "auto"), (False, "auto"), (True, True))
@@ -93,10 +99,8 @@ def mirrored(options: argparse.Namespace) -> None:
         grey = torch.from_numpy(read_images(images, labels=[digit])[0][:30].copy()).float() / 127.5 - 1
         pictures = F.interpolate(grey[:, None].expand(-1, 3, -1, -1), size=(112, 112), mode="bicubic").clamp(-1, 1)
         for half, flips in tried:
-            true = torch.zeros(30, dtype=torch.bool)
-            true[torch.randperm(30, generator=torch.Generator().manual_seed(5))[: 15 * half]] = True
-            shown = torch.where(true[:, None, None, None], pictures.flip(3), pictures)
-            same = int((congeal(shown, flips=flips, clusters=1).mirrored == true).sum())
+            true = some_of_30(15 * half)
+            same = int((congeal(mirror_pictures(pictures, true), flips=flips, clusters=1).mirrored == true).sum())
             right = max(same, 30 - same) if half else same
             print(f"digit {digit}, {'half' if half else 'none'} mirrored, flips {flips}: {right} of 30 right", flush=True)
 
@@ -105,23 +109,23 @@ TURNED = {"much": (0, 300), "slightly": (300, 1000), "hardly": (2000, 3000)}
 """Ranks among all faces by how far the nose lies from the middle of the jaw."""
 
 
-def to_one_side(path: Path, seed: int, ranks: tuple[int, int]) -> tuple[Tensor, Tensor]:
+def to_one_side(every: Example, seed: int, ranks: tuple[int, int]) -> tuple[Tensor, Tensor]:
     """30 faces that look to one side, those of the other side as their mirror images, and their key points."""
     source = torch.Generator().manual_seed(seed)
-    every = draw(path, 0, 3000, False)
     nose, ends = every.points[:, 30, 0], every.points[:, [0, 16], 0]
     turn = (nose - ends.mean(1)) / (ends[:, 1] - ends[:, 0])
     low, high = ranks
     rows = turn.abs().argsort(descending=True)[low:high][torch.randperm(high - low, generator=source)[:30]]
     pictures, points, other = every.pictures[rows], every.points[rows], turn[rows] < 0
     permuted = mirror_points(points[:, read_mirror("faces68", 68)], torch.ones(30, dtype=torch.bool), 128)
-    return torch.where(other[:, None, None, None], pictures.flip(3), pictures), torch.where(other[:, None, None], permuted, points)
+    return mirror_pictures(pictures, other), torch.where(other[:, None, None], permuted, points)
 
 
 def turned(options: argparse.Namespace) -> None:
+    every = draw(options.faces, 0, 3000, False)
     for seed in options.seeds:
         for name, ranks in TURNED.items():
-            pictures, points = to_one_side(options.faces, seed, ranks)
+            pictures, points = to_one_side(every, seed, ranks)
             _tell(f"seed {seed}, {name} turned", pictures, points)
         if options.cats is not None:
             _tell(f"seed {seed}, cats", cats(options.cats, seed, 30), None)
@@ -130,8 +134,7 @@ def turned(options: argparse.Namespace) -> None:
 def _tell(name: str, pictures: Tensor, points: Tensor | None) -> None:
     """What is mirrored of a set with half, a tenth and none of the pictures mirrored, and PCK where there are points."""
     for mirrored in (15, 3, 0):
-        true = torch.zeros(30, dtype=torch.bool)
-        true[torch.randperm(30, generator=torch.Generator().manual_seed(5))[:mirrored]] = True
+        true = some_of_30(mirrored)
         found = congeal(mirror_pictures(pictures, true), clusters=1)
         same = int((found.mirrored == true).sum())
         line = f"{name}, {mirrored} of 30 mirrored: {max(same, 30 - same)} right, {int(found.mirrored.sum())} flipped"

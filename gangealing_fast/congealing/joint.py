@@ -12,7 +12,7 @@ from torch import Tensor
 
 from gangealing_fast.congealing.matching import Matches
 from gangealing_fast.congealing.outliers import EARLY, FRACTION, doubtful
-from gangealing_fast.congealing.residual import compose_flows, read_flow, residual_flow
+from gangealing_fast.congealing.residual import residual_flow
 from gangealing_fast.congealing.searching import LOST, search
 from gangealing_fast.congealing.template import (
     SALIENCY_POWER,
@@ -26,6 +26,7 @@ from gangealing_fast.congealing.template import (
 )
 from gangealing_fast.congealing.transforms import Model, carry, robust
 from gangealing_fast.congealing.views import Described, Views
+from gangealing_fast.geometry.warps import compose_flows, read_flow
 
 COARSE_STEPS = 3
 SEARCH_AFTER = 1

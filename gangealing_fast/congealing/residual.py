@@ -7,7 +7,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gangealing_fast.congealing.features import places
 from gangealing_fast.congealing.matching import Matches
 from gangealing_fast.congealing.transforms import carry
 
@@ -42,18 +41,6 @@ def residual_flow(matches: Matches, matrix: Tensor, grid: int, sigma: float) -> 
             weights = trust / (1 + left.square().sum(1, keepdim=True) / sigma**2) ** 2
             flow = flow + 0.7 * blur(weights * left, width) / (blur(weights, width) + floor)
     return flow.permute(0, 2, 3, 1).contiguous()
-
-
-def compose_flows(first: Tensor, second: Tensor) -> Tensor:
-    """The flow of pictures that were carried by `first` and then by what was found there, `second`: both `[N, g, g, 2]`."""
-    grid = second.shape[1]
-    return second + read_flow(first, places(grid) + second.flatten(1, 2)).unflatten(1, (grid, grid))
-
-
-def read_flow(flow: Tensor, points: Tensor) -> Tensor:
-    """`[N, M, 2]`: flows `[N, g, g, 2]` at points `[N, M, 2]` of their frame, constant beyond it."""
-    read = F.grid_sample(flow.permute(0, 3, 1, 2), points[:, None], padding_mode="border", align_corners=False)
-    return read[:, :, 0].mT
 
 
 def blur(maps: Tensor, sigma: float) -> Tensor:

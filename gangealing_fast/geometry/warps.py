@@ -103,6 +103,19 @@ def compose(outer: Tensor, inner: Tensor) -> Tensor:
     return torch.cat([product[:, :, :2], product[:, :, 2:] + outer[:, :, 2:]], 2)
 
 
+def read_flow(flow: Tensor, points: Tensor) -> Tensor:
+    """`[N, M, 2]`: flows `[N, h, w, 2]` at points `[N, M, 2]` of their frame, constant beyond it."""
+    read = F.grid_sample(flow.permute(0, 3, 1, 2), points[:, None], padding_mode="border", align_corners=False)
+    return read[:, :, 0].mT
+
+
+def compose_flows(first: Tensor, second: Tensor) -> Tensor:
+    """The flow of pictures that were warped by `first` and then by what was found there, `second`: `[N, h, w, 2]`, as `second`."""
+    height, width = second.shape[1:3]
+    points = identity_grid(height, width, dtype=second.dtype, device=second.device) + second
+    return second + read_flow(first, points.flatten(1, 2)).unflatten(1, (height, width))
+
+
 def resize_grid(grid: Tensor, resolution: int) -> Tensor:
     """A grid `[N, H, W, 2]` bilinearly resized to `[N, resolution, resolution, 2]`, constant beyond its outermost points."""
     resized = F.interpolate(grid.permute(0, 3, 1, 2), size=(resolution, resolution), mode="bilinear", align_corners=False)

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gangealing_fast.geometry.warps import identity_grid
+from gangealing_fast.geometry.warps import identity_grid, transform_points
 from gangealing_fast.models.place_similarity import PlaceHead
 
 CELLS = 32
@@ -43,21 +43,13 @@ class PlaceFlow(nn.Module):
         """head: of the similarity; features `[N, channels, n, n]` of the pictures, as it takes them; assignment as it takes it."""
         with torch.autocast(features.device.type, enabled=False):
             found = head.places(features, assignment)
-            said = _before(head.frame(features.shape[0], assignment), found.template).flatten(1, 2)
+            said = transform_points(head.inverse_frame(features.shape[0], assignment), found.template).flatten(1, 2)
             residual = found.at.flatten(0, 1) - said
             weight = torch.softmax(found.reliance.flatten(1), 1)
             flow = spread(said, residual, weight)
             if self.side != CELLS:
                 flow = F.interpolate(flow.permute(0, 3, 1, 2), (self.side, self.side), mode="bilinear").permute(0, 2, 3, 1)
             return flow
-
-
-def _before(similarity: Tensor, points: Tensor) -> Tensor:
-    """What similarities `[N, 2, 3]` carry to points `[N, h, w, 2]`. (`warps.invert` looks at its numbers, which a program that is
-    exported cannot.)"""
-    x, y = (points - similarity[:, None, None, :, 2]).unbind(-1)
-    a, b = similarity[:, 0, 0, None, None], similarity[:, 1, 0, None, None]
-    return torch.stack([a * x + b * y, a * y - b * x], -1) / (a.square() + b.square())[..., None]
 
 
 def spread(said: Tensor, residual: Tensor, weight: Tensor) -> Tensor:
@@ -67,11 +59,3 @@ def spread(said: Tensor, residual: Tensor, weight: Tensor) -> Tensor:
     near = (square / (-2 * WIDTH**2)).exp() * weight[:, None]
     share = 2 * math.pi * WIDTH**2 / 4  # of the frame, whose sides are 2
     return (near @ residual / (near.sum(2, keepdim=True) + DOUBT * share)).unflatten(1, (CELLS, CELLS))
-
-
-def compose_flows(first: Tensor, second: Tensor) -> Tensor:
-    """The flow of pictures that were warped by `first` and then by what was found there, `second`; all `[N, side, side, 2]`."""
-    side = second.shape[1]
-    at = identity_grid(side, side, device=second.device) + second
-    read = F.grid_sample(first.permute(0, 3, 1, 2), at, padding_mode="border", align_corners=False)
-    return second + read.permute(0, 2, 3, 1)

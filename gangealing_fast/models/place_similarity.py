@@ -79,10 +79,16 @@ class PlaceHead(nn.Module):
             found = pick_head(read, assignment).permute(0, 2, 3, 1)
             return Places(at, at + found[..., :2], found[..., 2])
 
+    def _frame_outputs(self, count: int, assignment: Tensor | None) -> Tensor:
+        return pick_head(self.frame_bias.unflatten(0, (4, self.heads)).mT.expand(count, -1, -1), assignment)
+
     def frame(self, count: int, assignment: Tensor | None) -> Tensor:
         """`[count, 2, 3]`: the similarity that every matrix ends with, from the template to where places say that they belong."""
-        rows = self.frame_bias.unflatten(0, (4, self.heads)).mT.expand(count, -1, -1)
-        return similarity_of(pick_head(rows, assignment))
+        return similarity_of(self._frame_outputs(count, assignment))
+
+    def inverse_frame(self, count: int, assignment: Tensor | None) -> Tensor:
+        """`[count, 2, 3]`: from there to the template."""
+        return similarity_of(self._frame_outputs(count, assignment), inverse=True)
 
     def forward(self, x: Tensor, assignment: Tensor | None) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):

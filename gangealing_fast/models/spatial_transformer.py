@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from gangealing_fast.geometry.warping import DEFAULT, Warping
 from gangealing_fast.geometry.warps import (
     compose,
+    compose_flows,
     identity_grid,
     mirror_grid,
     mirror_matrix,
@@ -31,7 +32,7 @@ from gangealing_fast.geometry.warps import (
 from gangealing_fast.models.feature_similarity import FeatureSimilarityTransformer
 from gangealing_fast.models.generator import Widths
 from gangealing_fast.models.layers import ConvLayer, EqualLinear, ResBlock, resize_to
-from gangealing_fast.models.place_flow import PlaceFlow, compose_flows
+from gangealing_fast.models.place_flow import PlaceFlow
 from gangealing_fast.models.place_similarity import PlaceSimilarityTransformer
 from gangealing_fast.models.warp_heads import FLOW_FACTOR, FlowHead, SimilarityHead
 from gangealing_fast.ops.flow_regularizer import flow_regularizer

@@ -8,7 +8,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from gangealing_fast.geometry.warps import similarity_matrix
+from gangealing_fast.geometry.warps import inverse_similarity_matrix, similarity_matrix
 from gangealing_fast.models.layers import EqualConv2d
 from gangealing_fast.ops.convex_upsample import convex_upsample
 
@@ -22,10 +22,11 @@ def pick_head(found: Tensor, assignment: Tensor | None) -> Tensor:
     return found[torch.arange(found.shape[0], device=found.device), assignment]
 
 
-def similarity_of(outputs: Tensor) -> Tensor:
+def similarity_of(outputs: Tensor, *, inverse: bool = False) -> Tensor:
     """Matrices `[..., 2, 3]` of a head's raw outputs (rot, scale, x, y) `[..., 4]`: angle pi tanh(rot), size exp(scale)."""
     rot, scale, shift_x, shift_y = outputs.unbind(-1)
-    return similarity_matrix(torch.tanh(rot) * math.pi, scale, shift_x, shift_y)
+    make = inverse_similarity_matrix if inverse else similarity_matrix
+    return make(torch.tanh(rot) * math.pi, scale, shift_x, shift_y)
 
 
 class SimilarityHead(nn.Module):

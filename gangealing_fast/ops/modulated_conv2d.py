@@ -33,19 +33,11 @@ from gangealing_fast.ops._reference import reference_vjp
 from gangealing_fast.ops._triton import serve_cuda
 from gangealing_fast.ops.bias_act import bias_act, bias_act_reference, bias_act_with_sign
 from gangealing_fast.ops.upfirdn2d import blur_filter, upfirdn2d_reference
+from gangealing_fast.runtime.precision import EMULATED
 
 EPSILON = 1e-8
 Algorithm = Literal["auto", "library", "fused"]
 _algorithm: Algorithm = "auto"
-EMULATED = frozenset(
-    dtype
-    for dtype, convolves in (
-        (torch.bfloat16, torch.ops.mkldnn._is_mkldnn_bf16_supported),
-        (torch.float16, torch.ops.mkldnn._is_mkldnn_fp16_supported),
-    )
-    if not convolves()
-)
-"""Formats that torch convolves number by number on this processor, many times slower than it does float32."""
 _ops = torch.ops.gangealing_fast
 
 

@@ -14,6 +14,15 @@ from torch import Tensor
 from gangealing_fast.runtime.errors import UserError
 
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
+EMULATED = frozenset(
+    dtype
+    for dtype, convolves in (
+        (torch.bfloat16, torch.ops.mkldnn._is_mkldnn_bf16_supported),
+        (torch.float16, torch.ops.mkldnn._is_mkldnn_fp16_supported),
+    )
+    if not convolves()
+)
+"""Formats that torch convolves number by number on this processor, many times slower than it does float32."""
 
 
 def resolve(precision: Precision, device: torch.device) -> torch.dtype:
@@ -49,7 +58,7 @@ def _convolves_in_float16(device: torch.device) -> bool:
 
 
 def _cpu_computes_in_bfloat16() -> bool:
-    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()) and _native_bfloat16()
+    return torch.bfloat16 not in EMULATED and _native_bfloat16()
 
 
 def _native_bfloat16() -> bool:
