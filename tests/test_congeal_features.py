@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from gangealing_fast.congealing import FeatureNetwork, Templates, build_templates, congeal, load_features, register
 from gangealing_fast.congealing.clusters import components, split
 from gangealing_fast.congealing.features import Bases, Tap, places, read_places
-from gangealing_fast.congealing.joint import gauge
+from gangealing_fast.congealing.joint import FLOW_GRID, gauge
 from gangealing_fast.congealing.matching import Matches, mutual_matches
 from gangealing_fast.congealing.mirrors import choose_mirrored
 from gangealing_fast.congealing.outliers import doubtful
@@ -57,7 +57,7 @@ def test_pictures_in_known_poses_are_brought_together(example, aligned):
     before, after = pair_error(unmoved, true), pair_error(aligned.matrix, true)
     assert before > 6 and after < 0.2 * before
     assert not aligned.outlier.any() and not aligned.mirrored.any()
-    assert aligned.flow.shape == (COUNT, 20, 20, 2) and aligned.template.shape == (1, 3, 64, 64)
+    assert aligned.flow.shape == (COUNT, FLOW_GRID, FLOW_GRID, 2) and aligned.template.shape == (1, 3, 64, 64)
     assert ((aligned.confidence >= 0) & (aligned.confidence <= 1)).all()
 
 

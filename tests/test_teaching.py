@@ -21,6 +21,7 @@ from gangealing_fast.congealing.folder import FILE, save_set
 from gangealing_fast.congealing.records import Registered
 from gangealing_fast.congealing.template import SALIENCY_POWER, Level
 from gangealing_fast.congealing.templates import Template, Templates
+from gangealing_fast.congealing.window import WHOLE
 from gangealing_fast.data.pictures import to_float
 from gangealing_fast.geometry.warps import mirror_grid
 from gangealing_fast.models import SpatialTransformer
@@ -49,7 +50,7 @@ def test_places_count_as_in_the_set(tmp_path):
     mean[:512] = torch.tensor([0.6, 0.0])
     mean[512:] = torch.tensor([0.0, 0.3])
     level = Level(mean, torch.ones(32 * 32, dtype=torch.bool), Bases([torch.zeros(2)], [torch.eye(2)]))
-    template = Template(level, level, torch.zeros(4, 4, 2), 0.5, 0.5, torch.zeros(3, 32, 32))
+    template = Template(level, level, level, WHOLE, torch.zeros(4, 4, 2), 0.5, 0.5, torch.zeros(3, 32, 32))
     state = Templates((template,), "efficientnet", "affine", 32, False).state()
     counts = read_taught(dataclasses.replace(saved, state=state), 64).saliency
     assert counts.shape == (TOLD, TOLD)

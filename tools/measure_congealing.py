@@ -101,20 +101,26 @@ def _carry(matrix: Tensor, points: Tensor) -> Tensor:
     return moved / (points @ matrix[:, 2, :2, None] + matrix[:, 2, 2, None, None])
 
 
-def pck(found: Registered, points: Tensor, side: int) -> list[float]:
-    """Percentages at `SHARES`. points `[n, K, 2]` in pixels; side: of the template."""
+def pck(found: Registered, points: Tensor, side: int, others: int = 0) -> list[float]:
+    """Percentages at `SHARES`. points `[n, K, 2]` in pixels; side: of the template.
+
+    others: then only pairs count that one of the last `others` makes with one of those before, both ways.
+    """
     straight = _carry(found.matrix, points)
     there = straight.clone()
     for _ in range(30):
         there = (there + straight - _flow_at(found, there, side)) / 2
     box = (points.amax(1) - points.amin(1)).amax(1)
     back, hits = torch.linalg.inv(found.matrix), torch.zeros(len(SHARES))
+    last = torch.arange(len(points)) >= len(points) - others
+    pairs = 0
     for row in range(len(points)):
         own = there[row : row + 1].expand(len(points), -1, -1)
         distance = (_carry(back, own + _flow_at(found, own, side)) - points).norm(dim=-1) / box[:, None]
-        distance = torch.cat([distance[:row], distance[row + 1 :]])
-        hits += torch.stack([(distance <= share).float().mean() for share in SHARES])
-    return (hits / len(points) * 100).tolist()
+        counts = last != last[row] if others else torch.arange(len(points)) != row
+        hits += torch.stack([(distance[counts] <= share).float().mean(1).sum() for share in SHARES])
+        pairs += int(counts.sum())
+    return (hits / pairs * 100).tolist()
 
 
 def main() -> None:
@@ -126,7 +132,9 @@ def main() -> None:
     parser.add_argument("--kinds", choices=("as-they-are", "warped"), nargs="+", default=("as-they-are", "warped"))
     parser.add_argument("--profile", action="store_true", help="print which parts of the work take how much processor time")
     parser.add_argument("--within", type=int, default=0, help="judge the first so many pictures of each set by themselves too")
-    parser.add_argument("--new", type=int, default=0, help="register so many further pictures to the template")
+    parser.add_argument(
+        "--new", type=int, default=0, help="register so many further pictures to the template, and align them as members too"
+    )
     options = parser.parse_args()
     if not options.tar.is_file():
         parser.exit(0, f"{options.tar} is not on this machine: nothing was measured.\n")
@@ -167,9 +175,15 @@ def _row(example: Example, count: int, seed: int, kind: str, *, profile: bool, w
     if len(example.pictures) > count:
         begin = time.perf_counter()
         new = register(example.pictures[count:], found.templates, masks=example.masks[count:])
-        each = (time.perf_counter() - begin) / (len(example.pictures) - count)
-        figures = " / ".join(f"{value:.1f}" for value in pck(new, example.points[count:], side))
-        print(f"{len(example.pictures) - count} new | {seed} | {kind} | {figures} | {each:.2f} a picture |", flush=True)
+        others = len(example.pictures) - count
+        each = (time.perf_counter() - begin) / others
+        names = Registered.__dataclass_fields__
+        joined = Registered(*(torch.cat([getattr(found, name), getattr(new, name)]) for name in names))
+        figures = " / ".join(f"{value:.1f}" for value in pck(joined, example.points, side, others))
+        print(f"{others} new, with the {count} | {seed} | {kind} | {figures} | {each:.2f} a picture |", flush=True)
+        together = congeal(example.pictures, masks=example.masks)
+        figures = " / ".join(f"{value:.1f}" for value in pck(together, example.points, side, others))
+        print(f"the same as members | {seed} | {kind} | {figures} | |", flush=True)
 
 
 if __name__ == "__main__":

@@ -129,7 +129,8 @@ def register(
     network = features or efficientnet_features()
     if network.name != templates.network:
         raise UserError(f"the template was made with the features {templates.network}, these are {network.name}: give the same")
-    if any((one.coarse.grid, one.fine.grid) != (network.coarse[1], network.fine[1]) for one in templates.clusters):
+    grids = (network.coarse[1], network.coarse[1], network.fine[1])
+    if any((one.coarse.grid, one.near.grid, one.fine.grid) != grids for one in templates.clusters):
         raise UserError(f"the template was made with other grids of places than {network.name} has now: congeal again")
     count = len(images)
     if start is not None and tuple(start.shape) != (count, 3, 3):

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from gangealing_fast.models.efficientnet import EfficientNetPerceptual
 from gangealing_fast.models.self_supervised import SelfSupervisedPerceptual
@@ -17,6 +17,8 @@ from gangealing_fast.runtime.errors import UserError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+RIM = 1 / 32
+"""What is left out along the edges of a network that pads its layers with zeros, in shares of a picture's side."""
 LARGEST_WIDTH = 128
 """Components that are kept of a tap that is wider."""
 
@@ -34,7 +36,8 @@ class FeatureNetwork:
     """A frozen network that describes places of pictures.
 
     name: what a set says of the network it was aligned by. grids: the places a side for the coarse and for the fine steps, and the
-    side of the pictures for each of them in pixels.
+    side of the pictures for each of them in pixels. rim: what says nothing along a picture's edges, in shares of its side. Padding
+    with zeros shows a network where the edge is, so that edges look alike in all pictures and hold each to where it lies.
     """
 
     def __init__(
@@ -44,8 +47,9 @@ class FeatureNetwork:
         *,
         coarse: tuple[int, int] = (256, 32),
         fine: tuple[int, int] = (320, 40),
+        rim: float = RIM,
     ) -> None:
-        self.name, self._run, self.coarse, self.fine = name, run, coarse, fine
+        self.name, self._run, self.coarse, self.fine, self.rim = name, run, coarse, fine, rim
 
     @torch.no_grad()
     def features(self, images: Tensor) -> list[Tap]:
@@ -55,7 +59,7 @@ class FeatureNetwork:
 
 def efficientnet_features() -> FeatureNetwork:
     """EfficientNet-lite0 of the package's wheel at 1/8 and 1/16: 40 and 112 channels."""
-    network = EfficientNetPerceptual((2, 4))
+    network = EfficientNetPerceptual((2, 4), padding="replicate")
 
     def run(images: Tensor) -> list[Tap]:
         size = images.shape[-1]
@@ -64,7 +68,7 @@ def efficientnet_features() -> FeatureNetwork:
         # TensorFlow's padding of even sides puts cell k of a tap of stride s at pixel k s + s - 1.
         return [Tap(tap, stride, stride - 1.0, size) for tap, stride in zip(maps, (8, 16), strict=True)]
 
-    return FeatureNetwork("efficientnet-lite0", run, fine=(448, 56))
+    return FeatureNetwork("efficientnet-lite0", run, fine=(384, 48), rim=0.0)
 
 
 def self_supervised_features(path: str | Path) -> FeatureNetwork:
@@ -73,6 +77,9 @@ def self_supervised_features(path: str | Path) -> FeatureNetwork:
     Raises UserError if there is none.
     """
     network = SelfSupervisedPerceptual.load(path)
+    for layer in network.modules():
+        if isinstance(layer, nn.Conv2d):
+            layer.padding_mode = "replicate"  # zeros would tell places at the edges from all others
     depth = len(network.widths)
     wanted = [level for level in (2, 3, 4) if level < depth] or [depth - 1]
 
@@ -80,7 +87,7 @@ def self_supervised_features(path: str | Path) -> FeatureNetwork:
         maps = network.features(images)
         return [Tap(maps[level], 2.0**level, (2.0**level - 1) / 2, images.shape[-1]) for level in wanted]
 
-    return FeatureNetwork("self-supervised", run)
+    return FeatureNetwork("self-supervised", run, rim=0.0)
 
 
 def load_features(

@@ -26,7 +26,7 @@ from gangealing_fast.storage.exports import export_safetensors, load_safetensors
 
 FILE = "set.safetensors"
 KIND = "set"
-VERSION = 2
+VERSION = 3
 METHODS = ("features", "entropy")
 _STATE = "state."
 

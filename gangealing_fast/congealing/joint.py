@@ -26,15 +26,18 @@ from gangealing_fast.congealing.template import (
 )
 from gangealing_fast.congealing.transforms import Model, carry, robust
 from gangealing_fast.congealing.views import Described, Views
+from gangealing_fast.congealing.window import Window, window_of
 from gangealing_fast.geometry.warps import compose_flows, read_flow
 
-COARSE_STEPS = 3
+COARSE_STEPS, FINE_STEPS = 3, 3
 SEARCH_AFTER = 1
 SIGMA = 0.06
 COARSE_SIGMA, FINE_SIGMA = 0.12, 0.06
 """What residuals count as near to one another when a flow is made of them."""
 NEAR, NEARER = 0.25, 0.15
-"""How far from its place anything is still looked for in the last two steps, along each axis of a frame from -1 to 1."""
+"""How far from its place anything is still looked for in the last three steps, along each axis of a frame from -1 to 1."""
+FLOW_GRID = 56
+"""Places a side of the flows that are found: what is spread as widely as in `residual_flow` needs no more."""
 REPORTED = 32
 
 
@@ -56,13 +59,16 @@ class Aligned(NamedTuple):
 class Core(NamedTuple):
     """The members of a cluster that make its template. outlier `[n]`: those left out of it, and those that the last step doubts.
 
-    usual: the median of what they find of the coarse template.
+    coarse: the template in the frame. near, fine: in the window, as finely and more finely. usual: the median of what the members
+    find of the coarse template.
     """
 
     aligned: Aligned
     outlier: Tensor
     coarse: Level
+    near: Level
     fine: Level
+    window: Window
     usual: float
 
 
@@ -78,7 +84,7 @@ def align_core(
     tick: Callable[[], None],
     far: bool = True,
 ) -> Core:
-    """Align pictures to the template that they make, from `matrix` `[n, 3, 3]`, in 5 ticks.
+    """Align pictures to the template that they make, from `matrix` `[n, 3, 3]`, in 6 ticks.
 
     far: whether the start may be far off; else one coarse step is made instead of three.
     """
@@ -129,41 +135,51 @@ def align_finely(
     generator: torch.Generator,
     tick: Callable[[], None],
 ) -> Core:
-    """The last transform and a first flow, and once more, finer, against the template that became sharper by them."""
+    """The last transform and a first flow, and twice more, in the window, against the template that became sharper by them."""
     network, (found, sums, use) = views.network, seen
     matches = match_members(found.vectors, found.inside, sums, network.coarse[1], NEAR)
     coarse = make_level(sums, found.bases)
-    straight, first = first_fine(matches, matrix, coarse, model)
+    aligned = first_fine(matches, matrix, coarse, model, flow)
+    usual = float(aligned.explained[use > 0].median())
+    window, levels = window_of(coarse), []
     tick()
-    found = views.describe(rows, straight.matrix, mirrored, network.fine, generator, first if flow else None)
-    sums = accumulate(found.vectors, found.inside, use)
-    matches = match_members(found.vectors, found.inside, sums, network.fine[1], NEARER)
-    fine = make_level(sums, found.bases)
-    aligned = second_fine(matches, straight.matrix, first, fine) if flow else first_fine(matches, straight.matrix, fine, model)[0]
-    tick()
-    return Core(aligned, (use == 0) | doubtful(aligned.explained), coarse, fine, float(straight.explained[use > 0].median()))
+    for level in (network.coarse, network.fine):
+        found = views.describe(rows, aligned.matrix, mirrored, level, generator, aligned.flow, window)
+        sums = accumulate(found.vectors, found.inside, use)
+        matches = window.framed_matches(match_members(found.vectors, found.inside, sums, level[1], NEARER / window.half))
+        levels.append(make_level(sums, found.bases))
+        aligned = finer(matches, aligned, levels[-1], model, flow)
+        tick()
+    near, fine = levels
+    return Core(aligned, (use == 0) | doubtful(aligned.explained), coarse, near, fine, window, usual)
 
 
-def first_fine(matches: Matches, matrix: Tensor, level: Level, model: Model) -> tuple[Aligned, Tensor]:
-    """How pictures carried by `matrix` lie by their matches, without flow, and the flow that is left over."""
+def first_fine(matches: Matches, matrix: Tensor, level: Level, model: Model, flow: bool) -> Aligned:
+    """How pictures carried by `matrix` lie by their matches. flow: whether what is left over becomes one."""
     stepped = step(matches, far=None, model=model)
     points = carry(torch.linalg.inv(matrix), matches.target)
-    zero = torch.zeros(len(matrix), level.grid, level.grid, 2)
-    aligned = Aligned(
-        stepped.matrix @ matrix, zero, explained_share(stepped.support, level.saliency), _best(points, matches, stepped.support)
+    left = residual_flow(matches, stepped.matrix, level.grid, COARSE_SIGMA)
+    return Aligned(
+        stepped.matrix @ matrix,
+        left if flow else torch.zeros_like(left),
+        explained_share(stepped.support, level.saliency),
+        _best(points, matches, stepped.support),
     )
-    return aligned, residual_flow(matches, stepped.matrix, level.grid, COARSE_SIGMA)
 
 
-def second_fine(matches: Matches, matrix: Tensor, first: Tensor, fine: Level) -> Aligned:
-    """How pictures that were carried by `matrix` and the flow `first` lie by their matches after that."""
-    unmoved = torch.eye(3).expand(len(first), -1, -1)
+def finer(matches: Matches, before: Aligned, level: Level, model: Model, flow: bool) -> Aligned:
+    """How pictures that were carried as `before` lie by their matches after that, `level`'s cells; by their flows, if flow."""
+    if not flow:
+        return first_fine(matches, before.matrix, level, model, flow)
+    unmoved = torch.eye(3).expand(len(before.matrix), -1, -1)
     support = matches.weight * robust(matches.target, matches.source, SIGMA)
-    points = carry(torch.linalg.inv(matrix), matches.target + read_flow(first, matches.target))
+    points = carry(torch.linalg.inv(before.matrix), matches.target + read_flow(before.flow, matches.target))
     # What is in common was decisive for the transform; a flow is drawn by everything that matches.
-    even = matches.weight / fine.saliency[matches.cell].clamp_min(0.01) ** (SALIENCY_POWER - 1)
-    flow = compose_flows(first, residual_flow(matches._replace(weight=even), unmoved, fine.grid, FINE_SIGMA))
-    return Aligned(matrix, flow, explained_share(support, fine.saliency), _best(points, matches, support))
+    even = matches.weight / level.saliency[matches.cell].clamp_min(0.01) ** (SALIENCY_POWER - 1)
+    left = residual_flow(matches._replace(weight=even), unmoved, FLOW_GRID, FINE_SIGMA)
+    return Aligned(
+        before.matrix, compose_flows(before.flow, left), explained_share(support, level.saliency), _best(points, matches, support)
+    )
 
 
 def _best(points: Tensor, matches: Matches, support: Tensor) -> Tensor:

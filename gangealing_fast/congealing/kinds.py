@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from gangealing_fast.congealing.initial import Start, first_alignment
-from gangealing_fast.congealing.joint import COARSE_STEPS, align_core
+from gangealing_fast.congealing.joint import COARSE_STEPS, FINE_STEPS, align_core
 from gangealing_fast.congealing.placed import Found, generator_of, join, register_rows
-from gangealing_fast.congealing.templates import Template, Templates, level_from_state, level_state
+from gangealing_fast.congealing.templates import LEVELS, Template, Templates, level_state, template_from_state
 from gangealing_fast.congealing.transforms import Model
 from gangealing_fast.congealing.views import Views
 from gangealing_fast.runtime.errors import UserError
@@ -195,7 +195,7 @@ def core_of(
     """Everything about a cluster's core: what its pictures found and its template, as tensors."""
     members = start.cluster == number
     own, mirrored = rows[members], start.mirrored[members]
-    ticks = (COARSE_STEPS if far else 1) + 2
+    ticks = (COARSE_STEPS if far else 1) + FINE_STEPS
     done = iter(range(1, ticks + 1))
     core = align_core(
         views,
@@ -222,16 +222,13 @@ def core_of(
     )
     template = {
         "offset": offset,
+        "window": torch.tensor(core.window),
         "usual": torch.tensor(core.usual),
         "support": aligned.explained[use].median(),
         "picture": _average(views, own[use], aligned.matrix[use], mirrored[use], aligned.flow[use], side),
     }
-    return found._asdict() | template | level_state(core.coarse, "coarse") | level_state(core.fine, "fine")
-
-
-def template_from_state(state: dict[str, Tensor]) -> Template:
-    coarse, fine = level_from_state(state, "coarse"), level_from_state(state, "fine")
-    return Template(coarse, fine, state["offset"], float(state["usual"]), float(state["support"]), state["picture"])
+    levels = {part: value for name in LEVELS for part, value in level_state(getattr(core, name), name).items()}
+    return found._asdict() | template | levels
 
 
 def _average(views: Views, rows: Tensor, matrix: Tensor, mirrored: Tensor, flow: Tensor, side: int) -> Tensor:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gangealing_fast.congealing.joint import NEAR, NEARER, Aligned, first_fine, second_fine
+from gangealing_fast.congealing.joint import NEAR, NEARER, Aligned, finer, first_fine
 from gangealing_fast.congealing.searching import LOST, look_from, search
 from gangealing_fast.congealing.template import match_new
 from gangealing_fast.congealing.templates import Template
@@ -30,13 +30,12 @@ def place(
 def refine(
     views: Views, rows: Tensor, matrix: Tensor, mirrored: Tensor, template: Template, *, model: Model, flow: bool
 ) -> Aligned:
-    """From roughly right to the pixel: as the members, two steps against their last two templates. matrix: from square to frame."""
-    coarse, fine, network = template.coarse, template.fine, views.network
+    """From roughly right to the pixel: as the members, three steps against their last templates. matrix: from square to frame."""
+    coarse, window, network = template.coarse, template.window, views.network
     found = views.describe(rows, matrix, mirrored, network.coarse, coarse.bases)
-    straight, first = first_fine(match_new(found.vectors, found.inside, coarse, NEAR), matrix, coarse, model)
-    found = views.describe(rows, straight.matrix, mirrored, network.fine, fine.bases, first if flow else None)
-    matches = match_new(found.vectors, found.inside, fine, NEARER)
-    if not flow:
-        return first_fine(matches, straight.matrix, fine, model)[0]
-    aligned = second_fine(matches, straight.matrix, first, fine)
-    return aligned._replace(flow=aligned.flow - template.offset)
+    aligned = first_fine(match_new(found.vectors, found.inside, coarse, NEAR), matrix, coarse, model, flow)
+    for size, level in ((network.coarse, template.near), (network.fine, template.fine)):
+        found = views.describe(rows, aligned.matrix, mirrored, size, level.bases, aligned.flow, window)
+        matches = window.framed_matches(match_new(found.vectors, found.inside, level, NEARER / window.half))
+        aligned = finer(matches, aligned, level, model, flow)
+    return aligned._replace(flow=aligned.flow - template.offset) if flow else aligned

@@ -11,13 +11,14 @@ from gangealing_fast.congealing.matching import Matches
 from gangealing_fast.congealing.transforms import carry
 
 REACH = 0.25
-SCALES = (3.0, 2.0)
+SCALES = (4.0, 2.5)
 """Standard deviations of the spreading in thirty-seconds of the frame, coarse to fine."""
 
 
 def residual_flow(matches: Matches, matrix: Tensor, grid: int, sigma: float) -> Tensor:
     """`[N, grid, grid, 2]`, in a frame from -1 to 1: how far beyond each place the matches lie, spread to all places.
 
+    Matches whose source lies in one of the grid's cells count there together.
     Robust normalised convolution: a Gaussian mean of the residuals, weighted by the matches and by Geman and McClure's weight, with
     this sigma.
     """
@@ -26,10 +27,13 @@ def residual_flow(matches: Matches, matrix: Tensor, grid: int, sigma: float) -> 
     weight = matches.weight * (gap.norm(dim=-1) < REACH)
     seen = torch.zeros(count, 2, grid * grid)
     trust = torch.zeros(count, 1, grid * grid)
-    # A padded match has the weight 0 and the number of another place, so sums leave that place as it is.
-    seen.scatter_add_(2, matches.cell[:, None].expand(-1, 2, -1), (gap * (weight > 0)[..., None]).mT)
-    trust.scatter_add_(2, matches.cell[:, None], weight[:, None])
-    seen, trust = seen.unflatten(2, (grid, grid)), trust.unflatten(2, (grid, grid))
+    column, row = ((matches.source + 1) * (grid / 2)).long().clamp(0, grid - 1).unbind(-1)
+    cell = (row * grid + column)[:, None]
+    # A padded match has the weight 0 and the place of another, so sums leave that place as it is.
+    seen.scatter_add_(2, cell.expand(-1, 2, -1), (gap * weight[..., None]).mT)
+    trust.scatter_add_(2, cell, weight[:, None])
+    seen = (seen / trust.clamp_min(1e-9)).unflatten(2, (grid, grid))
+    trust = trust.unflatten(2, (grid, grid))
     positive = trust[trust > 0]
     trust = trust / (positive.mean() if len(positive) else 1.0)
     flow = torch.zeros_like(seen)

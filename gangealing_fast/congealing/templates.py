@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What new pictures are registered to: for each cluster a template at two resolutions, its mean flow and its average picture."""
+"""What new pictures are registered to: for each cluster a template, coarse to fine, its mean flow and its average picture."""
 
 from __future__ import annotations
 
@@ -13,21 +13,26 @@ from torch import Tensor
 from gangealing_fast.congealing.features import Bases
 from gangealing_fast.congealing.template import Level
 from gangealing_fast.congealing.transforms import Model
+from gangealing_fast.congealing.window import SMALLEST, Window
 
 _MODELS = get_args(Model)
+LEVELS = ("coarse", "near", "fine")
 
 
 @dataclass(frozen=True)
 class Template:
     """One cluster's template.
 
-    coarse, fine: its features. offset `[g, g, 2]`: the mean flow of its members, which is taken from all flows, in a frame from -1
-    to 1. usual, support: the medians of what members find of coarse and fine, in shares of their saliency.
+    coarse: its features in the frame. near, fine: in the window, as finely and more finely.
+    offset `[g, g, 2]`: the mean flow of its members, which is taken from all flows, in a frame from -1 to 1.
+    usual, support: the medians of what members find of coarse and fine, in shares of their saliency.
     picture `[3, side, side]` in [-1, 1].
     """
 
     coarse: Level
+    near: Level
     fine: Level
+    window: Window
     offset: Tensor
     usual: float
     support: float
@@ -63,10 +68,10 @@ class Templates:
             "numbers": torch.tensor([len(self), _MODELS.index(self.model), self.side, int(self.flips)]),
         }
         for number, template in enumerate(self.clusters):
-            own = {"offset": template.offset, "picture": template.picture}
+            own = {"offset": template.offset, "picture": template.picture, "window": torch.tensor(template.window)}
             own |= {"usual": torch.tensor(template.usual), "support": torch.tensor(template.support)}
-            for name, level in (("coarse", template.coarse), ("fine", template.fine)):
-                own |= level_state(level, name)
+            for name in LEVELS:
+                own |= level_state(getattr(template, name), name)
             state |= {f"{number}.{name}": value for name, value in own.items()}
         return {name: value.contiguous() for name, value in state.items()}
 
@@ -80,12 +85,21 @@ class Templates:
             clusters = []
             for number in range(count):
                 own = {name.partition(".")[2]: value for name, value in state.items() if name.startswith(f"{number}.")}
-                coarse, fine = level_from_state(own, "coarse"), level_from_state(own, "fine")
-                clusters.append(Template(coarse, fine, own["offset"], float(own["usual"]), float(own["support"]), own["picture"]))
+                clusters.append(template_from_state(own))
             network = bytes(state["network"].tolist()).decode()
             return cls(tuple(clusters), network, _MODELS[model], side, bool(flips))
         except (KeyError, IndexError, RuntimeError, UnicodeDecodeError, TypeError) as error:
             raise ValueError(f"the template is damaged: {error}") from None
+
+
+def template_from_state(state: Mapping[str, Tensor]) -> Template:
+    """One cluster's template. Raises ValueError if it is damaged, KeyError if a part is missing."""
+    window = Window(*state["window"].tolist())
+    if not SMALLEST <= window.half <= 1:
+        raise ValueError("the template is damaged: its window is none")
+    coarse, near, fine = (level_from_state(state, name) for name in LEVELS)
+    usual, support = float(state["usual"]), float(state["support"])
+    return Template(coarse, near, fine, window, state["offset"], usual, support, state["picture"])
 
 
 def level_state(level: Level, name: str) -> dict[str, Tensor]:

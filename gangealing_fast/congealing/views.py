@@ -10,6 +10,8 @@ from torch import Tensor
 from gangealing_fast.congealing.features import Bases, FeatureNetwork, places, read_places
 from gangealing_fast.congealing.pictures import Squares
 from gangealing_fast.congealing.transforms import carry
+from gangealing_fast.congealing.window import WHOLE, Window
+from gangealing_fast.geometry.warps import read_flow
 
 _PICTURES = 8
 _TO_LEARN_FROM = 64
@@ -29,18 +31,17 @@ class Views:
         self.squares, self.network = squares, network
 
     def pictures(
-        self, rows: Tensor, matrix: Tensor, mirrored: Tensor, size: int, flow: Tensor | None = None
+        self, rows: Tensor, matrix: Tensor, mirrored: Tensor, size: int, flow: Tensor | None = None, window: Window = WHOLE
     ) -> tuple[Tensor, Tensor]:
-        """Pictures `[n, 3, size, size]` and masks in the frame.
+        """Pictures `[n, 3, size, size]` and masks in a window of the frame.
 
         matrix `[n, 3, 3]`: from the square, after its mirror, to the frame. flow `[n, g, g, 2]`: in the frame.
         """
         images, masks = self.squares.batch(rows)
         images, masks = (torch.where(mirrored[:, None, None, None], x.flip(3), x) for x in (images, masks))
-        at = places(size).expand(len(rows), -1, -1)
+        at = window.framed(places(size)).expand(len(rows), -1, -1)
         if flow is not None:
-            wide = F.interpolate(flow.permute(0, 3, 1, 2), size=(size, size), mode="bicubic", align_corners=False)
-            at = at + wide.flatten(2).mT
+            at = at + read_flow(flow, at)
         at = carry(torch.linalg.inv(matrix), at).unflatten(1, (size, size))
         read = F.grid_sample(images, at, padding_mode="reflection", align_corners=False)
         return read, F.grid_sample(masks, at, align_corners=False)
@@ -53,17 +54,28 @@ class Views:
         level: tuple[int, int],
         bases: Bases | torch.Generator,
         flow: Tensor | None = None,
+        window: Window = WHOLE,
     ) -> Described:
-        """Features of pictures in the frame. level: pixels and cells a side. bases: known ones, or what draws places to learn."""
+        """Features of pictures in a window of the frame.
+
+        level: pixels and cells a side of the window. bases: known ones, or what draws places to learn.
+        """
         size, grid = level
         taps: list[list[Tensor]] = []
-        insides = []
+        insides, middle = [], self._middle(grid)
         for part in torch.arange(len(rows)).split(_PICTURES):
-            moved = self.pictures(rows[part], matrix[part], mirrored[part], size, None if flow is None else flow[part])
+            moved = self.pictures(rows[part], matrix[part], mirrored[part], size, None if flow is None else flow[part], window)
             taps.append([read_places(tap, size, grid) for tap in self.network.features(moved[0])])
-            insides.append(F.adaptive_avg_pool2d(moved[1], grid).flatten(1) > 0.9)
+            insides.append(((F.adaptive_avg_pool2d(moved[1], grid) > 0.9) & middle).flatten(1))
         inside = torch.cat(insides)
         together = [torch.cat(parts) for parts in zip(*taps, strict=True)]
         if isinstance(bases, torch.Generator):
             bases = Bases.fit([tap[:_TO_LEARN_FROM] for tap in together], inside[:_TO_LEARN_FROM], bases)
         return Described(bases.apply(together), inside, bases)
+
+    def _middle(self, grid: int) -> Tensor:
+        """`[grid, grid]`, bool: the places that the network's padding does not disturb."""
+        rim = round(self.network.rim * grid)
+        there = torch.zeros(grid, grid, dtype=torch.bool)
+        there[rim : grid - rim, rim : grid - rim] = True
+        return there

