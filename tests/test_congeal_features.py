@@ -194,19 +194,46 @@ def test_a_damaged_template_is_refused(aligned):
 
 @pytest.mark.parametrize("side", [80, 40, 20])
 def test_squares_put_pictures_where_their_matrix_says(side):
-    """Kept as they are and enlarged, just as they are, and reduced."""
+    """Of a larger square and just as they are, and reduced."""
     picture = torch.full((3, 20, 40), -1.0)
     picture[:, 10:, 30:] = 1.0
     squares = Squares([picture], None, side)
-    images, masks = squares.batch([0])
-    quarter, edge = side // 4, side // 40  # an edge of an enlarged mask is as soft as its pixels are large
-    assert images.shape[-1] == side and masks[0, 0, : quarter - edge].eq(0).all() and masks[0, 0, -quarter + edge :].eq(0).all()
-    assert masks[0, 0, quarter + edge : -quarter - edge].eq(1).all()
+    ((number, values),) = squares.stored([0])
+    assert number.tolist() == [0]
+    kept = min(side, 40)
+    image, mask = values[0, 0], values[0, 3]
+    quarter = kept // 4
+    assert image.shape == (kept, kept) and mask[:quarter].eq(0).all() and mask[-quarter:].eq(0).all()
+    assert mask[quarter:-quarter].eq(255).all()
     corner = torch.tensor([[[29.5, 9.5]]], dtype=torch.float64)
-    place = (carry(squares.placing, corner)[0, 0] + 1) * side / 2 - 0.5
-    assert torch.allclose(place, torch.tensor([0.75 * side - 0.5, 0.5 * side - 0.5], dtype=torch.float64))
-    inside, outside = ((round(down * side), round(across * side)) for down, across in ((0.63, 0.88), (0.4, 0.6)))
-    assert images[0, 0][inside] > 0.99 and images[0, 0][outside] < -0.99
+    place = (carry(squares.placing, corner)[0, 0] + 1) * kept / 2 - 0.5
+    assert torch.allclose(place, torch.tensor([0.75 * kept - 0.5, 0.5 * kept - 0.5], dtype=torch.float64))
+    inside, outside = ((round(down * kept), round(across * kept)) for down, across in ((0.63, 0.88), (0.4, 0.6)))
+    assert image[inside] > 253 and image[outside] < 2
+
+
+def test_squares_of_several_sizes_are_read_in_groups():
+    generator = torch.Generator().manual_seed(0)
+    pictures = [torch.rand(3, *size, generator=generator) * 2 - 1 for size in ((30, 30), (20, 40), (30, 24))]
+    groups = Squares(pictures, None, 64).stored([2, 1, 0])
+    found = [(numbers.tolist(), tuple(values.shape)) for numbers, values in groups]
+    assert found == [([0, 2], (2, 4, 30, 30)), ([1], (1, 4, 40, 40))]
+        ([0, 2], (2, 4, 30, 30)),
+        ([1], (1, 4, 40, 40)),
+    ]
+    assert (groups[0][1][1, :3].float() / 127.5 - 1 - pictures[0]).abs().max() < 0.005
+
+
+def test_a_view_of_a_mirrored_picture_is_that_of_its_mirror_image(network):
+    pictures = [scene(), scene(1)[:, :60, :80]]
+    rows, mirrored = torch.arange(2), torch.tensor([False, True])
+    matrix = similarity_matrix(torch.tensor([[0.9, 0.1, 0.1, 0.0], [1.1, -0.2, 0.0, 0.2]]))
+    found, masks = Views(Squares(pictures, None, 96), network).pictures(rows, matrix, mirrored, 64)
+    straight = Views(Squares([pictures[0], pictures[1].flip(2)], None, 96), network).pictures(
+        rows, matrix, torch.zeros(2, dtype=torch.bool), 64
+    )
+    torch.testing.assert_close(found, straight[0], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(masks, straight[1], atol=1e-4, rtol=1e-4)
 
 
 def test_read_places_knows_where_a_cell_looks():

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Pictures of any sizes as squares of one side, kept in a file, so that a set of any number needs the memory of a few.
 
-Smaller pictures are kept at their own size and enlarged when they are read.
+Smaller pictures are kept at their own size.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ LONGEST_ASPECT = 5.0
 
 
 class Squares:
-    """Pictures in the middles of squares of `side` pixels, with masks that say what belongs to the picture.
+    """Pictures in the middles of squares of at most `side` pixels, with masks that say what belongs to the picture.
 
     Raises UserError if a picture has values that are not finite, is empty, has an aspect beyond 5, or has a mask of another size.
     """
@@ -50,20 +50,22 @@ class Squares:
     def __len__(self) -> int:
         return len(self.placing)
 
-    def batch(self, rows: Sequence[int] | Tensor) -> tuple[Tensor, Tensor]:
-        """Pictures `[n, 3, side, side]` in [-1, 1] and masks `[n, 1, side, side]` in [0, 1] of these numbers."""
-        found = torch.empty(len(rows), 4, self.side, self.side)
+    def stored(self, rows: Sequence[int] | Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Pictures of these numbers in groups of one side: places in `rows` `[k]`, int64, and values `[k, 4, s, s]`, uint8.
+
+        The fourth channel is the mask. s is at most `side`.
+        """
+        groups: dict[int, tuple[list[int], list[Tensor]]] = {}
         for place, row in enumerate(rows):
             begin, side = self._places[int(row)]
             self._file.seek(begin)
             content = bytearray(self._file.read(4 * side * side))
             if len(content) != 4 * side * side:
                 raise UserError("the temporary file of the pictures is cut short: is the disk full?")
-            values = torch.frombuffer(content, dtype=torch.uint8).view(1, 4, side, side).float()
-            if side != self.side:
-                values = F.interpolate(values, size=(self.side, self.side), mode="bilinear", align_corners=False)
-            found[place] = values[0]
-        return found[:, :3] / 127.5 - 1, found[:, 3:] / 255
+            numbers, values = groups.setdefault(side, ([], []))
+            numbers.append(place)
+            values.append(torch.frombuffer(content, dtype=torch.uint8).view(4, side, side))
+        return [(torch.tensor(numbers), torch.stack(values)) for numbers, values in groups.values()]
 
     def _name(self, index: int) -> str:
         return f"picture {index}" if self._names is None else str(self._names[index])

@@ -56,6 +56,8 @@ def nearest_similarity(matrix: Tensor) -> Tensor:
 def carry(matrix: Tensor, points: Tensor) -> Tensor:
     """Points `[..., M, 2]` carried by matrices `[..., 3, 3]`."""
     moved = points @ matrix[..., :2, :2].mT + matrix[..., None, :2, 2]
+    if not bool(matrix[..., 2, :2].any()) and bool((matrix[..., 2, 2] == 1).all()):
+        return moved
     depth = points @ matrix[..., 2, :2, None] + matrix[..., 2, 2, None, None]
     # Behind the horizon there is no place; what is near it goes far away.
     return moved / torch.where(depth.abs() < 1e-3, torch.full_like(depth, 1e-3), depth)

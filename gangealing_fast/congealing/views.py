@@ -37,14 +37,18 @@ class Views:
 
         matrix `[n, 3, 3]`: from the square, after its mirror, to the frame. flow `[n, g, g, 2]`: in the frame.
         """
-        images, masks = self.squares.batch(rows)
-        images, masks = (torch.where(mirrored[:, None, None, None], x.flip(3), x) for x in (images, masks))
         at = window.framed(places(size)).expand(len(rows), -1, -1)
         if flow is not None:
             at = at + read_flow(flow, at)
         at = carry(torch.linalg.inv(matrix), at).unflatten(1, (size, size))
-        read = F.grid_sample(images, at, padding_mode="reflection", align_corners=False)
-        return read, F.grid_sample(masks, at, align_corners=False)
+        # To read a mirror image is to read the picture from the other side.
+        at = at * torch.where(mirrored[:, None], at.new_tensor([-1.0, 1.0]), at.new_tensor([1.0, 1.0]))[:, None, None]
+        images, masks = at.new_empty(len(rows), 3, size, size), at.new_empty(len(rows), 1, size, size)
+        for places_of, values in self.squares.stored(rows):
+            values, here = values.float(), at[places_of]
+            images[places_of] = F.grid_sample(values[:, :3], here, padding_mode="reflection", align_corners=False)
+            masks[places_of] = F.grid_sample(values[:, 3:], here, align_corners=False)
+        return images.div_(127.5).sub_(1), masks.div_(255)
 
     def describe(
         self,
