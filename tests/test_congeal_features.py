@@ -218,9 +218,6 @@ def test_squares_of_several_sizes_are_read_in_groups():
     groups = Squares(pictures, None, 64).stored([2, 1, 0])
     found = [(numbers.tolist(), tuple(values.shape)) for numbers, values in groups]
     assert found == [([0, 2], (2, 4, 30, 30)), ([1], (1, 4, 40, 40))]
-        ([0, 2], (2, 4, 30, 30)),
-        ([1], (1, 4, 40, 40)),
-    ]
     assert (groups[0][1][1, :3].float() / 127.5 - 1 - pictures[0]).abs().max() < 0.005
 
 
