@@ -20,7 +20,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 RIM = 1 / 32
 """What is left out along the edges of a network that pads its layers with zeros, in shares of a picture's side."""
 LARGEST_WIDTH = 128
-"""Components that are kept of a tap that is wider."""
+"""Components that are kept of a place, evenly of its taps."""
 
 
 class Tap(NamedTuple):
@@ -205,7 +205,7 @@ class Bases:
             rows = rows[torch.randperm(len(rows), generator=source)[:most]]
             mean = rows.mean(0)
             values, vectors = torch.linalg.eigh(((rows - mean).T @ (rows - mean) / max(len(rows), 1)).double())
-            width = min(LARGEST_WIDTH, tap.shape[-1])
+            width = min(LARGEST_WIDTH // len(taps), tap.shape[-1])
             values, vectors = values.flip(0)[:width].clamp_min(1e-6), vectors.flip(1)[:, :width]
             means.append(mean)
             projections.append((vectors * (values / values[0]) ** -power).float())
