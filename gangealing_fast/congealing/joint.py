@@ -56,6 +56,12 @@ class Aligned(NamedTuple):
     matches: Tensor
 
 
+def chosen(which: Tensor, first: Aligned, second: Aligned) -> Aligned:
+    """Row by row of the first if `which` `[n]`, bool, says so, else of the second."""
+    rows = [(which.view(-1, *[1] * (a.ndim - 1)), a, b) for a, b in zip(first, second, strict=True)]
+    return Aligned(*(torch.where(*row) for row in rows))
+
+
 class Core(NamedTuple):
     """The members of a cluster that make its template. outlier `[n]`: those left out of it, and those that the last step doubts.
 

@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from gangealing_fast.congealing.joint import Aligned, chosen
 from gangealing_fast.congealing.outliers import FRACTION
 from gangealing_fast.congealing.pictures import Squares
 from gangealing_fast.congealing.records import Registered
@@ -52,24 +54,30 @@ def register_rows(views: Views, rows: Tensor, templates: Templates, flow: bool, 
     rough `[n, 3, 3]`: where they lie roughly, from square to frame; then nothing else is tried.
     """
     count, model = len(rows), templates.model
+    parts, order = [], []
     cluster, mirrored = torch.zeros(count, dtype=torch.int64), torch.zeros(count, dtype=torch.bool)
+    placed: Aligned | None = None
     best = torch.full((count,), -1.0)
-    matrix = torch.eye(3).repeat(count, 1, 1) if rough is None else rough.float()
-    tried = [(number, mirror) for number in range(len(templates)) for mirror in ((False, True) if templates.flips else (False,))]
-    for number, mirror in tried if rough is None else ():
+    mirrors = (False, True) if templates.flips and rough is None else (False,)
+    for number, mirror in itertools.product(range(len(templates)) if rough is None else (0,), mirrors):
         template, flag = templates.clusters[number], torch.full((count,), mirror)
         # One by one, so that a picture's numbers do not depend on those beside it.
-        ones = [place(views, row, flag[:1], template, model, generator_of(seed, "place")) for row in rows.split(1)]
-        placed, explained = torch.cat([one[0] for one in ones]), torch.cat([one[1] for one in ones]) / max(template.usual, 1e-6)
-        better = explained > best
-        best = torch.where(better, explained, best)
-        matrix = torch.where(better[:, None, None], placed, matrix)
+        ones = []
+        for k in range(count):
+            near, draws = (None if rough is None else rough[k : k + 1].float()), generator_of(seed, "place")
+            ones.append(place(views, rows[k : k + 1], flag[:1], template, model, draws, flow=flow, rough=near))
+        tried = Aligned(*(torch.cat(values) for values in zip(*ones, strict=True)))
+        share = tried.explained / max(template.usual, 1e-6)
+        better = share > best
+        placed = tried if placed is None else chosen(better, tried, placed)
+        best = torch.where(better, share, best)
         cluster, mirrored = torch.where(better, number, cluster), torch.where(better, flag, mirrored)
-    parts, order = [], []
+    assert placed is not None  # there is a cluster
     for number in cluster.unique().tolist():
         own = (cluster == number).nonzero()[:, 0]
         template = templates.clusters[number]
-        aligned = refine(views, rows[own], matrix[own], mirrored[own], template, model=model, flow=flow)
+        part = Aligned(*(value[own] for value in placed))
+        aligned = refine(views, rows[own], part, mirrored[own], template, model=model, flow=flow)
         outlier = aligned.explained < FRACTION * template.support
         parts.append(Found(aligned.matrix, aligned.flow, mirrored[own], cluster[own], aligned.explained, aligned.matches, outlier))
         order.append(own)
