@@ -7,11 +7,16 @@ import torch
 from torch import Tensor
 
 from gangealing_fast.congealing.joint import NEAR, NEARER, Aligned, chosen, finer, first_fine
-from gangealing_fast.congealing.searching import LOST, look_from, search
+from gangealing_fast.congealing.searching import look_from, search
 from gangealing_fast.congealing.template import match_new
 from gangealing_fast.congealing.templates import Template
 from gangealing_fast.congealing.transforms import Model
 from gangealing_fast.congealing.views import Views
+
+LOST = 0.6
+"""Of what a middling member finds of the template: a new picture that finds less is looked for once more.
+
+Less strict than for members, which a lost one may lead astray."""
 
 
 def place(
