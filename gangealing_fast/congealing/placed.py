@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from gangealing_fast.congealing.joint import Aligned, chosen
+from gangealing_fast.congealing.joint import Aligned
 from gangealing_fast.congealing.outliers import FRACTION
 from gangealing_fast.congealing.pictures import Squares
 from gangealing_fast.congealing.records import Registered
@@ -53,35 +53,40 @@ def register_rows(views: Views, rows: Tensor, templates: Templates, flow: bool, 
 
     rough `[n, 3, 3]`: where they lie roughly, from square to frame; then nothing else is tried.
     """
-    count, model = len(rows), templates.model
+    placed, cluster, mirrored = _place_anywhere(views, rows, templates, flow, seed, rough)
     parts, order = [], []
-    cluster, mirrored = torch.zeros(count, dtype=torch.int64), torch.zeros(count, dtype=torch.bool)
-    placed: Aligned | None = None
-    best = torch.full((count,), -1.0)
-    mirrors = (False, True) if templates.flips and rough is None else (False,)
-    for number, mirror in itertools.product(range(len(templates)) if rough is None else (0,), mirrors):
-        template, flag = templates.clusters[number], torch.full((count,), mirror)
-        # One by one, so that a picture's numbers do not depend on those beside it.
-        ones = []
-        for k in range(count):
-            near, draws = (None if rough is None else rough[k : k + 1].float()), generator_of(seed, "place")
-            ones.append(place(views, rows[k : k + 1], flag[:1], template, model, draws, flow=flow, rough=near))
-        tried = Aligned(*(torch.cat(values) for values in zip(*ones, strict=True)))
-        share = tried.explained / max(template.usual, 1e-6)
-        better = share > best
-        placed = tried if placed is None else chosen(better, tried, placed)
-        best = torch.where(better, share, best)
-        cluster, mirrored = torch.where(better, number, cluster), torch.where(better, flag, mirrored)
-    assert placed is not None  # there is a cluster
     for number in cluster.unique().tolist():
         own = (cluster == number).nonzero()[:, 0]
-        template = templates.clusters[number]
-        part = Aligned(*(value[own] for value in placed))
-        aligned = refine(views, rows[own], part, mirrored[own], template, model=model, flow=flow)
+        template, part = templates.clusters[number], Aligned(*(value[own] for value in placed))
+        aligned = refine(views, rows[own], part, mirrored[own], template, model=templates.model, flow=flow)
         outlier = aligned.explained < FRACTION * template.support
         parts.append(Found(aligned.matrix, aligned.flow, mirrored[own], cluster[own], aligned.explained, aligned.matches, outlier))
         order.append(own)
     return Found.joined(parts, order)
+
+
+def _place_anywhere(
+    views: Views, rows: Tensor, templates: Templates, flow: bool, seed: int, rough: Tensor | None
+) -> tuple[Aligned, Tensor, Tensor]:
+    """Where pictures lie on the coarse templates, on which one, and whether mirrored."""
+    count = len(rows)
+    numbers = range(len(templates)) if rough is None else (0,)
+    mirrors = (False, True) if templates.flips and rough is None else (False,)
+    tries = []
+    for number, mirror in itertools.product(numbers, mirrors):
+        template, flag = templates.clusters[number], torch.tensor([mirror])
+        # One by one, so that a picture's numbers do not depend on those beside it.
+        ones = []
+        for k in range(count):
+            near, draws = (None if rough is None else rough[k : k + 1].float()), generator_of(seed, "place")
+            ones.append(place(views, rows[k : k + 1], flag, template, templates.model, draws, flow=flow, rough=near))
+        tried = Aligned(*(torch.cat(values) for values in zip(*ones, strict=True)))
+        tries.append((tried, tried.explained / max(template.usual, 1e-6), number, mirror))
+    best = torch.stack([share for _, share, _, _ in tries]).argmax(0)
+    rows_of = torch.arange(count)
+    placed = Aligned(*(torch.stack(values)[best, rows_of] for values in zip(*(one[0] for one in tries), strict=True)))
+    cluster, mirrored = (torch.tensor([one[k] for one in tries])[best] for k in (2, 3))
+    return placed, cluster, mirrored
 
 
 def join(views: Views, rows: Tensor, templates: Templates, flow: bool, seed: int) -> dict[str, Tensor]:
