@@ -29,6 +29,7 @@ from PIL import Image
 from torch import Tensor
 
 from gangealing_fast.congealing import FeatureCongealed, Registered, congeal, register
+from gangealing_fast.congealing.newcomers import joined_places
 
 SHARES = (0.05, 0.1, 0.15)
 PARTS = (
@@ -177,9 +178,7 @@ def _row(example: Example, count: int, seed: int, kind: str, *, profile: bool, w
         new = register(example.pictures[count:], found.templates, masks=example.masks[count:])
         others = len(example.pictures) - count
         each = (time.perf_counter() - begin) / others
-        names = Registered.__dataclass_fields__
-        joined = Registered(*(torch.cat([getattr(found, name), getattr(new, name)]) for name in names))
-        figures = " / ".join(f"{value:.1f}" for value in pck(joined, example.points, side, others))
+        figures = " / ".join(f"{value:.1f}" for value in pck(joined_places([found, new]), example.points, side, others))
         print(f"{others} new, with the {count} | {seed} | {kind} | {figures} | {each:.2f} a picture |", flush=True)
         together = congeal(example.pictures, masks=example.masks)
         figures = " / ".join(f"{value:.1f}" for value in pck(together, example.points, side, others))

@@ -164,10 +164,10 @@ def first_fine(matches: Matches, matrix: Tensor, level: Level, model: Model, flo
     """How pictures carried by `matrix` lie by their matches. flow: whether what is left over becomes one."""
     stepped = step(matches, far=None, model=model)
     points = carry(torch.linalg.inv(matrix), matches.target)
-    left = residual_flow(matches, stepped.matrix, level.grid, COARSE_SIGMA)
+    none = torch.zeros(len(matrix), level.grid, level.grid, 2)
     return Aligned(
         stepped.matrix @ matrix,
-        left if flow else torch.zeros_like(left),
+        residual_flow(matches, stepped.matrix, level.grid, COARSE_SIGMA) if flow else none,
         explained_share(stepped.support, level.saliency),
         _best(points, matches, stepped.support),
     )

@@ -99,23 +99,20 @@ class _FoldedConv(nn.Module):
         weight = self._copies.cast(self.weight, computed_dtype(x))
         if self.stride == 1 and (self.padding == "zeros" or self.kernel == 1):
             x = F.conv2d(x, weight, self.bias, 1, self.kernel // 2, 1, self.groups)
-        elif self.padding == "replicate":
-            x = F.conv2d(F.pad(x, self._around(x), mode="replicate"), weight, self.bias, self.stride, 0, 1, self.groups)
-        elif self.groups > 1 and not reference_wanted():
+        elif self.groups > 1 and self.padding == "zeros" and not reference_wanted():
             # oneDNN's backward of a strided depthwise convolution takes over ten times that of a full one, so every position is
             # computed and every second kept.
             x = F.conv2d(x, weight, self.bias, 1, self.kernel // 2, 1, self.groups)
             top, left = (self.kernel // 2 - self._padding(side)[0] for side in x.shape[2:])
             x = _EverySecond.apply(x, top, left)
         else:
-            x = F.conv2d(F.pad(x, self._around(x)), weight, self.bias, self.stride, 0, 1, self.groups)
+            around = (*self._padding(x.shape[3]), *self._padding(x.shape[2]))
+            x = F.pad(x, around, mode="constant" if self.padding == "zeros" else self.padding)
+            x = F.conv2d(x, weight, self.bias, self.stride, 0, 1, self.groups)
         if not self.activate:
             return x
         # Not in place where there are derivatives: the pre-activation of a depthwise convolution may be saved by autograd.
         return F.hardtanh(x, 0.0, 6.0, inplace=not (torch.is_grad_enabled() or reference_wanted()))
-
-    def _around(self, x: Tensor) -> tuple[int, int, int, int]:
-        return (*self._padding(x.shape[3]), *self._padding(x.shape[2]))
 
     def _padding(self, size: int) -> tuple[int, int]:
         out = -(-size // self.stride)
