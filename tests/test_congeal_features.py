@@ -327,6 +327,20 @@ def test_mirrored_pictures_are_found_and_symmetrical_sets_are_left():
     assert torch.equal(weak, true)
 
 
+@pytest.mark.parametrize("many", [0, 1, 5])
+def test_a_picture_of_little_evidence_is_mirrored_only_if_many_are(many: int):
+    count = 14
+    pairs = torch.combinations(torch.arange(count))
+    true = torch.arange(count) > count - 1 - many
+    same = true[pairs[:, 0]] == true[pairs[:, 1]]
+    plain, other = torch.where(same, 10.0, 2.0), torch.where(same, 2.0, 10.0)
+    doubtful = pairs[:, 0] == 0  # is like the mirror images of the others, but not much
+    plain[doubtful], other[doubtful] = torch.where(same, 8.0, 12.0)[doubtful], torch.where(same, 12.0, 8.0)[doubtful]
+    found = choose_mirrored(pairs, plain, other, count, torch.Generator().manual_seed(0))
+    assert torch.equal(found[1:], true[1:])
+    assert bool(found[0]) == (many == 5)
+
+
 def test_clusters_are_parts_of_the_graph():
     pairs = torch.tensor([[0, 1], [1, 2], [2, 3], [4, 5], [5, 6], [3, 4], [6, 7]])
     strength = torch.tensor([3.0, 3, 3, 3, 3, 0, 0])

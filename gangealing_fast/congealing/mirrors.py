@@ -12,7 +12,11 @@ LEAST_EVIDENCE = 0.25
 Faces, whose two sides are alike, reach 0.21: there the signs follow the side from which they are seen. Faces that are all turned
 to one side, whether half of the pictures are mirrored or none, have 0.27 to 0.43.
 """
-TIMES_CHANCE = 1.5
+TIMES_CHANCE = 1.4
+RARE = 0.6
+"""Of the median evidence: a picture needs so much of its own to be mirrored if hardly any other is, and less the more are."""
+SURE = 0.5
+"""Of the median evidence: pictures that have as much say how many are mirrored."""
 _DRAWS = 9
 
 
@@ -22,7 +26,7 @@ def choose_mirrored(
     """`[N]`, bool: the smaller part of the set, if the pairs `[E, 2]` say clearly that there are two.
 
     plain, mirrored: scores `[E]` of the pairs as they are, and with one of their pictures mirrored.
-    certain: there are mirror images, so no clear sign is asked for. Otherwise what the signs explain must be 0.25 at least, and 1.5
+    certain: there are mirror images, so no clear sign is asked for. Otherwise what the signs explain must be 0.25 at least, and 1.4
     times what they explain of the same evidence with signs that were drawn.
     """
     evidence = ((plain - mirrored) / (plain + mirrored + 1e-6)).double()
@@ -32,7 +36,21 @@ def choose_mirrored(
         drawn = [torch.rand(len(evidence), generator=generator) < 0.5 for _ in range(_DRAWS)]
         chance = [_signs(pairs, torch.where(turned, -evidence, evidence), count)[1] for turned in drawn]
         least = max(least, LEAST_EVIDENCE, TIMES_CHANCE * sum(chance) / _DRAWS)
-    return sign < 0 if found > least else torch.zeros(count, dtype=torch.bool)
+    return _without_doubtful(pairs, evidence, sign) if found > least else torch.zeros(count, dtype=torch.bool)
+
+
+def _without_doubtful(pairs: Tensor, evidence: Tensor, sign: Tensor) -> Tensor:
+    """`[N]`, bool: which of the signs -1 are believed: where few are, one of little evidence is rather none."""
+    i, j = pairs.unbind(1)
+    agrees = sign[i] * evidence * sign[j]
+    total, number = torch.zeros(2, len(sign), dtype=torch.float64).unbind(0)
+    for end in (i, j):
+        total = total.index_add(0, end, agrees)
+        number = number.index_add(0, end, torch.ones_like(agrees))
+    own = total / number.clamp_min(1)
+    usual = own.median()
+    share = (sign[own >= SURE * usual] < 0).double().mean()
+    return (sign < 0) & (own > RARE * usual * (1 - 2 * share))
 
 
 def _signs(pairs: Tensor, evidence: Tensor, count: int) -> tuple[Tensor, float]:
