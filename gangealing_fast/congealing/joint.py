@@ -34,7 +34,7 @@ SEARCH_AFTER = 1
 SIGMA = 0.06
 COARSE_SIGMA, FINE_SIGMA = 0.12, 0.06
 """What residuals count as near to one another when a flow is made of them."""
-NEAR, NEARER = 0.25, 0.15
+NEAR, NEARER = 0.35, 0.1
 """How far from its place anything is still looked for in the last three steps, along each axis of a frame from -1 to 1."""
 FLOW_GRID = 56
 """Places a side of the flows that are found: what is spread as widely as in `residual_flow` needs no more."""

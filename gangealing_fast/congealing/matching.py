@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -13,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gangealing_fast.congealing.features import places
+from gangealing_fast.congealing.nearby import match_nearby
 
 TEMPERATURE = 0.03
 LEAST = 8
@@ -38,16 +38,25 @@ def mutual_matches(
     """Places of the first and of the second that are each other's nearest, for N pairs.
 
     first, second: unit vectors `[N, P, D]`, P = grid². inside: `[N, P]`, bool. reach: how far two places may lie apart along each
-    axis of frames from -1 to 1; None for anywhere.
+    axis of frames from -1 to 1; None for anywhere. Within a reach the places around two have a say too (`nearby`).
     """
     # One pair at a time, a part of its table of likenesses at a time, so that it stays in the cache.
-    pairs = zip(first, second, first_inside, second_inside, strict=True)
-    return join_matches([_of_pair(a * there[:, None], b * here[:, None], there, here, grid, reach) for a, b, there, here in pairs])
+    found = []
+    for a, b, there, here in zip(first, second, first_inside, second_inside, strict=True):
+        pair = (a * there[:, None], b * here[:, None], there, here, grid)
+        found.append(_anywhere(*pair) if reach is None else _nearby(*pair, math.ceil(reach * grid / 2)))
+    return join_matches(found)
 
 
-def _of_pair(first: Tensor, second: Tensor, first_inside: Tensor, second_inside: Tensor, grid: int, reach: float | None) -> Matches:
+def _nearby(first: Tensor, second: Tensor, first_inside: Tensor, second_inside: Tensor, grid: int, cells: int) -> Matches:
+    """The same, of places at most `cells` apart along each axis."""
+    cell, at, likeness = match_nearby(first, second, first_inside, second_inside, grid, cells)
+    return Matches(cell[None], places(grid)[cell][None], ((at + 0.5) * 2 / grid - 1)[None], likeness[None])
+
+
+def _anywhere(first: Tensor, second: Tensor, first_inside: Tensor, second_inside: Tensor, grid: int) -> Matches:
     """The matches `[1, M]` of one pair, without padding. Vectors of places that do not count are 0."""
-    best, there, back = _nearest(first, second, grid, reach)
+    best, there, back = _nearest(first, second)
     # If a row's largest is its column's largest too, the places are each other's nearest. That is several times quicker to find out
     # than which place of a column is the largest.
     mutual = (best == back[there]) & first_inside & second_inside[there]
@@ -61,32 +70,17 @@ def _of_pair(first: Tensor, second: Tensor, first_inside: Tensor, second_inside:
     return Matches(cell[None], points[cell][None], found[None], best[cell].clamp_min(0)[None])
 
 
-def _nearest(first: Tensor, second: Tensor, grid: int, reach: float | None) -> tuple[Tensor, Tensor, Tensor]:
+def _nearest(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """`[P]` each: the largest likeness of each place of the first, where that is, and the largest of each place of the second."""
-    cells = grid if reach is None else math.ceil(reach * grid / 2)
-    high = max(1, _PLACES // grid)
     best, there = [], []
     back = first.new_full((len(second),), -math.inf)
-    for top in range(0, grid, high):
-        bottom = min(grid, top + high)
-        low, end = max(0, top - cells), min(grid, bottom + cells)
-        table = first[top * grid : bottom * grid] @ second[low * grid : end * grid].T
-        if reach is not None:
-            table += _too_far(grid, cells, top - low, bottom - low, end - low)
+    for rows in first.split(_PLACES):
+        table = rows @ second.T
         value, place = table.max(1)
         best.append(value)
-        there.append(place + low * grid)
-        part = back[low * grid : end * grid]
-        torch.maximum(part, table.amax(0), out=part)
+        there.append(place)
+        torch.maximum(back, table.amax(0), out=back)
     return torch.cat(best), torch.cat(there), back
-
-
-@functools.lru_cache(maxsize=256)
-def _too_far(grid: int, cells: int, top: int, bottom: int, rows: int) -> Tensor:
-    """What is added to likenesses of places of the rows top to bottom with those of `rows` rows: -4 beyond `cells` cells."""
-    across = (torch.arange(grid)[:, None] - torch.arange(grid)).abs() > cells
-    down = (torch.arange(top, bottom)[:, None] - torch.arange(rows)).abs() > cells
-    return -4.0 * (across[None, :, None, :] | down[:, None, :, None]).reshape((bottom - top) * grid, rows * grid).float()
 
 
 def join_matches(parts: Sequence[Matches]) -> Matches:

@@ -11,7 +11,7 @@ from gangealing_fast.congealing.matching import Matches
 from gangealing_fast.congealing.transforms import carry
 
 REACH = 0.25
-SCALES = (4.0, 2.5)
+SCALES = (3.25, 2.0)
 """Standard deviations of the spreading in thirty-seconds of the frame, coarse to fine."""
 
 

@@ -11,7 +11,7 @@ from gangealing_fast.congealing.features import places
 from gangealing_fast.congealing.matching import Matches
 from gangealing_fast.congealing.template import Level
 
-DEVIATIONS = 2.0
+DEVIATIONS = 1.7
 """Half the window's side, in standard deviations of where the saliency lies."""
 SMALLEST = 0.5
 """Half the side of the smallest window: more enlarged, pictures hold nothing new."""

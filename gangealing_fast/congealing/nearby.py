@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Matches of places that cannot lie far apart: what is around two places says whether they are the same.
+
+Places side by side are displaced alike. So the likeness of two places is averaged with those of the places around the first to the
+places equally displaced, as local methods of stereo and of optical flow do (Hosni et al., "Fast cost-volume filtering for visual
+correspondence and beyond", PAMI 2013, here with a Gaussian).
+"""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+NEIGHBOURHOOD = 1.75
+"""Standard deviation, in cells, of the Gaussian that likenesses are averaged with."""
+SLACK = 0.01
+"""A match may be that much less alike than the best that its second place has."""
+LEAST_PEAK = 0.01
+"""How far the best of a place's likenesses must be above their mean: an empty background is alike everywhere."""
+TEMPERATURE = 0.05
+
+
+def match_nearby(
+    first: Tensor, second: Tensor, first_inside: Tensor, second_inside: Tensor, grid: int, cells: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The places of the first that match, `[M]`, where they lie in the second, `[M, 2]` in cells (x, y), and their cosines `[M]`.
+
+    first, second: unit vectors `[P, D]`, P = grid², 0 for places that do not count. inside: `[P]`, bool. cells: how far two places
+    may lie apart along each axis.
+    """
+    side = 2 * cells + 1
+    plain = _likeness(first, second, grid, cells)
+    counts = first_inside.view(1, 1, grid, grid) & _displaced(second_inside.view(grid, grid, 1), cells)[..., 0]
+    plain = plain.masked_fill_(~counts, 0.0)
+    around = _averaged(plain, grid).div_(_averaged(counts.float(), grid).clamp_min_(1e-3)).mul_(counts)
+    mean = around.sum((0, 1)) / counts.sum((0, 1)).clamp_min(1)
+    around = around.masked_fill_(~counts, -1.0)
+    best, number = around.view(side * side, -1).max(0)
+    here = torch.arange(grid * grid)
+    down, across = number // side - cells, number % side - cells
+    row, column = here // grid + down, here % grid + across
+    rivals = _largest_by_target(around, grid, cells)
+    mutual = (best > mean.view(-1) + LEAST_PEAK) & (
+        best >= rivals[row.clamp(0, grid - 1) * grid + column.clamp(0, grid - 1)] - SLACK
+    )
+    cell = mutual.nonzero()[:, 0]
+    offset = _read_out(around, cell, number[cell], cells)
+    at = torch.stack([column[cell], row[cell]], -1) + offset
+    return cell, at, plain.view(side * side, -1)[number[cell], cell].clamp_min(0)
+
+
+def _displaced(maps: Tensor, cells: int) -> Tensor:
+    """`[side, side, g, g, C]`: maps `[g, g, C]` displaced by up to `cells` up and down, left and right; 0 beyond the edges."""
+    grid, side = maps.shape[0], 2 * cells + 1
+    padded = F.pad(maps, (0, 0, cells, cells, cells, cells))
+    row, column = padded.stride()[:2]
+    return padded.as_strided((side, side, grid, grid, maps.shape[2]), (row, column, row, column, 1))
+
+
+def _likeness(first: Tensor, second: Tensor, grid: int, cells: int) -> Tensor:
+    """`[side, side, g, g]`: cosines of each place of the first with those of the second at each displacement (down, across)."""
+    side, wide, width = 2 * cells + 1, grid + 2 * cells, first.shape[1]
+    padded = F.pad(second.view(grid, grid, width), (0, 0, cells, cells, cells, cells))
+    # Each row of places with all rows that it may lie in: a product of matrices, of which the displacements are diagonals.
+    bands = padded.as_strided((grid, side * wide, width), (wide * width, width, 1))
+    table = torch.bmm(first.view(grid, grid, width), bands.mT)
+    return table.as_strided((side, side, grid, grid), (wide, 1, grid * side * wide, side * wide + 1)).contiguous()
+
+
+def _averaged(maps: Tensor, grid: int) -> Tensor:
+    """Maps `[..., g, g]` times a Gaussian along both axes, as products with matrices."""
+    gaussian = _gaussian(grid)
+    return gaussian @ maps @ gaussian
+
+
+@functools.lru_cache(maxsize=16)
+def _gaussian(grid: int) -> Tensor:
+    """`[g, g]`: the Gaussian between places along an axis."""
+    apart = (torch.arange(grid)[:, None] - torch.arange(grid)).float()
+    weight = torch.exp(-(apart**2) / (2 * NEIGHBOURHOOD**2)).masked_fill(apart.abs() > round(2 * NEIGHBOURHOOD), 0.0)
+    return weight / weight.sum(1).max()
+
+
+def _largest_by_target(around: Tensor, grid: int, cells: int) -> Tensor:
+    """`[P]`: the largest likeness of each place of the second with any of the first."""
+    side, wide = 2 * cells + 1, grid + 2 * cells
+    targets = around.new_full((side, side, wide, wide), -2.0)
+    strides = targets.stride()
+    into = targets.as_strided((side, side, grid, grid), (strides[0] + strides[2], strides[1] + 1, strides[2], 1))
+    into.copy_(around)
+    return targets.amax((0, 1))[cells : cells + grid, cells : cells + grid].reshape(-1)
+
+
+def _read_out(around: Tensor, cell: Tensor, number: Tensor, cells: int) -> Tensor:
+    """`[M, 2]` (x, y): how far the softmax-weighted middle of the 3x3 displacements around a match is from it."""
+    side = 2 * cells + 1
+    step = torch.arange(9)
+    offset = torch.stack([step % 3 - 1, step // 3 - 1], -1)
+    across, down = (number % side)[:, None] + offset[:, 0], (number // side)[:, None] + offset[:, 1]
+    inside = (across >= 0) & (across < side) & (down >= 0) & (down < side)
+    value = around.view(side * side, -1)[down.clamp(0, side - 1) * side + across.clamp(0, side - 1), cell[:, None]]
+    value = value.masked_fill(~inside, -1.0)
+    share = F.softmax((value - value[:, 4:5]) / TEMPERATURE, -1)
+    return (share[..., None] * offset.float()).sum(-2)
