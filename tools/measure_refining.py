@@ -19,9 +19,8 @@ from tqdm import tqdm
 
 from gangealing_fast import Aligner
 from gangealing_fast.alignment.config import PRESETS
-from gangealing_fast.alignment.evaluation import held_out
 from gangealing_fast.alignment.poses import POSE_NUMBERS, PoseRange, show
-from gangealing_fast.data.pictures import open_pictures
+from gangealing_fast.data.pictures import open_pictures, to_float
 from gangealing_fast.geometry.warps import identity_matrix, invert
 from gangealing_fast.metrics import average_image, pair_error, sharpness
 
@@ -45,15 +44,19 @@ def main() -> None:
     parser.add_argument("--checkpoint", type=Path, required=True)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--held-out", type=int, default=500)
+    parser.add_argument("--until", type=int, default=None, help="hold out the pictures before this one, instead of the last")
     parser.add_argument("--posed", type=int, default=100)
+    parser.add_argument("--posed-only", action="store_true", help="leave out the sharpness of the average")
     parser.add_argument("--threads", type=int, default=0)
     options = parser.parse_args()
     if options.threads:
         torch.set_num_threads(options.threads)
     base = Aligner.load(options.checkpoint)
     assert base.reads is not None
-    images = held_out(open_pictures(options.data, size=base.reads), options.held_out)
-    if options.held_out:
+    pictures = open_pictures(options.data, size=base.reads)
+    end = len(pictures) if options.until is None else min(options.until, len(pictures))
+    images = to_float(pictures.batch(range(max(0, end - options.held_out), end)))
+    if not options.posed_only:
         before = float(sharpness(average_image(images)))
         start = time.process_time()
         refined = base.refine(some(images, TEMPLATE))
@@ -65,15 +68,19 @@ def main() -> None:
     chosen = some(images, options.posed)
     numbers = torch.randn(2, len(chosen), POSE_NUMBERS, generator=torch.Generator().manual_seed(7))
     read = [PoseRange.of(PRESETS["cats"]).draw(half) for half in numbers]
-    pictures = [show(chosen, pose, base.warping.padding_mode) for pose in read]
+    halves = [show(chosen, pose, base.warping.padding_mode) for pose in read]
     known = [invert(pose) for pose in read]
-    posed = base.refine(some(torch.cat(pictures), TEMPLATE))
+    posed = base.refine(some(torch.cat(halves), TEMPLATE))
     size, none = images.shape[-1], identity_matrix(len(chosen))
     unaligned = float(pair_error(known[0], none, known[1], none, MIDDLE, size))
     for name, aligner in (("aligner", base), ("refined", posed)):
-        grids = [aligned(aligner, half)[1] for half in pictures]
-        error = float(pair_error(known[0], grids[0], known[1], grids[1], MIDDLE, size))
-        print(f"pair error of {len(chosen)}, {name}: {unaligned:.2f} -> {error:.2f} (ratio {error / unaligned:.3f})", flush=True)
+        grids = [aligned(aligner, half)[1] for half in halves]
+        ones = [[value[k : k + 1] for value in (known[0], grids[0], known[1], grids[1])] for k in range(len(chosen))]
+        errors = torch.tensor([float(pair_error(*one, MIDDLE, size)) for one in ones]) / unaligned
+        print(f"pair error of {len(chosen)}, {name}: ratio {errors.mean():.3f}, median {errors.median():.3f}, ", end="")
+        print(
+            f"{int((errors < 0.1).sum())} below 0.1, the largest {[round(float(e), 2) for e in errors.topk(6).values]}", flush=True
+        )
 
 
 if __name__ == "__main__":
