@@ -13,6 +13,7 @@ from torch import Tensor
 
 from gangealing_fast.congealing.features import places
 from gangealing_fast.congealing.nearby import match_nearby
+from gangealing_fast.congealing.sub_cell import cells_around, weighted_middle
 
 TEMPERATURE = 0.03
 LEAST = 8
@@ -66,7 +67,9 @@ def _anywhere(first: Tensor, second: Tensor, first_inside: Tensor, second_inside
     only = torch.full((len(second),), len(first)).scatter_reduce_(0, target, cell, "amin")[target] == cell
     cell, target = cell[only], target[only]
     points = places(grid)
-    found = points[target] + _read_out(first[cell], second, target, grid)
+    near, inside = cells_around(target, grid)
+    offset = weighted_middle((second[near] @ first[cell][..., None])[..., 0], inside, TEMPERATURE)
+    found = points[target] + offset * 2 / grid
     return Matches(cell[None], points[cell][None], found[None], best[cell].clamp_min(0)[None])
 
 
@@ -91,18 +94,3 @@ def join_matches(parts: Sequence[Matches]) -> Matches:
 
 def _pad(values: Tensor, most: int) -> Tensor:
     return F.pad(values, (0, 0) * (values.ndim - 2) + (0, most - values.shape[1]))
-
-
-def _read_out(vectors: Tensor, others: Tensor, column: Tensor, grid: int) -> Tensor:
-    """`[M, 2]`: how far the softmax-weighted middle of the 3x3 places around a match is from it.
-
-    vectors `[M, D]`, of the first; others `[P, D]`, of the second, where the matches are at `column`.
-    """
-    step = torch.arange(9)
-    offset = torch.stack([step % 3 - 1, step // 3 - 1], -1)
-    x, y = (column % grid)[:, None] + offset[:, 0], (column // grid)[:, None] + offset[:, 1]
-    inside = (x >= 0) & (x < grid) & (y >= 0) & (y < grid)
-    around = y.clamp(0, grid - 1) * grid + x.clamp(0, grid - 1)
-    value = (others[around] @ vectors[..., None])[..., 0].masked_fill(~inside, -1)
-    share = F.softmax((value - value[:, 4:5]) / TEMPERATURE, -1)
-    return (share[..., None] * offset.float()).sum(-2) * 2 / grid

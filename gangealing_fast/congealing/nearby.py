@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gangealing_fast.congealing.sub_cell import cells_around, weighted_middle
+
 NEIGHBOURHOOD = 1.75
 """Standard deviation, in cells, of the Gaussian that likenesses are averaged with."""
 SLACK = 0.01
@@ -42,12 +44,11 @@ def match_nearby(
     here = torch.arange(grid * grid)
     down, across = number // side - cells, number % side - cells
     row, column = here // grid + down, here % grid + across
-    rivals = _largest_by_target(around, grid, cells)
-    mutual = (best > mean.view(-1) + LEAST_PEAK) & (
-        best >= rivals[row.clamp(0, grid - 1) * grid + column.clamp(0, grid - 1)] - SLACK
-    )
-    cell = mutual.nonzero()[:, 0]
-    offset = _read_out(around, cell, number[cell], cells)
+    target = row.clamp(0, grid - 1) * grid + column.clamp(0, grid - 1)
+    mutual = best >= _largest_by_target(around, grid, cells)[target] - SLACK
+    cell = (mutual & (best > mean.view(-1) + LEAST_PEAK)).nonzero()[:, 0]
+    near, inside = cells_around(number[cell], side)
+    offset = weighted_middle(around.view(side * side, -1)[near, cell[:, None]], inside, TEMPERATURE)
     at = torch.stack([column[cell], row[cell]], -1) + offset
     return cell, at, plain.view(side * side, -1)[number[cell], cell].clamp_min(0)
 
@@ -92,16 +93,3 @@ def _largest_by_target(around: Tensor, grid: int, cells: int) -> Tensor:
     into = targets.as_strided((side, side, grid, grid), (strides[0] + strides[2], strides[1] + 1, strides[2], 1))
     into.copy_(around)
     return targets.amax((0, 1))[cells : cells + grid, cells : cells + grid].reshape(-1)
-
-
-def _read_out(around: Tensor, cell: Tensor, number: Tensor, cells: int) -> Tensor:
-    """`[M, 2]` (x, y): how far the softmax-weighted middle of the 3x3 displacements around a match is from it."""
-    side = 2 * cells + 1
-    step = torch.arange(9)
-    offset = torch.stack([step % 3 - 1, step // 3 - 1], -1)
-    across, down = (number % side)[:, None] + offset[:, 0], (number // side)[:, None] + offset[:, 1]
-    inside = (across >= 0) & (across < side) & (down >= 0) & (down < side)
-    value = around.view(side * side, -1)[down.clamp(0, side - 1) * side + across.clamp(0, side - 1), cell[:, None]]
-    value = value.masked_fill(~inside, -1.0)
-    share = F.softmax((value - value[:, 4:5]) / TEMPERATURE, -1)
-    return (share[..., None] * offset.float()).sum(-2)
