@@ -77,10 +77,9 @@ def main() -> None:
         grids = [aligned(aligner, half)[1] for half in halves]
         ones = [[value[k : k + 1] for value in (known[0], grids[0], known[1], grids[1])] for k in range(len(chosen))]
         errors = torch.tensor([float(pair_error(*one, MIDDLE, size)) for one in ones]) / unaligned
-        print(f"pair error of {len(chosen)}, {name}: ratio {errors.mean():.3f}, median {errors.median():.3f}, ", end="")
-        print(
-            f"{int((errors < 0.1).sum())} below 0.1, the largest {[round(float(e), 2) for e in errors.topk(6).values]}", flush=True
-        )
+        pixels, worst = float(errors.mean()) * unaligned, [round(error, 2) for error in errors.topk(6).values.tolist()]
+        print(f"pair error of {len(chosen)}, {name}: {unaligned:.2f} -> {pixels:.2f} (ratio {errors.mean():.3f}, ", end="")
+        print(f"median {errors.median():.3f}, {int((errors < 0.1).sum())} below 0.1, the largest {worst})", flush=True)
 
 
 if __name__ == "__main__":

@@ -43,10 +43,8 @@ def _without_doubtful(pairs: Tensor, evidence: Tensor, sign: Tensor) -> Tensor:
     """`[N]`, bool: which of the signs -1 are believed: where few are, one of little evidence is rather none."""
     i, j = pairs.unbind(1)
     agrees = sign[i] * evidence * sign[j]
-    total, number = torch.zeros(2, len(sign), dtype=torch.float64).unbind(0)
-    for end in (i, j):
-        total = total.index_add(0, end, agrees)
-        number = number.index_add(0, end, torch.ones_like(agrees))
+    ends = torch.cat([i, j])
+    total, number = torch.bincount(ends, agrees.repeat(2), len(sign)), torch.bincount(ends, minlength=len(sign))
     own = total / number.clamp_min(1)
     usual = own.median()
     share = (sign[own >= SURE * usual] < 0).double().mean()

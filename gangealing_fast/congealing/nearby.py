@@ -35,8 +35,7 @@ def match_nearby(
     """
     side = 2 * cells + 1
     plain = _likeness(first, second, grid, cells)
-    counts = first_inside.view(1, 1, grid, grid) & _displaced(second_inside.view(grid, grid, 1), cells)[..., 0]
-    plain = plain.masked_fill_(~counts, 0.0)
+    counts = first_inside.view(1, 1, grid, grid) & _displaced(second_inside.view(grid, grid), cells)
     around = _averaged(plain, grid).div_(_averaged(counts.float(), grid).clamp_min_(1e-3)).mul_(counts)
     mean = around.sum((0, 1)) / counts.sum((0, 1)).clamp_min(1)
     around = around.masked_fill_(~counts, -1.0)
@@ -53,12 +52,10 @@ def match_nearby(
     return cell, at, plain.view(side * side, -1)[number[cell], cell].clamp_min(0)
 
 
-def _displaced(maps: Tensor, cells: int) -> Tensor:
-    """`[side, side, g, g, C]`: maps `[g, g, C]` displaced by up to `cells` up and down, left and right; 0 beyond the edges."""
-    grid, side = maps.shape[0], 2 * cells + 1
-    padded = F.pad(maps, (0, 0, cells, cells, cells, cells))
-    row, column = padded.stride()[:2]
-    return padded.as_strided((side, side, grid, grid, maps.shape[2]), (row, column, row, column, 1))
+def _displaced(there: Tensor, cells: int) -> Tensor:
+    """`[side, side, g, g]`: a map `[g, g]` displaced by up to `cells` up and down, left and right; 0 beyond the edges."""
+    grid, side, wide = len(there), 2 * cells + 1, len(there) + 2 * cells
+    return F.pad(there, (cells,) * 4).as_strided((side, side, grid, grid), (wide, 1, wide, 1))
 
 
 def _likeness(first: Tensor, second: Tensor, grid: int, cells: int) -> Tensor:
