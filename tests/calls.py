@@ -96,6 +96,15 @@ CALLS = {
         any_rank=("parameters",),
         differentiable=False,
     ),
+    "inverted_residual": Call(
+        ops.inverted_residual,
+        {
+            "x": (N, 3, 6, 5), "expand_weight": (7, 3, 1, 1), "expand_bias": (7,), "depthwise_weight": (7, 1, 3, 3),
+            "depthwise_bias": (7,), "project_weight": (4, 7, 1, 1), "project_bias": (4,),
+        },
+        ("x",),
+        {"padding": (1, 2, 0, 1)},
+    ),
     "grid_sample": Call(ops.grid_sample, {"x": (N, 3, 6, 5), "grid": (N, 4, 7, 2)}, ("x", "grid"), other_dtype=("grid",)),
     "mipmap_warp": Call(ops.mipmap_warp, {"x": (N, 3, 6, 5), "grid": (N, 4, 7, 2)}, ("x", "grid"), other_dtype=("grid",)),
     "flow_regularizer": Call(ops.flow_regularizer, {"flow": (N, 4, 5, 2)}, ("flow",)),

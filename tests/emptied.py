@@ -21,6 +21,11 @@ AXES: dict[str, dict[str, tuple[str, ...]]] = {
         "x": ("N", "C", "H", "W"), "weight": ("O", "C", "k", "k"), "style": ("N", "C"), "energy": ("O", "C"), "f": ("n", "n"),
         "bias": ("O",), "noise": ("N", "1", "H", "W"), "noise_strength": ("one",),
     },
+    "inverted_residual": {
+        "x": ("N", "C", "H", "W"), "expand_weight": ("M", "C", "1", "1"), "expand_bias": ("M",),
+        "depthwise_weight": ("M", "1", "k", "k"), "depthwise_bias": ("M",), "project_weight": ("O", "M", "1", "1"),
+        "project_bias": ("O",),
+    },
     "lpips_distance": {"features_a": ("N", "C", "H", "W"), "features_b": ("N", "C", "H", "W"), "heads": ("C",)},
     "adam_ema": {name: ("A", "B") for name in CALLS["adam_ema"].tensors},
     "grid_sample": {"x": ("N", "C", "H", "W"), "grid": ("N", "h", "w", "two")},

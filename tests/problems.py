@@ -15,6 +15,7 @@ from cases import (
     convex_upsample,
     flow_regularizer,
     grid_sample,
+    inverted_residual,
     mipmap_warp,
     modulated_conv2d,
     splat2d,
@@ -149,7 +150,22 @@ def _styled() -> Iterator[Problem]:
         )
 
 
+def _blocks() -> Iterator[Problem]:
+    for case in inverted_residual.CASES:
+        if all(case.size) and all(case.channels[::2]) and case.channels[1] != 0:
+            yield Problem(
+                "inverted_residual",
+                case.name,
+                case.called(ops.inverted_residual),
+                case.called(ops.inverted_residual_reference),
+                case.tensors,
+                frozenset({"inverted_residual"}),
+                tuple(range(len(case.tensors()))),
+                tolerance=inverted_residual.TOLERANCE,
+            )
+
+
 def problems(*operators: str) -> list[Problem]:
     """All cases, or those of `operators`."""
-    everything = [*_resampling(), *_tables(), *_styled()]
+    everything = [*_resampling(), *_tables(), *_styled(), *_blocks()]
     return [problem for problem in everything if not operators or problem.operator in operators]

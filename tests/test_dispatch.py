@@ -35,6 +35,10 @@ EXAMPLES: dict[str, Callable[[], tuple[tuple, dict[str, Any]]]] = {
     "flow_regularizer": lambda: ((_rand(2, 4, 4, 2),), {}),
     "grid_sample": lambda: ((_rand(1, 2, 5, 5), _rand(1, 3, 3, 2)), {}),
     "invert_grid": lambda: ((_rand(1, 1, 1, 2) / 8 + _vertices(), _rand(1, 4, 2)), {}),
+    "inverted_residual": lambda: (
+        (_rand(1, 2, 5, 4), _rand(5, 2, 1, 1), _rand(5), _rand(5, 1, 3, 3), _rand(5), _rand(2, 5, 1, 1), _rand(2)),
+        {"residual": True},
+    ),
     "lpips_distance": lambda: (([_rand(1, 3, 4, 4)], [_rand(1, 3, 4, 4)], [_rand(3)]), {}),
     "mipmap_warp": lambda: ((_rand(1, 2, 8, 8), _rand(1, 4, 4, 2)), {}),
     "modulated_conv2d": lambda: ((_rand(2, 3, 4, 4), _rand(2, 3, 3, 3), _rand(2, 3)), {"up": True}),

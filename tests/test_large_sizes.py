@@ -17,6 +17,7 @@ LARGE = {
     "bilinear_downsample": {"x": (1, 3, 30_000, 30_000)},
     "adain": {"x": (2, 3, 30_000, 30_000)},
     "modulated_conv2d": {"x": (1, 3, 30_000, 30_000), "style": (1, 3), "noise": (1, 1, 30_000, 30_000)},
+    "inverted_residual": {"x": (1, 3, 30_000, 30_000)},
     "lpips_distance": {"features_a": (1, 3, 30_000, 30_000), "features_b": (1, 3, 30_000, 30_000)},
     "adam_ema": dict.fromkeys(CALLS["adam_ema"].tensors, (50_000, 50_000)),
     "grid_sample": {"x": (2, 1 << 20, 64, 64), "grid": (2, 1 << 10, 1 << 10, 2)},

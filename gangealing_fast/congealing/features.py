@@ -63,8 +63,9 @@ def efficientnet_features() -> FeatureNetwork:
 
     def run(images: Tensor) -> list[Tap]:
         size = images.shape[-1]
-        # One picture at a time stays in the cache: 2.6 times as quick as eight.
-        maps = [torch.cat(parts) for parts in zip(*map(network.features, images.split(1)), strict=True)]
+        # A picture for each thread stays in the cache.
+        parts = images.split(torch.get_num_threads())
+        maps = [torch.cat(found) for found in zip(*map(network.features, parts), strict=True)]
         # TensorFlow's padding of even sides puts cell k of a tap of stride s at pixel k s + s - 1.
         return [Tap(tap, stride, stride - 1.0, size) for tap, stride in zip(maps, (8, 16), strict=True)]
 

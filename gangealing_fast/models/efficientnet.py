@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gangealing_fast.models.layers import FrozenCopies, activation_format, computed_dtype
+from gangealing_fast.ops import inverted_residual
 from gangealing_fast.ops._dispatch import reference_wanted
 from gangealing_fast.ops.lpips_distance import lpips_distance
 from gangealing_fast.runtime.errors import UserError
@@ -106,18 +107,27 @@ class _FoldedConv(nn.Module):
             top, left = (self.kernel // 2 - self._padding(side)[0] for side in x.shape[2:])
             x = _EverySecond.apply(x, top, left)
         else:
-            around = (*self._padding(x.shape[3]), *self._padding(x.shape[2]))
-            x = F.pad(x, around, mode="constant" if self.padding == "zeros" else self.padding)
+            x = F.pad(x, self.around(x), mode="constant" if self.padding == "zeros" else self.padding)
             x = F.conv2d(x, weight, self.bias, self.stride, 0, 1, self.groups)
         if not self.activate:
             return x
         # Not in place where there are derivatives: the pre-activation of a depthwise convolution may be saved by autograd.
         return F.hardtanh(x, 0.0, 6.0, inplace=not (torch.is_grad_enabled() or reference_wanted()))
 
+    def around(self, x: Tensor) -> tuple[int, int, int, int]:
+        """What is added to `x` (left, right, top, bottom) so that a stride s gives ceil(size / s)."""
+        return *self._padding(x.shape[3]), *self._padding(x.shape[2])
+
     def _padding(self, size: int) -> tuple[int, int]:
         out = -(-size // self.stride)
         total = max((out - 1) * self.stride + self.kernel - size, 0)
         return total // 2, total - total // 2
+
+
+def _fused_serves(x: Tensor) -> bool:
+    """Whether a block is one operator: on the processor, without derivatives, in the dtype of its weights."""
+    derived = torch.is_grad_enabled() and x.requires_grad
+    return x.device.type == "cpu" and x.dtype == computed_dtype(x) == torch.float32 and not derived
 
 
 class _Block(nn.Module):
@@ -132,9 +142,24 @@ class _Block(nn.Module):
         self.residual = stride == 1 and cin == cout
 
     def forward(self, x: Tensor) -> Tensor:
+        if _fused_serves(x):
+            return self._fused(x)
         y = x if self.expand is None else self.expand(x)
         y = self.project(self.depthwise(y))
         return x + y if self.residual else y
+
+    def _fused(self, x: Tensor) -> Tensor:
+        layers = [self.depthwise, self.project] if self.expand is None else [self.expand, self.depthwise, self.project]
+        weights = [value for layer in layers for value in (layer.weight, layer.bias)]
+        return inverted_residual(
+            x,
+            *(() if self.expand else (None, None)),
+            *weights,
+            stride=self.depthwise.stride,
+            padding=self.depthwise.around(x),
+            padding_mode=self.depthwise.padding,
+            residual=self.residual,
+        )
 
 
 class EfficientNetPerceptual(nn.Module):

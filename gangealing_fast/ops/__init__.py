@@ -20,6 +20,7 @@ from gangealing_fast.ops.convex_upsample import convex_upsample, convex_upsample
 from gangealing_fast.ops.flow_regularizer import flow_regularizer, flow_regularizer_reference
 from gangealing_fast.ops.grid_sample import grid_sample, grid_sample_reference
 from gangealing_fast.ops.invert_grid import invert_grid, invert_grid_reference
+from gangealing_fast.ops.inverted_residual import inverted_residual, inverted_residual_reference
 from gangealing_fast.ops.lpips_distance import lpips_distance, lpips_distance_reference
 from gangealing_fast.ops.mipmap_warp import mipmap_warp, mipmap_warp_reference
 from gangealing_fast.ops.modulated_conv2d import modulated_conv2d, modulated_conv2d_reference
@@ -51,6 +52,8 @@ __all__ = [
     "grid_sample_reference",
     "invert_grid",
     "invert_grid_reference",
+    "inverted_residual",
+    "inverted_residual_reference",
     "lpips_distance",
     "lpips_distance_reference",
     "mipmap_warp",

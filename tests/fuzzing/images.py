@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Random calls of the operators on activations: resampling, bias_act, adain, modulated_conv2d, lpips_distance, adam_ema."""
+"""Random calls of the operators on activations: resampling, bias_act, adain, convolutions, lpips_distance, adam_ema."""
 
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from fuzzing import DTYPES, Draw, Drawn, beside
@@ -170,6 +171,72 @@ def modulated_conv2d(draw: Draw) -> Drawn:
     )
 
 
+def inverted_residual(draw: Draw) -> Drawn | None:
+    kernel, stride = draw.choice(3, 3, 5, 1, 2, 7), draw.choice(1, 1, 2, 3)
+    n, inputs, expands = draw.batch(), draw.choice(3, 1, 8, 16, 21, 0), draw.integer(0, 3) > 0
+    hidden, outputs = draw.choice(6, 1, 16, 33, 48, 0) if expands else inputs, draw.choice(4, 1, 8, 24, 35, 0)
+    size = draw.integer(1, 9), draw.integer(1, 14)
+    before = (kernel - 1) // 2
+    padding = tuple(draw.choice(before, kernel - 1 - before, draw.integer(0, kernel - 1)) for _ in range(4))
+    if size[0] + padding[2] + padding[3] < kernel or size[1] + padding[0] + padding[1] < kernel:
+        return None
+    same = stride == 1 and inputs == outputs and padding[0] + padding[1] == padding[2] + padding[3] == kernel - 1
+    mode = draw.choice("zeros", "replicate")
+    keywords = {"stride": stride, "padding": padding, "padding_mode": mode, "residual": same and draw.boolean()}
+    expansion = [draw.normal(hidden, inputs, 1, 1), draw.normal(hidden)] if expands else []
+    depthwise = [2 * draw.normal(hidden, 1, kernel, kernel) / kernel, draw.normal(hidden)]
+    values = [draw.normal(n, inputs, *size), *expansion, *depthwise, draw.normal(outputs, hidden, 1, 1), draw.normal(outputs)]
+    dtype = draw.choice(*DTYPES)
+
+    def called(function):
+        return lambda x, *weights: function(x, *(() if expands else (None, None)), *weights, **keywords)
+
+    def kinks(inputs: list[Tensor], outputs: list[Tensor]) -> list[Tensor]:
+        return [_next_to_a_limit(inputs if expands else [inputs[0], None, None, *inputs[1:]], outputs[0], keywords)]
+
+    def floors(inputs: list[Tensor], weights: list[Tensor]) -> list[float]:
+        # Of what every sum is made of, however much of it cancels: all that is hidden is at most 6.
+        g, x, *rest = weights[0].norm().item(), *(t.norm().item() for t in inputs)
+        whole = (1 + x) * 6 * weights[0].numel() ** 0.5
+        through = g * whole
+        for norm in rest:
+            whole, through = whole * (1 + norm), through * (1 + norm)
+        return [whole, *[through] * len(inputs)]
+
+    return Drawn(
+        called(ops.inverted_residual),
+        called(ops.inverted_residual_reference),
+        values,
+        [dtype, *[beside(draw, dtype) for _ in values[1:]]],
+        layouts=range(len(values)),
+        differentiable=range(len(values)),
+        kinks=kinks,
+        floors=floors,
+        keeps_layout=True,
+    )
+
+
+def _next_to_a_limit(tensors: list, result: Tensor, keywords: dict) -> Tensor:
+    """Where anything that a result is made of is next to 0 or 6, at which ReLU6 has a kink."""
+    x, expand, expand_bias, depthwise, depthwise_bias = tensors[:5]
+
+    def near(values: Tensor) -> Tensor:
+        return torch.minimum(values.abs(), (values - 6).abs()) < 1e-4 * (1 + values.abs().max())
+
+    if not x.numel() or not depthwise.numel() or not result.numel():
+        return torch.zeros_like(result, dtype=torch.bool)
+    left, right, top, bottom = keywords["padding"]
+    hidden = x if expand is None else F.conv2d(x, expand, expand_bias)
+    close = torch.zeros_like(hidden[:, :1]) if expand is None else near(hidden).double().amax(1, keepdim=True)
+    hidden = hidden if expand is None else hidden.clamp(0, 6)
+    mode = "constant" if keywords["padding_mode"] == "zeros" else "replicate"
+    deep = F.conv2d(F.pad(hidden, (left, right, top, bottom), mode=mode), depthwise, depthwise_bias, keywords["stride"],
+                    groups=len(depthwise))  # fmt: skip
+    window = torch.ones(1, 1, *depthwise.shape[2:], dtype=torch.float64)
+    touched = F.conv2d(F.pad(close, (left, right, top, bottom), mode=mode), window, stride=keywords["stride"]) > 0
+    return (touched | near(deep).any(1, keepdim=True)).expand(result.shape)
+
+
 def lpips_distance(draw: Draw) -> Drawn:
     shape = draw.batch(), draw.choice(3, 1, 2, 16, 37, 0), draw.integer(1, 7), draw.integer(1, 12)
     a, b = draw.normal(*shape), draw.normal(*shape)
@@ -237,4 +304,4 @@ def adam_ema(draw: Draw) -> Drawn:
     )
 
 
-OPERATORS = (upfirdn2d, bilinear_downsample, bias_act, adain, modulated_conv2d, lpips_distance, adam_ema)
+OPERATORS = (upfirdn2d, bilinear_downsample, bias_act, adain, modulated_conv2d, inverted_residual, lpips_distance, adam_ema)
