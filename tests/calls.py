@@ -117,6 +117,9 @@ CALLS = {
         ("background", "xy", "values", "sigma"),
         {"soft": True},
     ),
+    "mutual_nearest": Call(
+        ops.mutual_nearest, {"first": (N, 5, 3), "second": (N, 4, 3)}, ("first", "second"), differentiable=False
+    ),
     "nearest_grid_point": Call(
         ops.nearest_grid_point, {"grid": (N, 4, 5, 2), "points": (N, 3, 2)}, ("grid", "points"), other_dtype=("grid", "points"),
         differentiable=False,

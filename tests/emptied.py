@@ -33,6 +33,7 @@ AXES: dict[str, dict[str, tuple[str, ...]]] = {
     "flow_regularizer": {"flow": ("N", "H", "W", "two")},
     "convex_upsample": {"flow": ("N", "h", "w", "two"), "mask": ("N", "M", "h", "w")},
     "splat2d": {"background": ("N", "C", "H", "W"), "xy": ("N", "P", "two"), "values": ("N", "P", "C"), "sigma": ("N", "P")},
+    "mutual_nearest": {"first": ("N", "P", "D"), "second": ("N", "Q", "D")},
     "nearest_grid_point": {"grid": ("N", "H", "W", "two"), "points": ("N", "P", "two")},
     "invert_grid": {"grid": ("N", "H", "W", "two"), "points": ("N", "P", "two")},
 }  # fmt: skip

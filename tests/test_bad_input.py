@@ -176,6 +176,8 @@ def test_every_axis_too_long(operator, name):
         ("convex_upsample", {"factor": -8}, ValueError, "factor must be a whole number"),
         ("convex_upsample", {"factor": 2.0}, ValueError, "factor must be a whole number"),
         ("splat2d", {"background": torch.zeros(2, 3, 0, 5)}, ValueError, "background has no pixels"),
+        ("mutual_nearest", {"second": torch.ones(3, 4, 3)}, ValueError, "first has 2 sets and second 3"),
+        ("mutual_nearest", {"second": torch.ones(2, 4, 5)}, ValueError, "first have 3 components and those of second 5"),
         ("nearest_grid_point", {"grid": torch.zeros(2, 0, 5, 2)}, ValueError, "grid has no points"),
         ("invert_grid", {"grid": torch.zeros(2, 5, 0, 2)}, ValueError, "grid has no points"),
     ],

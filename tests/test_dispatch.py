@@ -42,6 +42,7 @@ EXAMPLES: dict[str, Callable[[], tuple[tuple, dict[str, Any]]]] = {
     "lpips_distance": lambda: (([_rand(1, 3, 4, 4)], [_rand(1, 3, 4, 4)], [_rand(3)]), {}),
     "mipmap_warp": lambda: ((_rand(1, 2, 8, 8), _rand(1, 4, 4, 2)), {}),
     "modulated_conv2d": lambda: ((_rand(2, 3, 4, 4), _rand(2, 3, 3, 3), _rand(2, 3)), {"up": True}),
+    "mutual_nearest": lambda: ((_rand(1, 5, 3), _rand(1, 4, 3)), {}),
     "nearest_grid_point": lambda: ((_rand(1, 4, 5, 2), _rand(1, 3, 2)), {}),
     "splat2d": lambda: ((_rand(1, 2, 5, 6), 2.5 + _rand(1, 3, 2), _rand(1, 3, 2), 1.5 + _rand(1)), {"soft": True}),
     "upfirdn2d": lambda: ((_rand(1, 2, 5, 5), ops.blur_filter()), {"up": 2, "padding": (2, 1)}),

@@ -25,6 +25,7 @@ LARGE = {
     "flow_regularizer": {"flow": (3, 1 << 16, 1 << 16, 2)},
     "convex_upsample": {"flow": (2, 1 << 15, 1 << 15, 2), "mask": (2, 36, 1 << 15, 1 << 15)},
     "splat2d": {"background": (1, 3, 30_000, 30_000), "xy": (1, 2**30, 2), "values": (1, 2**30, 3), "sigma": (1, 2**30)},
+    "mutual_nearest": {"first": (1, 2**28, 9), "second": (1, 2**28, 9)},
     "nearest_grid_point": {"grid": (1, 50_000, 50_000, 2), "points": (1, 2**31, 2)},
     "invert_grid": {"grid": (1, 50_000, 50_000, 2), "points": (1, 2**31, 2)},
 }

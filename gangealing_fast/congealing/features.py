@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from gangealing_fast.models.efficientnet import EfficientNetPerceptual
 from gangealing_fast.models.self_supervised import SelfSupervisedPerceptual
+from gangealing_fast.ops import grid_sample
 from gangealing_fast.runtime.errors import UserError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -185,7 +186,7 @@ def read_places(tap: Tap, size: int, grid: int) -> Tensor:
     cell = (pixel - tap.first) / tap.stride
     along = (cell + 0.5) * 2 / tap.maps.shape[-1] - 1
     at = torch.stack([along.expand(grid, grid), along[:, None].expand(grid, grid)], -1)
-    read = F.grid_sample(tap.maps, at.expand(len(tap.maps), -1, -1, -1), padding_mode="border", align_corners=False)
+    read = grid_sample(tap.maps, at.expand(len(tap.maps), -1, -1, -1), padding_mode="border")
     return read.flatten(2).mT
 
 

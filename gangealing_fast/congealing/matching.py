@@ -14,10 +14,10 @@ from torch import Tensor
 from gangealing_fast.congealing.features import places
 from gangealing_fast.congealing.nearby import match_nearby
 from gangealing_fast.congealing.sub_cell import cells_around, weighted_middle
+from gangealing_fast.ops import mutual_nearest
 
 TEMPERATURE = 0.03
 LEAST = 8
-_PLACES = 256
 
 
 class Matches(NamedTuple):
@@ -41,11 +41,12 @@ def mutual_matches(
     first, second: unit vectors `[N, P, D]`, P = grid². inside: `[N, P]`, bool. reach: how far two places may lie apart along each
     axis of frames from -1 to 1; None for anywhere. Within a reach the places around two have a say too (`nearby`).
     """
-    # One pair at a time, a part of its table of likenesses at a time, so that it stays in the cache.
-    found = []
+    if reach is None:
+        return _anywhere(first, second, first_inside, second_inside, grid)
+    # One pair at a time, so that it stays in the cache.
+    cells, found = math.ceil(reach * grid / 2), []
     for a, b, there, here in zip(first, second, first_inside, second_inside, strict=True):
-        pair = (a * there[:, None], b * here[:, None], there, here, grid)
-        found.append(_anywhere(*pair) if reach is None else _nearby(*pair, math.ceil(reach * grid / 2)))
+        found.append(_nearby(a * there[:, None], b * here[:, None], there, here, grid, cells))
     return join_matches(found)
 
 
@@ -56,34 +57,19 @@ def _nearby(first: Tensor, second: Tensor, first_inside: Tensor, second_inside: 
 
 
 def _anywhere(first: Tensor, second: Tensor, first_inside: Tensor, second_inside: Tensor, grid: int) -> Matches:
-    """The matches `[1, M]` of one pair, without padding. Vectors of places that do not count are 0."""
-    best, there, back = _nearest(first, second)
-    # If a row's largest is its column's largest too, the places are each other's nearest. That is several times quicker to find out
-    # than which place of a column is the largest.
-    mutual = (best == back[there]) & first_inside & second_inside[there]
-    cell = mutual.nonzero()[:, 0]
-    target = there[cell]
-    # Of places that are exactly alike, as those of an empty background are, the first one has the match.
-    only = torch.full((len(second),), len(first)).scatter_reduce_(0, target, cell, "amin")[target] == cell
-    cell, target = cell[only], target[only]
-    points = places(grid)
-    near, inside = cells_around(target, grid)
-    offset = weighted_middle((second[near] @ first[cell][..., None])[..., 0], inside, TEMPERATURE)
-    found = points[target] + offset * 2 / grid
-    return Matches(cell[None], points[cell][None], found[None], best[cell].clamp_min(0)[None])
-
-
-def _nearest(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """`[P]` each: the largest likeness of each place of the first, where that is, and the largest of each place of the second."""
-    best, there = [], []
-    back = first.new_full((len(second),), -math.inf)
-    for rows in first.split(_PLACES):
-        table = rows @ second.T
-        value, place = table.max(1)
-        best.append(value)
-        there.append(place)
-        torch.maximum(back, table.amax(0), out=back)
-    return torch.cat(best), torch.cat(there), back
+    """The same, of places wherever they lie."""
+    place, likeness = mutual_nearest(first * first_inside[..., None], second * second_inside[..., None])
+    points, found = places(grid), []
+    for pair in range(len(first)):
+        cell = ((place[pair] >= 0) & first_inside[pair] & second_inside[pair][place[pair]]).nonzero()[:, 0]
+        target = place[pair][cell]
+        near, inside = cells_around(target, grid)
+        value = (second[pair][near] @ first[pair][cell][..., None])[..., 0]
+        # The value of a place that does not count is that of a vector of zeros.
+        offset = weighted_middle(value * second_inside[pair][near], inside, TEMPERATURE)
+        at = points[target] + offset * 2 / grid
+        found.append(Matches(cell[None], points[cell][None], at[None], likeness[pair][cell].clamp_min(0)[None]))
+    return join_matches(found)
 
 
 def join_matches(parts: Sequence[Matches]) -> Matches:

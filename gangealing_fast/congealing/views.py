@@ -12,6 +12,7 @@ from gangealing_fast.congealing.pictures import Squares
 from gangealing_fast.congealing.transforms import carry
 from gangealing_fast.congealing.window import WHOLE, Window
 from gangealing_fast.geometry.warps import read_flow
+from gangealing_fast.ops import grid_sample
 
 _PICTURES = 8
 _TO_LEARN_FROM = 64
@@ -46,8 +47,8 @@ class Views:
         images, masks = at.new_empty(len(rows), 3, size, size), at.new_empty(len(rows), 1, size, size)
         for places_of, values in self.squares.stored(rows):
             values, here = values.float(), at[places_of]
-            images[places_of] = F.grid_sample(values[:, :3], here, padding_mode="reflection", align_corners=False)
-            masks[places_of] = F.grid_sample(values[:, 3:], here, align_corners=False)
+            images[places_of] = grid_sample(values[:, :3], here, padding_mode="reflection")
+            masks[places_of] = grid_sample(values[:, 3:], here)
         return images.div_(127.5).sub_(1), masks.div_(255)
 
     def describe(

@@ -24,6 +24,7 @@ from gangealing_fast.ops.inverted_residual import inverted_residual, inverted_re
 from gangealing_fast.ops.lpips_distance import lpips_distance, lpips_distance_reference
 from gangealing_fast.ops.mipmap_warp import mipmap_warp, mipmap_warp_reference
 from gangealing_fast.ops.modulated_conv2d import modulated_conv2d, modulated_conv2d_reference
+from gangealing_fast.ops.mutual_nearest import mutual_nearest, mutual_nearest_reference
 from gangealing_fast.ops.nearest_grid_point import nearest_grid_point, nearest_grid_point_reference
 from gangealing_fast.ops.splat2d import splat2d, splat2d_reference
 from gangealing_fast.ops.upfirdn2d import blur_filter, upfirdn2d, upfirdn2d_reference
@@ -60,6 +61,8 @@ __all__ = [
     "mipmap_warp_reference",
     "modulated_conv2d",
     "modulated_conv2d_reference",
+    "mutual_nearest",
+    "mutual_nearest_reference",
     "nearest_grid_point",
     "nearest_grid_point_reference",
     "reference",

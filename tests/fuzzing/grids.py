@@ -212,6 +212,30 @@ def _grid_and_points(draw: Draw, *kinds: str) -> list[Tensor]:
     return case.tensors()
 
 
+def mutual_nearest(draw: Draw) -> Drawn:
+    n, rows, columns, depth = draw.batch(), draw.choice(5, 1, 20, 0), draw.choice(7, 1, 16, 33, 0), draw.choice(3, 1, 2, 17, 0)
+    first, second = draw.normal(n, rows, depth), draw.normal(n, columns, depth)
+    # Whole numbers, whose products are exact in every dtype: many are equal.
+    first, second = (first * draw.choice(0.5, 2.0)).round(), (second * draw.choice(0.5, 2.0)).round()
+    if draw.integer(0, 3) == 0 and depth:
+        first[:, ::4, 0], second[:, ::5, -1] = torch.nan, torch.inf
+    dtype = draw.choice(*DTYPES)
+
+    def whole(function):
+        # NaN and infinity would spoil a sum of differences.
+        return lambda *tensors: tuple(part.nan_to_num(-9.0, -8.0, -7.0) for part in function(*tensors))
+
+    return Drawn(
+        whole(ops.mutual_nearest),
+        whole(ops.mutual_nearest_reference),
+        [first, second],
+        [dtype, dtype],
+        layouts=(0, 1),
+        differentiable=(),
+        exact=True,
+    )
+
+
 def nearest_grid_point(draw: Draw) -> Drawn:
     scale, dtypes = draw.magnitude(-3, 2), _dtypes(draw)
     return Drawn(
@@ -253,5 +277,5 @@ def invert_grid(draw: Draw) -> Drawn:
 
 
 OPERATORS = (
-    grid_sample, mipmap_warp, flow_regularizer, convex_upsample, splat2d, nearest_grid_point, invert_grid
+    grid_sample, mipmap_warp, flow_regularizer, convex_upsample, splat2d, mutual_nearest, nearest_grid_point, invert_grid
 )  # fmt: skip
