@@ -82,6 +82,16 @@ def test_nearest_grid_point(case):
         assert torch.equal(on_gpu(ops.nearest_grid_point)(*tensors), ops.nearest_grid_point_reference(*tensors))
 
 
+@pytest.mark.parametrize("size", [(2, 40, 64, 16), (1, 1024, 1000, 104), (3, 37, 50, 21), (1, 1, 1, 1)], ids=str)
+def test_mutual_nearest(size):
+    """Of small whole numbers, whose products are exact in every dtype."""
+    sets, rows, columns, depth = size
+    for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
+        first, second = (torch.randint(-2, 3, (sets, count, depth)).to(dtype) for count in (rows, columns))
+        found = on_gpu(ops.mutual_nearest)(first, second)
+        assert all(map(torch.equal, found, ops.mutual_nearest_reference(first, second)))
+
+
 @pytest.mark.parametrize("case", invert_grid.CASES, ids=lambda case: case.name)
 def test_invert_grid(case):
     for dtype in (torch.float64, torch.float32):

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from gangealing_fast.ops._common import check_tensor, compute_dtype
 from gangealing_fast.ops._dispatch import reference_wanted, run_reference
+from gangealing_fast.ops._triton import serve_cuda
 
 
 def mutual_nearest_reference(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
@@ -25,16 +26,27 @@ def mutual_nearest_reference(first: Tensor, second: Tensor) -> tuple[Tensor, Ten
     table = first.detach().to(dtype) @ second.detach().to(dtype).mT
     table = torch.where(table.isnan(), -math.inf, table)
     count, rows, columns = table.shape
-    if columns == 0:
-        return table.new_full((count, rows), -1, dtype=torch.int64), table.new_full((count, rows), -math.inf)
-    likeness, place = table.max(2)
-    # torch does not say which of several it takes.
+    if rows == 0 or columns == 0:
+        none = table.new_full((count, rows), -math.inf)
+        return torch.full_like(none, -1, dtype=torch.int64), none
+    likeness = table.amax(2)
+    # torch does not say which of several largest it finds.
     place = (table == likeness[..., None]).int().argmax(2)
-    mutual = (likeness > -math.inf) & (likeness == table.amax(1).gather(1, place) if rows else likeness > 0)
-    number = torch.arange(rows, device=table.device).expand(count, rows)
-    owner = torch.full((count, columns), rows, device=table.device)
+    return settled(likeness, place, table.amax(1)), likeness
+
+
+def settled(likeness: Tensor, place: Tensor, largest: Tensor) -> Tensor:
+    """`[N, P]`: of the place of each row's largest product those that are their column's largest too, the first row's, else -1.
+
+    likeness, place: `[N, P]`. largest: `[N, Q]`, of each column. There is at least one of each.
+    """
+    count, rows = place.shape
+    place = place.clamp_min(0)
+    mutual = (likeness > -math.inf) & (likeness == largest.gather(1, place))
+    number = torch.arange(rows, device=place.device).expand(count, rows)
+    owner = torch.full(largest.shape, rows, device=place.device)
     owner = owner.scatter_reduce(1, place, torch.where(mutual, number, rows), "amin")
-    return torch.where(mutual & (owner.gather(1, place) == number), place, -1), likeness
+    return torch.where(mutual & (owner.gather(1, place) == number), place, -1)
 
 
 @torch.library.custom_op("gangealing_fast::mutual_nearest", mutates_args=())
@@ -48,6 +60,9 @@ def _(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
     return first.new_empty(size, dtype=torch.int64), first.new_empty(size, dtype=compute_dtype(first.dtype))
 
 
+serve_cuda("mutual_nearest", _mutual_nearest)
+
+
 def mutual_nearest(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
     """Which vectors of two sets are each other's nearest by their products, for N pairs of sets.
 
@@ -56,7 +71,7 @@ def mutual_nearest(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
     Returns place, `[N, P]` int64: the number of the vector of the second that each of the first is matched with, -1 for none; and
     likeness, `[N, P]` in the dtype computed in (float64 for float64, else float32): the largest product of each of the first,
     -inf if there is none. Each of the second has at most one match. Results are bit-identical between runs and numbers of threads
-    on a CPU. Has no derivative.
+    on a CPU. Has no derivative. On CUDA float64 is computed by the reference.
     Raises TypeError or ValueError for inputs that do not fit together.
     """
     check_tensor("mutual_nearest", "first", first, 3, "[N, P, D]")

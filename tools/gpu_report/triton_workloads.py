@@ -75,6 +75,12 @@ def convex_upsample(flow: Tensor, factor: int) -> list[TritonWorkload]:
     ]
 
 
+def mutual_nearest(first: Tensor) -> list[TritonWorkload]:
+    """As many vectors of each set."""
+    name, (n, p, d) = "mutual_nearest", first.shape
+    return [TritonWorkload(name, _words(first), _call(name, name, [first, torch.empty_like(first)]), flops=2 * n * p * p * d)]
+
+
 def lpips_distance(a: Tensor) -> list[TritonWorkload]:
     """Forward and backward of one tap."""
     name, b, head = "lpips_distance", torch.empty_like(a), _empty(a.shape[1])
@@ -170,6 +176,8 @@ def training() -> list[TritonWorkload]:
     workloads += flow_regularizer(_empty(BATCH, 128, 128, 2))
     workloads += convex_upsample(_empty(BATCH, 16, 16, 2), 8)
     for dtype in (torch.float32, half):
+        workloads += mutual_nearest(_empty(8, 1024, 104, dtype=dtype))
+    for dtype in (torch.float32, half):
         workloads += lpips_distance(_empty(BATCH, 64, 256, 256, dtype=dtype, channels_last=True))
     workloads += lpips_distance(_empty(BATCH, 512, 16, 16, channels_last=True))
     for x in (_empty(BATCH, 256, 64, 64), _empty(BATCH, 256, 64, 64, dtype=half, channels_last=True)):
@@ -190,6 +198,7 @@ def tiny() -> list[TritonWorkload]:
         *bias_act(x, noise=True),
         *flow_regularizer(_empty(1, 1, 1, 2)),
         *convex_upsample(_empty(1, 1, 1, 2), 1),
+        *mutual_nearest(_empty(1, 1, 1)),
         *lpips_distance(x),
         *lpips_distance(_empty(1, 513, 1, 1)),
         *adain(x),
