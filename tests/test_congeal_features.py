@@ -106,6 +106,25 @@ def test_a_new_picture_is_registered_where_a_member_lies(example, aligned, netwo
     assert pair_error(torch.cat([found.matrix, near.matrix]), torch.cat([true_new, true_new])) < 2.5
 
 
+def test_new_pictures_do_not_depend_on_those_beside_them(example, aligned, network):
+    """Registered by two threads side by side, in any order, or one by one: the same numbers."""
+    new, _ = posed(scene(), 3, seed=8)
+    assert network.side_by_side
+    alone = [register(new[k : k + 1], aligned.templates, features=network) for k in range(3)]
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        found = register(new, aligned.templates, features=network)
+        turned = register(new.flip(0), aligned.templates, features=network)
+    finally:
+        torch.set_num_threads(threads)
+    for k, one in enumerate(alone):
+        for name in ("matrix", "flow", "confidence"):
+            expected = getattr(one, name)[0]
+            assert torch.equal(getattr(found, name)[k], getattr(turned, name)[2 - k])
+            torch.testing.assert_close(getattr(found, name)[k], expected, rtol=1e-3, atol=1e-3)
+
+
 def test_a_lost_picture_is_looked_for_from_other_poses(example, aligned, network):
     """From where it was left, turned and shrunk, it is not found; it is from a pose that is nearer."""
     views = Views(Squares(example[0][:1], None, network.fine[0]), network)

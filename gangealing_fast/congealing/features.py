@@ -39,6 +39,7 @@ class FeatureNetwork:
     name: what a set says of the network it was aligned by. grids: the places a side for the coarse and for the fine steps, and the
     side of the pictures for each of them in pixels. rim: what says nothing along a picture's edges, in shares of its side. Padding
     with zeros shows a network where the edge is, so that edges look alike in all pictures and hold each to where it lies.
+    side_by_side: whether several threads may run it at once.
     """
 
     def __init__(
@@ -49,8 +50,9 @@ class FeatureNetwork:
         coarse: tuple[int, int] = (256, 32),
         fine: tuple[int, int] = (320, 40),
         rim: float = RIM,
+        side_by_side: bool = False,
     ) -> None:
-        self.name, self._run, self.coarse, self.fine, self.rim = name, run, coarse, fine, rim
+        self.name, self._run, self.coarse, self.fine, self.rim, self.side_by_side = name, run, coarse, fine, rim, side_by_side
 
     @torch.no_grad()
     def features(self, images: Tensor) -> list[Tap]:
@@ -70,7 +72,7 @@ def efficientnet_features() -> FeatureNetwork:
         # TensorFlow's padding of even sides puts cell k of a tap of stride s at pixel k s + s - 1.
         return [Tap(tap, stride, stride - 1.0, size) for tap, stride in zip(maps, (8, 16), strict=True)]
 
-    return FeatureNetwork("efficientnet-lite0", run, fine=(384, 48), rim=0.0)
+    return FeatureNetwork("efficientnet-lite0", run, fine=(384, 48), rim=0.0, side_by_side=True)
 
 
 def self_supervised_features(path: str | Path) -> FeatureNetwork:
@@ -89,7 +91,7 @@ def self_supervised_features(path: str | Path) -> FeatureNetwork:
         maps = network.features(images)
         return [Tap(maps[level], 2.0**level, (2.0**level - 1) / 2, images.shape[-1]) for level in wanted]
 
-    return FeatureNetwork("self-supervised", run, rim=0.0)
+    return FeatureNetwork("self-supervised", run, rim=0.0, side_by_side=True)
 
 
 def load_features(

@@ -7,6 +7,7 @@ Smaller pictures are kept at their own size.
 from __future__ import annotations
 
 import tempfile
+import threading
 from collections.abc import Sequence
 
 import torch
@@ -33,7 +34,7 @@ class Squares:
         names: Sequence[str] | None = None,
     ) -> None:
         self.side, self._names = side, names
-        self._file = tempfile.TemporaryFile()
+        self._file, self._reading = tempfile.TemporaryFile(), threading.Lock()
         if masks is not None and len(masks) != len(images):
             raise UserError(f"there are {len(images)} pictures but {len(masks)} masks: give one for each")
         placed = []
@@ -58,8 +59,9 @@ class Squares:
         groups: dict[int, tuple[list[int], list[Tensor]]] = {}
         for place, row in enumerate(rows):
             begin, side = self._places[int(row)]
-            self._file.seek(begin)
-            content = bytearray(self._file.read(4 * side * side))
+            with self._reading:
+                self._file.seek(begin)
+                content = bytearray(self._file.read(4 * side * side))
             if len(content) != 4 * side * side:
                 raise UserError("the temporary file of the pictures is cut short: is the disk full?")
             numbers, values = groups.setdefault(side, ([], []))

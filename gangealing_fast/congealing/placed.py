@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -18,6 +18,7 @@ from gangealing_fast.congealing.registering import place, refine
 from gangealing_fast.congealing.templates import Templates
 from gangealing_fast.congealing.views import Views
 from gangealing_fast.runtime.randomness import derived_seed
+from gangealing_fast.runtime.side_by_side import side_by_side
 
 
 class Found(NamedTuple):
@@ -53,40 +54,30 @@ def register_rows(views: Views, rows: Tensor, templates: Templates, flow: bool, 
 
     rough `[n, 3, 3]`: where they lie roughly, from square to frame; then nothing else is tried.
     """
-    placed, cluster, mirrored = _place_anywhere(views, rows, templates, flow, seed, rough)
-    parts, order = [], []
-    for number in cluster.unique().tolist():
-        own = (cluster == number).nonzero()[:, 0]
-        template, part = templates.clusters[number], Aligned(*(value[own] for value in placed))
-        aligned = refine(views, rows[own], part, mirrored[own], template, model=templates.model, flow=flow)
-        outlier = aligned.explained < FRACTION * template.support
-        parts.append(Found(aligned.matrix, aligned.flow, mirrored[own], cluster[own], aligned.explained, aligned.matches, outlier))
-        order.append(own)
-    return Found.joined(parts, order)
+    # One by one, so that a picture's numbers do not depend on those beside it.
+    one = partial(_register_one, views, templates, flow, seed)
+    pictures = [(rows[k : k + 1], None if rough is None else rough[k : k + 1].float()) for k in range(len(rows))]
+    found = side_by_side(one, pictures) if views.network.side_by_side else [one(picture) for picture in pictures]
+    return Found(*(torch.cat(values) for values in zip(*found, strict=True)))
 
 
-def _place_anywhere(
-    views: Views, rows: Tensor, templates: Templates, flow: bool, seed: int, rough: Tensor | None
-) -> tuple[Aligned, Tensor, Tensor]:
-    """Where pictures lie on the coarse templates, on which one, and whether mirrored."""
-    count = len(rows)
-    numbers = range(len(templates)) if rough is None else (0,)
-    mirrors = (False, True) if templates.flips and rough is None else (False,)
-    tries = []
-    for number, mirror in itertools.product(numbers, mirrors):
-        template, flag = templates.clusters[number], torch.tensor([mirror])
-        # One by one, so that a picture's numbers do not depend on those beside it.
-        ones = []
-        for k in range(count):
-            near, draws = (None if rough is None else rough[k : k + 1].float()), generator_of(seed, "place")
-            ones.append(place(views, rows[k : k + 1], flag, template, templates.model, draws, flow=flow, rough=near))
-        tried = Aligned(*(torch.cat(values) for values in zip(*ones, strict=True)))
-        tries.append((tried, tried.explained / max(template.usual, 1e-6), number, mirror))
-    best = torch.stack([share for _, share, _, _ in tries]).argmax(0)
-    rows_of = torch.arange(count)
-    placed = Aligned(*(torch.stack(values)[best, rows_of] for values in zip(*(one[0] for one in tries), strict=True)))
-    cluster, mirrored = (torch.tensor([one[k] for one in tries])[best] for k in (2, 3))
-    return placed, cluster, mirrored
+def _register_one(views: Views, templates: Templates, flow: bool, seed: int, picture: tuple[Tensor, Tensor | None]) -> Found:
+    row, rough = picture
+    best: tuple[Tensor, Aligned, int, bool] | None = None
+    for number in range(len(templates)) if rough is None else (0,):
+        template = templates.clusters[number]
+        for mirror in (False, True) if templates.flips and rough is None else (False,):
+            draws, flag = generator_of(seed, "place"), torch.tensor([mirror])
+            tried = place(views, row, flag, template, templates.model, draws, flow=flow, rough=rough)
+            share = tried.explained / max(template.usual, 1e-6)
+            if best is None or share > best[0]:
+                best = share, tried, number, mirror
+    assert best is not None  # there is a template
+    _, placed, number, mirror = best
+    template, mirrored = templates.clusters[number], torch.tensor([mirror])
+    aligned = refine(views, row, placed, mirrored, template, model=templates.model, flow=flow)
+    outlier = aligned.explained < FRACTION * template.support
+    return Found(aligned.matrix, aligned.flow, mirrored, torch.tensor([number]), aligned.explained, aligned.matches, outlier)
 
 
 def join(views: Views, rows: Tensor, templates: Templates, flow: bool, seed: int) -> dict[str, Tensor]:
