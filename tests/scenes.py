@@ -28,7 +28,9 @@ class Colours(nn.Module):
 
 def colours() -> FeatureNetwork:
     run = Colours()
-    return FeatureNetwork("colours", lambda x: [Tap(run(x), 4.0, 1.5, x.shape[-1])], coarse=(64, 16), fine=(80, 20))
+    return FeatureNetwork(
+        "colours", lambda x: [Tap(run(x), 4.0, 1.5, x.shape[-1])], coarse=(64, 16), fine=(80, 20), side_by_side=True
+    )
 
 
 def scene(seed: int = 0) -> Tensor:
