@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Blocks of EfficientNet-lite0 as joint alignment meets them: one picture of 384² pixels, channels-last."""
+"""Blocks of EfficientNet-lite0 as joint alignment meets them, one picture of 384² pixels, channels-last; and all eleven of them."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.case import FORWARD, Case, Variant, compiled
+from gangealing_fast.models import EfficientNetPerceptual
 from gangealing_fast.ops.inverted_residual import inverted_residual, inverted_residual_reference
 
 # side of x, channels in, hidden and out, kernel, stride
@@ -26,8 +29,45 @@ def _keywords(kernel: int, stride: int) -> dict[str, object]:
     return {"stride": stride, "padding": (before, after, before, after), "padding_mode": "replicate"}
 
 
+def _network() -> Case:
+    """The features at 1/8 and 1/16: stem and eleven blocks, by the operator and layer by layer."""
+    network = EfficientNetPerceptual((2, 4), padding="replicate")
+    stages: list[list[Any]] = [list(stage.children()) for stage in network.stages]
+
+    def inputs(device: torch.device) -> tuple[Tensor, ...]:
+        network.to(device)
+        return ((torch.rand(1, 3, 384, 384) * 2 - 1).to(device),)
+
+    def by_blocks(images: Tensor) -> list[Tensor]:
+        return network.features(images)
+
+    def by_layers(images: Tensor) -> list[Tensor]:
+        x, maps = network.stem(images.contiguous(memory_format=torch.channels_last)), []
+        for index, stage in enumerate(stages):
+            for block in stage:
+                y = x if block.expand is None else block.expand(x)
+                y = block.project(block.depthwise(y))
+                x = x + y if block.residual else y
+            if index in network.taps:
+                maps.append(x)
+        return maps
+
+    return Case(
+        operator="inverted_residual",
+        name="stem and eleven blocks of EfficientNet-lite0 at 384²",
+        inputs=inputs,
+        variants=(
+            Variant("ours", torch.no_grad()(by_blocks)),
+            Variant("reference", torch.no_grad()(by_layers), note="the network's layers one by one, ReLU6 in place"),
+        ),
+        passes=(FORWARD,),
+        operations={FORWARD: 2 * 0.714e9},
+        targets={"reference": 1.4},
+    )
+
+
 def cases() -> list[Case]:
-    result = []
+    result = [_network()]
     for side, inputs_of, hidden, outputs, kernel, stride in BLOCKS:
         keywords = {**_keywords(kernel, stride), "residual": stride == 1 and inputs_of == outputs}
 
