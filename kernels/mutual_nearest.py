@@ -16,7 +16,8 @@ from torch import Tensor
 from gangealing_fast.kernels._launch import INTERPRETED, cdiv, check_sample, launch
 from gangealing_fast.ops.mutual_nearest import mutual_nearest_reference, settled
 
-BLOCK_P, BLOCK_Q, BLOCK_D = (64, 64, 32)
+# Rows, columns and components of a tile. Products in float32 are not those of tensor cores: larger tiles spill registers.
+WIDE, NARROW = (32, 64, 16), (64, 64, 32)
 
 
 @triton.jit
@@ -72,7 +73,8 @@ def mutual_nearest(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
     check_sample("mutual_nearest", second)
     first, second = first.contiguous(), second.contiguous()
     (sets, rows, depth), columns = first.shape, second.shape[1]
-    tiles = cdiv(rows, BLOCK_P)
+    block_p, block_q, block_d = WIDE if first.dtype == torch.float32 else NARROW
+    tiles = cdiv(rows, block_p)
     likeness = first.new_empty((sets, rows), dtype=torch.float32)
     place = first.new_empty((sets, rows), dtype=torch.int64)
     largest = first.new_empty((sets, tiles, columns), dtype=torch.float32)
@@ -88,8 +90,8 @@ def mutual_nearest(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
         columns,
         depth,
         WIDEN=INTERPRETED,
-        BLOCK_P=BLOCK_P,
-        BLOCK_Q=BLOCK_Q,
-        BLOCK_D=BLOCK_D,
+        BLOCK_P=block_p,
+        BLOCK_Q=block_q,
+        BLOCK_D=block_d,
     )
     return settled(likeness, place, largest.amax(1)), likeness

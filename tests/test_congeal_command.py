@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 import re
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ from gangealing_fast.runtime.errors import UserError
 from gangealing_fast.storage.files import read_json_lines, save_picture
 
 COUNT, SIDE = 5, 96
+OF_ORIGINALS = command._of_originals
 
 
 def thing() -> Tensor:
@@ -150,6 +152,36 @@ def test_a_killed_run_goes_on_to_the_same_numbers(place, monkeypatch, capsys, st
     for path in (place / "set").iterdir():
         if path.suffix in (".png", ".safetensors", ".jsonl"):
             assert (place / f"again-{stage}" / path.name).read_bytes() == path.read_bytes(), path.name
+
+
+def test_pictures_written_side_by_side_are_the_same(place, monkeypatch):
+    """By two threads, two pictures at a time, in another order of ending: every line and picture as by one thread."""
+    save, threads = command.save_picture, torch.get_num_threads()
+    waiting = threading.Event()
+
+    def slow_first(path, values):
+        if "000000" in str(path):
+            assert waiting.wait(timeout=30), "the second picture is not written before the first has ended"
+        save(path, values)
+        if "000001" in str(path):
+            waiting.set()
+
+    monkeypatch.setattr(command, "save_picture", slow_first)
+    # What is found depends on the number of threads in its last bits: here only the writing has two.
+    monkeypatch.setattr(command, "_of_originals", lambda made, pictures: torch.set_num_threads(2) or OF_ORIGINALS(made, pictures))
+    try:
+        assert run(monkeypatch, place, "side-by-side") == 0
+    finally:
+        torch.set_num_threads(threads)
+    for path in (place / "set").iterdir():
+        if path.suffix in (".png", ".jsonl"):
+            assert (place / "side-by-side" / path.name).read_bytes() == path.read_bytes(), path.name
+
+
+def test_few_large_pictures_are_written_at_once():
+    sizes = [(4000, 3000), (3000, 4000), (4000, 3000), (7000, 5000), (100, 100), (100, 100)]
+    assert list(command._together(sizes)) == [[0, 1], [2], [3], [4, 5]]
+    assert [len(part) for part in command._together([(64, 64)] * 35)] == [16, 16, 3] and not list(command._together([]))
 
 
 def test_a_set_that_changed_between_runs_is_a_sentence(tmp_path):

@@ -4,12 +4,17 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from gangealing_fast.applications.averages import Averages
+from gangealing_fast.applications.looks import Look
 from gangealing_fast.applications.naming import result_name
 from gangealing_fast.applications.placed import placed_look
 from gangealing_fast.applications.squares import to_square
@@ -26,6 +31,7 @@ from gangealing_fast.data.sources import others_summary
 from gangealing_fast.models.layers import resize_to
 from gangealing_fast.runtime.errors import UserError
 from gangealing_fast.runtime.setup import set_threads
+from gangealing_fast.runtime.side_by_side import side_by_side
 from gangealing_fast.runtime.text import printable
 from gangealing_fast.storage.claims import plain, results_folder
 from gangealing_fast.storage.files import JsonLines, save_picture
@@ -35,6 +41,8 @@ WRITES = r"(outlier-)?[0-9]{6,}-.*\.png|(template(-[0-9]+)?|average)\.png|warps\
 LARGEST = 2048
 """Most pixels a side of an aligned picture, if no --resolution is given."""
 FEWEST = 3
+MOST, TOGETHER = 16, 32_000_000
+"""Pictures that are written at once, and pixels of their squares together; a larger one is written by itself."""
 # Options that change nothing of what the stages find.
 _FREE = {"out", "data", "threads", "resolution", "pictures"}
 
@@ -103,24 +111,16 @@ def _write(config: CongealConfig, folder: Path, originals: Originals, pictures: 
     """Aligned pictures, averages, warps.jsonl and report.html, and then the set."""
     found, averages, shown, marks = made.found, Averages(), Shown(made.found), []
     side = found.template.shape[-1]
+    one = partial(_write_one, config, folder, originals, pictures, found, shown)
     with JsonLines(folder / "warps.jsonl") as warps, tqdm(total=len(pictures), unit="picture", desc="write") as progress:
-        for k, name in enumerate(pictures.names):
-            original = originals.read(name)
-            marks.append(fingerprint(original))
-            square = to_square(to_float(original)[None], "border")
-            row = _row(found, k)
-            look = placed_look(row, square, side, padding_mode="border")
-            if not found.outlier[k]:
-                averages.add(resize_to(square.images, side), look)
-            shown.add(k, square.images, look.alignment.image)
-            line = _line(found, k, name, pictures.sizes[k])
-            if config.pictures:
-                line["file"] = _file(k, name, outlier=bool(found.outlier[k]))
-                resolution = config.resolution or min(LARGEST, own_resolution(found.matrix[k], side))
-                aligned = placed_look(row, square, side, padding_mode="border", output_resolution=resolution)
-                save_picture(folder / str(line["file"]), aligned.alignment.image[0])
-            warps.append(line)
-            progress.update()
+        for part in _together(pictures.sizes):
+            for written in side_by_side(one, part):
+                marks.append(written.mark)
+                # In the order of the pictures, so that sums are the same on any number of threads.
+                if not bool(written.line["outlier"]):
+                    averages.add(written.before, written.look)
+                warps.append(written.line)
+                progress.update()
     averages.write(folder, side)
     saved = SavedSet(
         found,
@@ -135,6 +135,50 @@ def _write(config: CongealConfig, folder: Path, originals: Originals, pictures: 
     save_set(folder / FILE, saved)
     write_set_report(folder, config, found, pictures.names, shown, averages.pairs(side), made.matches)
     _say_what_was_found(found, pictures.names, config.out)
+
+
+class _Written(NamedTuple):
+    """What is known of a picture that was written. before, look: its square and it on the template, at the template's side."""
+
+    mark: str
+    line: dict[str, object]
+    before: Tensor
+    look: Look
+
+
+def _write_one(
+    config: CongealConfig, folder: Path, originals: Originals, pictures: Reduced, found: Congealed, shown: Shown, k: int
+) -> _Written:
+    """Align picture k at its own resolution and write it."""
+    name, side = pictures.names[k], found.template.shape[-1]
+    original = originals.read(name)
+    mark = fingerprint(original)
+    square = to_square(to_float(original)[None], "border")
+    row = _row(found, k)
+    look = placed_look(row, square, side, padding_mode="border")
+    shown.add(k, square.images, look.alignment.image)
+    line = _line(found, k, name, pictures.sizes[k])
+    if config.pictures:
+        line["file"] = _file(k, name, outlier=bool(found.outlier[k]))
+        resolution = config.resolution or min(LARGEST, own_resolution(found.matrix[k], side))
+        aligned = placed_look(row, square, side, padding_mode="border", output_resolution=resolution)
+        save_picture(folder / str(line["file"]), aligned.alignment.image[0])
+    return _Written(mark, line, resize_to(square.images, side), look)
+
+
+def _together(sizes: Sequence[tuple[int, int]]) -> Iterator[list[int]]:
+    """Numbers of pictures of these (width, height) that are written at once: a few, so that memory stays."""
+    part: list[int] = []
+    pixels = 0
+    for number, size in enumerate(sizes):
+        own = max(size) ** 2
+        if part and (pixels + own > TOGETHER or len(part) == MOST):
+            yield part
+            part, pixels = [], 0
+        part.append(number)
+        pixels += own
+    if part:
+        yield part
 
 
 def _row(found: Congealed, k: int) -> Registered:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import threading
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
@@ -46,6 +47,7 @@ class Originals:
             self._entries, self.skipped, self.others = found.entries[:limit], list(found.skipped), list(found.others)
             self.names = tuple(entry.name for entry in self._entries)
         self._numbers = {name: number for number, name in reversed(list(enumerate(self.names)))}
+        self._reading = threading.Lock()
 
     def __len__(self) -> int:
         return len(self.names)
@@ -61,7 +63,7 @@ class Originals:
         if self._digits is not None:
             return self._digits[number]
         try:
-            return _channels_first(decode(self._entries[number].read(), None))
+            return _channels_first(decode(self._content(number), None))
         except (OSError, ValueError, MemoryError) as error:
             raise UserError(f"{name} in {self.path} cannot be read: {error}; restore it") from None
 
@@ -75,8 +77,13 @@ class Originals:
             return Layers(digit, None, (digit.shape[1], digit.shape[0])), hashlib.blake2b(
                 digit.tobytes(), digest_size=8
             ).hexdigest()
-        content = self._entries[number].read()
+        content = self._content(number)
         return decode_layers(content, longest), hashlib.blake2b(content, digest_size=8).hexdigest()
+
+    def _content(self, number: int) -> bytes:
+        # Entries of one archive share its file.
+        with self._reading:
+            return self._entries[number].read()
 
 
 def _channels_first(values: numpy.ndarray) -> Tensor:

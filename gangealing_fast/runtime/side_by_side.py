@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Independent pieces of work, each by one thread: quicker than all threads together on each if its operations are short."""
+"""Independent pieces of work at once, the threads divided among them: quicker than all threads together on one after the other."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ Result = TypeVar("Result")
 
 
 def side_by_side(function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
-    """`function` of every item, in their order: as many items at once as torch has threads, with one of them for each.
+    """`function` of every item, in their order: as many items at once as torch has threads, which are divided evenly among them.
 
-    An item by itself has all threads. The choice of kernels or references and of derivatives is the caller's. The first error
-    ends it.
+    An item by itself has all threads, and many items have one each. The choice of kernels or references and of derivatives is the
+    caller's. The first error ends it.
     """
     threads = torch.get_num_threads()
     workers = min(threads, len(items))
@@ -33,7 +33,7 @@ def side_by_side(function: Callable[[Item], Result], items: Sequence[Item]) -> l
             return function(item)
 
     try:
-        with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(threads // workers,)) as pool:
             return list(pool.map(run, items))
     finally:
         torch.set_num_threads(threads)
