@@ -31,7 +31,7 @@ def _keywords(kernel: int, stride: int) -> dict[str, object]:
 
 def _network() -> Case:
     """The features at 1/8 and 1/16: stem and eleven blocks, by the operator and layer by layer."""
-    network = EfficientNetPerceptual((2, 4), padding="replicate")
+    network = EfficientNetPerceptual((2, 4), padding="replicate", fused=True)
     stages: list[list[Any]] = [list(stage.children()) for stage in network.stages]
 
     def inputs(device: torch.device) -> tuple[Tensor, ...]:

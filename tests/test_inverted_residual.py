@@ -77,7 +77,7 @@ def test_threads_and_batches_do_not_change_the_result(level):
 @pytest.mark.parametrize("padding", ["zeros", "replicate"])
 def test_efficientnet_is_made_of_it(padding):
     """The features without derivatives, by this operator, are those of the layers one by one."""
-    network = EfficientNetPerceptual((0, 2, 4, 6), padding=padding)
+    network = EfficientNetPerceptual((0, 2, 4, 6), padding=padding, fused=True)
     images = torch.rand(2, 3, 72, 100) * 2 - 1
     with Recorder() as recorder:
         found = network.features(images)
@@ -91,3 +91,15 @@ def test_efficientnet_is_made_of_it(padding):
         assert_close(c, b, 1e-5)
     with torch.autocast("cpu", torch.bfloat16):
         assert all(feature.dtype == torch.bfloat16 for feature in network.features(images))
+
+
+def test_equal_pictures_have_no_distance_whichever_side_is_derived():
+    """Adam makes whole steps of what rounding leaves: a distance that is trained by computes both sides alike."""
+    network = EfficientNetPerceptual()
+    images = torch.rand(2, 3, 64, 64) * 2 - 1
+    with torch.no_grad():
+        target = network.features(images)
+    leaf = images.clone().requires_grad_()
+    distance = network.distance(network.features(leaf), target)
+    (gradient,) = torch.autograd.grad(distance.sum(), leaf)
+    assert not distance.any() and not gradient.any()

@@ -62,7 +62,7 @@ class FeatureNetwork:
 
 def efficientnet_features() -> FeatureNetwork:
     """EfficientNet-lite0 of the package's wheel at 1/8 and 1/16: 40 and 112 channels."""
-    network = EfficientNetPerceptual((2, 4), padding="replicate")
+    network = EfficientNetPerceptual((2, 4), padding="replicate", fused=True)
 
     def run(images: Tensor) -> list[Tap]:
         size = images.shape[-1]

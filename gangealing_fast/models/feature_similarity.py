@@ -30,7 +30,7 @@ class FeatureSimilarityTransformer(nn.Module):
 
     def __init__(self, size: int, heads: int = 1) -> None:
         super().__init__()
-        self.look = EfficientNetPerceptual(STAGES, min_size=SMALLEST)
+        self.look = EfficientNetPerceptual(STAGES, min_size=SMALLEST, fused=True)
         self.fine = nn.Sequential(
             nn.Conv2d(FINE, CHANNELS // 2, 3, padding=1), nn.ReLU(), nn.Conv2d(CHANNELS // 2, CHANNELS, 4, stride=2, padding=1)
         )

@@ -120,7 +120,7 @@ class PlaceSimilarityTransformer(nn.Module):
 
     def __init__(self, heads: int = 1) -> None:
         super().__init__()
-        self.look = EfficientNetPerceptual(STAGES, min_size=SMALLEST)
+        self.look = EfficientNetPerceptual(STAGES, min_size=SMALLEST, fused=True)
         self.fine = nn.Conv2d(FINE, CHANNELS, 3, padding=1)
         self.coarse = nn.Conv2d(COARSE, CHANNELS, 1)
         self.layers = nn.ModuleList(nn.Conv2d(CHANNELS, CHANNELS, 3, padding=1) for _ in range(LAYERS))

@@ -25,7 +25,7 @@ class Score:
     """
 
     def __init__(self, source: Source, count: int, dtype: torch.dtype, device: torch.device, codes: Codes | None = None) -> None:
-        self.network = EfficientNetPerceptual(min_size=64).to(device)
+        self.network = EfficientNetPerceptual(min_size=64, fused=True).to(device)
         self.count, self.dtype, self.device, self.codes = count, dtype, device, codes
         self.real = torch.cat([self._embed(batch.to(device)) for batch in source.fixed(count)])
         self.statistics = FeatureStatistics().update(self.real)
