@@ -23,6 +23,9 @@ from gangealing_fast.models import EfficientNetPerceptual
 from gangealing_fast.ops import _levels, inverted_residual, inverted_residual_reference
 
 FIRST = CASES[0]
+# torch 2.11 cannot trace the second derivative of a convolution whose sizes are symbols ("Cannot call numel() on tensor with
+# symbolic sizes").
+TRACED_TWICE = tuple(int(part) for part in torch.__version__.split(".")[:2]) > (2, 11)
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
@@ -41,7 +44,7 @@ def test_derivatives(case):
 def test_registration(case):
     tensors, function = case.tensors(), case.called(inverted_residual)
     everything = tuple(range(len(tensors)))
-    check_registration(function, tensors, {}, everything)
+    check_registration(function, tensors, {}, everything, second_order=TRACED_TWICE)
     check_compile(function, tensors, {}, everything)
     check_empty_batch(function, tensors, {}, everything)
 
