@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -31,34 +29,20 @@ def _keywords(kernel: int, stride: int) -> dict[str, object]:
 
 def _network() -> Case:
     """The features at 1/8 and 1/16: stem and eleven blocks, by the operator and layer by layer."""
-    network = EfficientNetPerceptual((2, 4), padding="replicate", fused=True)
-    stages: list[list[Any]] = [list(stage.children()) for stage in network.stages]
+    blocks, layers = (EfficientNetPerceptual((2, 4), padding="replicate", fused=fused) for fused in (True, False))
 
     def inputs(device: torch.device) -> tuple[Tensor, ...]:
-        network.to(device)
+        for network in (blocks, layers):
+            network.to(device)
         return ((torch.rand(1, 3, 384, 384) * 2 - 1).to(device),)
-
-    def by_blocks(images: Tensor) -> list[Tensor]:
-        return network.features(images)
-
-    def by_layers(images: Tensor) -> list[Tensor]:
-        x, maps = network.stem(images.contiguous(memory_format=torch.channels_last)), []
-        for index, stage in enumerate(stages):
-            for block in stage:
-                y = x if block.expand is None else block.expand(x)
-                y = block.project(block.depthwise(y))
-                x = x + y if block.residual else y
-            if index in network.taps:
-                maps.append(x)
-        return maps
 
     return Case(
         operator="inverted_residual",
         name="stem and eleven blocks of EfficientNet-lite0 at 384²",
         inputs=inputs,
         variants=(
-            Variant("ours", torch.no_grad()(by_blocks)),
-            Variant("reference", torch.no_grad()(by_layers), note="the network's layers one by one, ReLU6 in place"),
+            Variant("ours", torch.no_grad()(blocks.features)),
+            Variant("reference", torch.no_grad()(layers.features), note="the network's layers one by one, ReLU6 in place"),
         ),
         passes=(FORWARD,),
         operations={FORWARD: 2 * 0.714e9},

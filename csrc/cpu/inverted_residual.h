@@ -22,7 +22,8 @@ struct Problem {
   const A *project, *project_bias;      // [out strips, hidden, lanes], [out strips, lanes]
   int64_t batch, height, width, channels_in, hidden, channels_out;
   int64_t kernel, stride, left, right, top, out_height, out_width;
-  bool expands, replicate, residual;       // else what comes in is hidden already
+  bool expands;  // else what comes in is hidden already
+  bool replicate, residual;
   int64_t rows_together, strips_together;  // rows of the output, and hidden strips, that are computed together
 
   int64_t strips() const { return strips_of<A>(hidden); }

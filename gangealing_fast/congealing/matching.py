@@ -41,35 +41,31 @@ def mutual_matches(
     first, second: unit vectors `[N, P, D]`, P = grid². inside: `[N, P]`, bool. reach: how far two places may lie apart along each
     axis of frames from -1 to 1; None for anywhere. Within a reach the places around two have a say too (`nearby`).
     """
+    first, second = first * first_inside[..., None], second * second_inside[..., None]
+    pairs = zip(first, second, first_inside, second_inside, strict=True)
     if reach is None:
-        return _anywhere(first, second, first_inside, second_inside, grid)
+        place, likeness = mutual_nearest(first, second)
+        return join_matches([_anywhere(*pair, grid, *found) for pair, *found in zip(pairs, place, likeness, strict=True)])
     # One pair at a time, so that it stays in the cache.
-    cells, found = math.ceil(reach * grid / 2), []
-    for a, b, there, here in zip(first, second, first_inside, second_inside, strict=True):
-        found.append(_nearby(a * there[:, None], b * here[:, None], there, here, grid, cells))
-    return join_matches(found)
+    return join_matches([_nearby(*pair, grid, math.ceil(reach * grid / 2)) for pair in pairs])
 
 
 def _nearby(first: Tensor, second: Tensor, first_inside: Tensor, second_inside: Tensor, grid: int, cells: int) -> Matches:
-    """The same, of places at most `cells` apart along each axis."""
+    """The matches `[1, M]` of one pair, of places at most `cells` apart along each axis. What does not count is 0."""
     cell, at, likeness = match_nearby(first, second, first_inside, second_inside, grid, cells)
     return Matches(cell[None], places(grid)[cell][None], ((at + 0.5) * 2 / grid - 1)[None], likeness[None])
 
 
-def _anywhere(first: Tensor, second: Tensor, first_inside: Tensor, second_inside: Tensor, grid: int) -> Matches:
-    """The same, of places wherever they lie."""
-    place, likeness = mutual_nearest(first * first_inside[..., None], second * second_inside[..., None])
-    points, found = places(grid), []
-    for pair in range(len(first)):
-        cell = ((place[pair] >= 0) & first_inside[pair] & second_inside[pair][place[pair]]).nonzero()[:, 0]
-        target = place[pair][cell]
-        near, inside = cells_around(target, grid)
-        value = (second[pair][near] @ first[pair][cell][..., None])[..., 0]
-        # The value of a place that does not count is that of a vector of zeros.
-        offset = weighted_middle(value * second_inside[pair][near], inside, TEMPERATURE)
-        at = points[target] + offset * 2 / grid
-        found.append(Matches(cell[None], points[cell][None], at[None], likeness[pair][cell].clamp_min(0)[None]))
-    return join_matches(found)
+def _anywhere(
+    first: Tensor, second: Tensor, first_inside: Tensor, second_inside: Tensor, grid: int, place: Tensor, likeness: Tensor
+) -> Matches:
+    """The matches `[1, M]` of one pair, whose places are each other's nearest as `mutual_nearest` says."""
+    cell = ((place >= 0) & first_inside & second_inside[place]).nonzero()[:, 0]
+    target, points = place[cell], places(grid)
+    near, inside = cells_around(target, grid)
+    offset = weighted_middle((second[near] @ first[cell][..., None])[..., 0], inside, TEMPERATURE)
+    at = points[target] + offset * 2 / grid
+    return Matches(cell[None], points[cell][None], at[None], likeness[cell].clamp_min(0)[None])
 
 
 def join_matches(parts: Sequence[Matches]) -> Matches:

@@ -61,7 +61,7 @@ def _convolved(x: Tensor, weight: Tensor, bias: Tensor, stride: int = 1, groups:
         return F.conv2d(x, weight, bias, stride, groups=groups)
     # torch has no convolution of no channels: an empty sum is 0.
     height, width = ((length - weight.shape[2]) // stride + 1 for length in x.shape[2:])
-    return bias.view(1, -1, 1, 1).expand(x.shape[0], -1, height, width)
+    return bias.view(1, -1, 1, 1).repeat(x.shape[0], 1, height, width)
 
 
 @torch.library.custom_op("gangealing_fast::inverted_residual", mutates_args=())
@@ -83,8 +83,7 @@ def _inverted_residual(
 ) -> Tensor:
     tensors = x, expand_weight, expand_bias, depthwise_weight, depthwise_bias, project_weight, project_bias
     options = stride, left, right, top, bottom, replicate, residual
-    # An operator's result is never its argument.
-    return _of_present(tensors, options)(*_present(tensors)).clone(memory_format=output_format(x))
+    return _of_present(tensors, options)(*_present(tensors))
 
 
 @_inverted_residual.register_fake
